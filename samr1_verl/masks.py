@@ -1,0 +1,110 @@
+"""Masks: compressed COCO RLE, pixel counts, and the box and points that describe a mask.
+
+Legend: H, W are the size of the original image in pixels; a mask is HxW bool in the original frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from scipy import ndimage
+
+
+class MaskError(ValueError):
+    """An RLE that does not decode to a mask of the size it claims."""
+
+
+def encode_rle(mask: np.ndarray) -> str:
+    """Compress a mask (HxW bool) to COCO RLE counts, which are plain ASCII and safe inside JSON."""
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+
+
+def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
+    """Expand COCO RLE counts to a mask, HxW bool, where `size` is (H, W).
+
+    Raises:
+        MaskError: the counts do not decode, or describe another number of pixels than H·W. pycocotools itself
+            checks neither: it would read past the buffer.
+    """
+    height, width = size
+    runs = _runs(counts)
+    if sum(runs) != height * width:
+        raise MaskError(f"RLE describes {sum(runs)} pixels, the image has {height}x{width} = {height * width}")
+    return coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)
+
+
+def _runs(counts: str) -> list[int]:
+    """Run lengths of compressed counts: base 32 with a continuation bit, delta-coded from the fourth run on."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise MaskError(f"RLE holds the character {character!r}, which compressed COCO counts never contain")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if runs[-1] < 0:
+            raise MaskError(f"RLE run {len(runs) - 1} is negative ({runs[-1]})")
+        value = shift = 0
+    if shift:
+        raise MaskError("RLE ends in the middle of a number")
+    return runs
+
+
+def union_rle(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """Union of several masks given as RLE counts, HxW bool; all False for none. Raises MaskError."""
+    union = np.zeros(size, dtype=bool)
+    for one in counts:
+        union |= decode_rle(one, size)
+    return union
+
+
+def intersection_union(pred: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> tuple[int, int]:
+    """Pixels in the intersection and in the union of two masks (HxW bool), not counting `ignore` pixels (HxW bool)."""
+    if pred.shape != truth.shape:
+        raise MaskError(f"predicted mask is {pred.shape}, ground truth is {truth.shape}: both must be the image's HxW")
+    if ignore is not None:
+        pred, truth = pred & ~ignore, truth & ~ignore
+    intersection = int(np.count_nonzero(pred & truth))
+    return intersection, int(np.count_nonzero(pred)) + int(np.count_nonzero(truth)) - intersection
+
+
+def box_of(mask: np.ndarray) -> list[float]:
+    """Tight box [x1, y1, x2, y2] of a non-empty mask (HxW bool), original frame.
+
+    Pixel (column i, row j) covers [i, i+1) x [j, j+1), so x2 and y2 are one past the last pixel.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        raise MaskError("an empty mask has no box")
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+def inscribed_points(mask: np.ndarray, count: int = 2) -> list[list[float]]:
+    """Centres [x, y] of the largest inscribed circles of a non-empty mask (HxW bool), original frame.
+
+    Each circle is removed from the mask before the next is sought, as Seg-Zero prepares its targets. Where nothing
+    is left, the last centre is repeated, so that there are always `count` points.
+    """
+    remaining = np.pad(mask.astype(bool), 1)  # the image border bounds a circle too
+    centres: list[list[float]] = []
+    rows, columns = np.ogrid[: remaining.shape[0], : remaining.shape[1]]
+    for _ in range(count):
+        distance = ndimage.distance_transform_edt(remaining)
+        row, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
+        radius = distance[row, column]
+        if radius == 0:
+            if not centres:
+                raise MaskError("an empty mask has no inscribed circle")
+            centres.append(centres[-1])
+            continue
+        centres.append([float(column) - 0.5, float(row) - 0.5])  # minus the padding, plus half a pixel
+        remaining &= (rows - row) ** 2 + (columns - column) ** 2 >= radius**2
+    return centres

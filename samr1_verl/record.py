@@ -1,0 +1,174 @@
+"""The training row: one typed schema, written by data/*.py, read by dataset.py and the evaluation.
+
+A parquet file of rows carries the schema version in its metadata. Images are paths, relative to the file's folder
+or absolute, never bytes: every field of a row is copied for each rollout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCHEMA_VERSION = 1
+_VERSION_KEY = b"samr1_schema_version"
+_ROW_GROUP = 1024
+
+
+class DataError(ValueError):
+    """A data file or row that cannot be used; the message names file, row and field."""
+
+
+class Record(BaseModel):
+    """One sentence about one image, with the masks it means. Everything geometric is in the original frame."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_source: str = Field(min_length=1, description="names the data set; verl groups validation metrics by it")
+    sentence: str = Field(min_length=1, description="what to segment, in words")
+    image: str = Field(min_length=1, description="path, relative to the parquet file's folder or absolute")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the image file's bytes")
+    height: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
+    width: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
+    masks: list[str] = Field(description="compressed COCO RLE counts, one an object; empty: no target")
+    ignore: str | None = Field(default=None, description="compressed COCO RLE counts of pixels that do not count")
+    boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one an object")
+    points: list[list[list[float]]] = Field(default_factory=list, description="x y, any number an object")
+    category: str = ""
+    source: dict[str, str] = Field(default_factory=dict, description="ids in the source data set")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        for name in ("boxes", "points"):
+            if getattr(self, name) and self.masks and len(getattr(self, name)) != len(self.masks):
+                raise ValueError(f"{name} holds {len(getattr(self, name))} objects, masks {len(self.masks)}")
+        if any(len(box) != 4 for box in self.boxes):
+            raise ValueError("boxes must hold four numbers each: x1 y1 x2 y2")
+        if any(len(point) != 2 for object_points in self.points for point in object_points):
+            raise ValueError("points must hold two numbers each: x y")
+        return self
+
+    def ground_truth(self) -> str:
+        """The JSON string that reward functions receive: size [H, W], masks, ignore, boxes, points."""
+        return json.dumps(
+            {
+                "size": [self.height, self.width],
+                "masks": self.masks,
+                "ignore": self.ignore,
+                "boxes": self.boxes,
+                "points": self.points,
+            }
+        )
+
+
+SCHEMA = pa.schema(
+    [
+        ("data_source", pa.string()),
+        ("sentence", pa.string()),
+        ("image", pa.string()),
+        ("sha256", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("masks", pa.list_(pa.string())),
+        ("ignore", pa.string()),
+        ("boxes", pa.list_(pa.list_(pa.float64()))),
+        ("points", pa.list_(pa.list_(pa.list_(pa.float64())))),
+        ("category", pa.string()),
+        ("source", pa.string()),  # JSON: parquet maps read back as lists of pairs
+    ],
+    metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Write rows to a parquet file and return their number.
+
+    The file appears under its name only when it is complete; memory does not grow with the number of rows.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with pq.ParquetWriter(partial, SCHEMA) as writer:
+            rows: list[dict] = []
+            for record in records:
+                rows.append({**record.model_dump(), "source": json.dumps(record.source)})
+                count += 1
+                if len(rows) == _ROW_GROUP:
+                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                    rows = []
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a parquet file of rows.
+
+    Raises:
+        DataError: the file is missing, is no parquet file, has another schema version, lacks a column, has a column of
+            another type, or is empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such data file. Make it with one of the scripts in data/, or correct the path")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not a readable parquet file ({error}). Prepare the data again") from error
+    version = (table.schema.metadata or {}).get(_VERSION_KEY)
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            raise DataError(
+                f"{path}: column {field.name!r} is missing; found {table.column_names}, expected {SCHEMA.names}. "
+                "Prepare the data with one of the scripts in data/"
+            )
+        found = table.schema.field(field.name).type
+        if found != field.type and not pa.types.is_null(found):
+            raise DataError(
+                f"{path}: column {field.name!r} holds {found}, expected {field.type}. "
+                "Prepare the data with one of the scripts in data/"
+            )
+    if version is None or version.decode() != str(SCHEMA_VERSION):
+        found_version = version.decode() if version else "none"
+        raise DataError(
+            f"{path}: schema version {found_version}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
+            "with the script that made it, or install the samr1_verl that wrote it"
+        )
+    if table.num_rows == 0:
+        raise DataError(f"{path}: no rows. Prepare the data again; the script's report says why rows were left out")
+    return table.select(SCHEMA.names)
+
+
+def record_at(table: pa.Table, index: int, path: str | Path) -> Record:
+    """Row `index` of a table that `read_table(path)` returned. Raises DataError naming file, row and field."""
+    return parse_record(table.slice(index, 1).to_pylist()[0], path, index)
+
+
+def parse_record(row: dict, path: str | Path, index: int) -> Record:
+    """A Record from a row of plain values. Raises DataError naming file, row and field."""
+    try:
+        return Record(**{**row, "source": json.loads(row["source"]), "category": row["category"] or ""})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "row"
+        raise DataError(
+            f"{path}: row {index}, field {field!r}: {first['msg']}; found {str(first['input'])[:200]!r}. "
+            "Correct the source data and prepare the file again"
+        ) from error
+    except (TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: row {index}, field 'source': not a JSON object ({error})") from error
+
+
+def resolve_image(record: Record, path: str | Path) -> Path:
+    """Absolute path of a row's image, where `path` is the parquet file that holds the row."""
+    return (Path(path).resolve().parent / record.image).absolute()

@@ -1,0 +1,1 @@
+"""Tests mirror the packages; import shared helpers as tests.<name>."""

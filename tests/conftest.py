@@ -1,0 +1,52 @@
+"""Real parts that many tests share: the small SAM, tiny policies, a few drawn scenes."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "data"))  # the preparation scripts are not a package
+
+
+@pytest.fixture(scope="session")
+def small_sam() -> Path:
+    """Folder with encoder.onnx and sam.onnx, fetched once a checkout."""
+    import fetch_sam
+
+    return fetch_sam.fetch(ROOT / "data" / "weights" / "small_sam")
+
+
+@pytest.fixture(scope="session")
+def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a randomly initialised tiny Qwen2.5-VL with its processor."""
+    import tiny_policy
+
+    return tiny_policy.save_random(tmp_path_factory.mktemp("random_policy"))
+
+
+@pytest.fixture(scope="session")
+def warm_policy() -> Path:
+    """Folder of the committed tiny policy, warmed up by data/warm_up.py."""
+    return ROOT / "data" / "checkpoints" / "tiny_policy"
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train.parquet (8 scenes), val.parquet (4 scenes) and test.parquet (4 scenes)."""
+    import shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    shapes.main(folder, train=8, val=4, test=4, seed=0)
+    return folder
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """A folder for one Ray cluster's sockets, whose paths must stay short."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
