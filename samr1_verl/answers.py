@@ -1,0 +1,288 @@
+"""Response text to a typed answer, or the reason why not.
+
+An answer is one JSON value inside `<answer>…</answer>`: an object, or a list of objects, each naming a box and points
+in the policy frame under one of the published key sets:
+
+    Seg-Zero            {"bbox": [x1, y1, x2, y2], "points_1": [x, y], "points_2": [x, y]}
+    SAM-R1              {"bbox": [x1, y1, x2, y2], "points": [[x, y], …], "labels": [1, 0, …]}    labels are optional
+    Qwen2.5-VL,
+    VisionReasoner      {"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}, or a list of these
+
+Other keys are ignored. Strict parsing is what a format reward needs: nothing is repaired. Lenient parsing is what the
+evaluation of an untrained model needs. Both take time linear in the response's length, whatever the response is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, NamedTuple, NoReturn
+
+import json_repair
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+
+MAX_POINTS = 16  # an object. Unpublished: Seg-Zero's prompt asks for two; without a cap, policies learn endless lists
+MAX_OBJECTS = 120  # an answer. VisionReasoner's cap a side
+# json-repair takes quadratic time, 0.7 s for the worst 1,000 characters found: bound what it gets.
+_REPAIR_CHARACTERS, _REPAIR_DEPTH = 1000, 8
+_BOX_KEYS = ("bbox", "bbox_2d", "box")
+_NUMBERED_POINTS = ("points_1", "points_2")
+
+
+class Reason(str, Enum):
+    """Why an answer cannot be used: a closed set, counted by name in `answer/<reason>`."""
+
+    NO_ANSWER = "no_answer"  # no <answer>…</answer>
+    MANY_ANSWERS = "many_answers"  # several, or nested ones
+    NOT_JSON = "not_json"  # what stands inside is no JSON
+    NO_OBJECT = "no_object"  # JSON, but neither an object nor a non-empty list of objects
+    MANY_OBJECTS = "many_objects"
+    MISSING_BOX = "missing_box"
+    BAD_BOX = "bad_box"  # not four finite numbers
+    EMPTY_BOX = "empty_box"  # inverted or without area
+    MISSING_POINTS = "missing_points"
+    BAD_POINTS = "bad_points"  # not pairs of finite numbers, or labels other than one 0 or 1 a point
+    MANY_POINTS = "many_points"
+    OUTSIDE = "outside"  # a box that does not meet the image, or a point off it
+
+
+class Target(NamedTuple):
+    """One object of an answer, policy frame. `labels` has 1 (on the object) or 0 (not on it) for each point.
+
+    Strict parsing always gives a box and at least one point, lenient parsing at least one of the two.
+    """
+
+    box: Box | None
+    points: tuple[Point, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A usable answer: one or more objects, policy frame."""
+
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An answer that names no usable prompt: the reason, and what was found, for people to read."""
+
+    reason: Reason
+    detail: str
+
+
+class _Refusal(Exception):
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.unusable = Unusable(reason, detail)
+
+
+_THINK_TO_ANSWER = re.compile(r"</think>\s*<answer>")
+
+
+def has_think_format(text: str) -> bool:
+    """Whether the whole response is `<think>…</think>`, optional white space, `<answer>…</answer>`.
+
+    Seg-Zero's rule, to which SAM-R1's and VisionReasoner's reasoning format refer: the same as a full match of
+    `<think>.*?</think>\\s*<answer>.*?</answer>` where the dot matches new lines, but in linear time.
+    """
+    start, end = "<think>", "</answer>"
+    if not (text.startswith(start) and text.endswith(end)):
+        return False
+    return _THINK_TO_ANSWER.search(text, len(start), len(text) - len(end)) is not None
+
+
+def parse_answer(
+    text: str, *, lenient: bool = False, max_points: int = MAX_POINTS, max_objects: int = MAX_OBJECTS
+) -> Answer | Unusable:
+    """Read the answer out of a response.
+
+    Args:
+        text: the response, special tokens removed.
+        lenient: also accept a missing or repeated `<answer>` (the last counts), code fences, text around the JSON, JSON
+            that json-repair can mend, numbers as strings, and objects with only a box or only points.
+        max_points: more points than this in one object make the answer unusable.
+        max_objects: more objects than this make the answer unusable.
+
+    Returns:
+        The objects in the policy frame, as the policy wrote them (`within` holds them against the image), or the first
+        reason found why they cannot be used. Never raises, whatever the text is.
+    """
+    try:
+        value = _load_lenient(_answer_text_lenient(text)) if lenient else _load_strict(_answer_text(text))
+        objects = value if isinstance(value, list) else [value]
+        if not objects or not all(isinstance(one, dict) for one in objects):
+            raise _Refusal(Reason.NO_OBJECT, f"expected an object or a list of objects, found {_short(value)}")
+        if len(objects) > max_objects:
+            raise _Refusal(Reason.MANY_OBJECTS, f"{len(objects)} objects, at most {max_objects} count")
+        return Answer(tuple(_target(one, lenient, max_points) for one in objects))
+    except _Refusal as refusal:
+        return refusal.unusable
+
+
+def within(answer: Answer, extent_wh: tuple[float, float]) -> Answer | Unusable:
+    """The answer held against the image, whose size in the policy frame is `extent_wh`.
+
+    Boxes are clipped to the image: where the policy overshoots the border, it still means a region of the image. A box
+    that shares no area with it, and a point off it, cannot be meant so: they are `outside`. The border belongs to the
+    image.
+    """
+    width, height = extent_wh
+    targets = []
+    for target in answer.targets:
+        box = target.box
+        if box is not None:
+            box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
+            if box[0] >= box[2] or box[1] >= box[3]:
+                return Unusable(Reason.OUTSIDE, f"box {target.box} does not meet the {width:g}x{height:g} image")
+        for x, y in target.points:
+            if not (0 <= x <= width and 0 <= y <= height):
+                return Unusable(Reason.OUTSIDE, f"point ({x:g}, {y:g}) is off the {width:g}x{height:g} image")
+        targets.append(target._replace(box=box))
+    return replace(answer, targets=tuple(targets))
+
+
+def _answer_text(text: str) -> str:
+    opened, closed = text.count("<answer>"), text.count("</answer>")
+    start, end = text.find("<answer>"), text.find("</answer>")
+    if opened > 1 or closed > 1:
+        raise _Refusal(Reason.MANY_ANSWERS, f"{opened} <answer> and {closed} </answer>, expected one of each")
+    if start < 0 or end < start:
+        raise _Refusal(Reason.NO_ANSWER, "no <answer>…</answer>")
+    return text[start + len("<answer>") : end]
+
+
+def _answer_text_lenient(text: str) -> str:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end if end >= 0 else len(text))
+    if start >= 0:
+        return text[start + len("<answer>") : end if end >= 0 else len(text)]
+    return text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+
+
+def _not_finite(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _load_strict(text: str) -> Any:
+    try:
+        # Every number becomes a float: exact for coordinates, and linear for absurdly long integers.
+        return json.loads(text, parse_int=float, parse_constant=_not_finite)
+    except ValueError as error:
+        raise _Refusal(Reason.NOT_JSON, f"{error}: {_short(text)}") from error
+    except RecursionError as error:
+        raise _Refusal(Reason.NOT_JSON, f"nested too deeply: {_short(text)}") from error
+
+
+def _load_lenient(text: str) -> Any:
+    """JSON as `_load_strict` reads it, else from the first to the last bracket, else as json-repair mends that."""
+    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
+    if not starts:
+        raise _Refusal(Reason.NOT_JSON if text.strip() else Reason.NO_ANSWER, f"no JSON in {_short(text)}")
+    end = max(text.rfind("}"), text.rfind("]"))
+    core = text[min(starts) : end + 1 if end > min(starts) else len(text)]
+    try:
+        return _load_strict(core)
+    except _Refusal:
+        if len(core) > _REPAIR_CHARACTERS or _depth(core) > _REPAIR_DEPTH:
+            raise
+    try:
+        return json_repair.loads(core, skip_json_loads=True)
+    except (ValueError, RecursionError) as error:
+        raise _Refusal(Reason.NOT_JSON, f"beyond repair ({error}): {_short(core)}") from error
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _target(one: dict[str, Any], lenient: bool, max_points: int) -> Target:
+    box = _box(one, lenient)
+    points = _points(one, lenient, max_points)
+    if box is None and (not lenient or points is None):
+        raise _Refusal(Reason.MISSING_BOX, f"no {' or '.join(_BOX_KEYS)} in {_short(one)}")
+    if points is None:
+        if not lenient:
+            raise _Refusal(Reason.MISSING_POINTS, f"no points_1 and points_2, points or point_2d in {_short(one)}")
+        return Target(box, (), ())
+    labels = one.get("labels", [1] * len(points)) if "points" in one else [1] * len(points)
+    if not isinstance(labels, list) or len(labels) != len(points):
+        raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected one for each of {len(points)} points")
+    if any(isinstance(label, bool) or label not in (0, 1) for label in labels):
+        raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected 0 or 1 each")
+    return Target(box, points, tuple(int(label) for label in labels))
+
+
+def _box(one: dict[str, Any], lenient: bool) -> Box | None:
+    keys = [key for key in _BOX_KEYS if key in one]
+    if not keys:
+        return None
+    if len(keys) > 1:
+        raise _Refusal(Reason.BAD_BOX, f"one object with {' and '.join(keys)}")
+    numbers = _numbers(one[keys[0]], 4, lenient)
+    if numbers is None:
+        raise _Refusal(Reason.BAD_BOX, f"{keys[0]} is {_short(one[keys[0]])}, expected four finite numbers")
+    x1, y1, x2, y2 = numbers
+    if x1 >= x2 or y1 >= y2:
+        raise _Refusal(Reason.EMPTY_BOX, f"{keys[0]} is {list(numbers)}, expected x1 < x2 and y1 < y2")
+    return x1, y1, x2, y2
+
+
+def _points(one: dict[str, Any], lenient: bool, max_points: int) -> tuple[Point, ...] | None:
+    found = []
+    if any(key in one for key in _NUMBERED_POINTS):
+        found.append([one[key] for key in _NUMBERED_POINTS if key in one])
+        if len(found[0]) < len(_NUMBERED_POINTS) and not lenient:
+            raise _Refusal(Reason.MISSING_POINTS, f"points_1 or points_2 is missing in {_short(one)}")
+    if "points" in one:
+        found.append(one["points"])
+    if "point_2d" in one:
+        found.append([one["point_2d"]])
+    if len(found) > 1:
+        raise _Refusal(Reason.BAD_POINTS, f"points under several key sets in {_short(one)}")
+    if not found or found[0] == []:
+        return None
+    if not isinstance(found[0], list):
+        raise _Refusal(Reason.BAD_POINTS, f"points is {_short(found[0])}, expected a list of [x, y]")
+    if len(found[0]) > max_points:
+        raise _Refusal(Reason.MANY_POINTS, f"{len(found[0])} points, at most {max_points} count")
+    points: list[Point] = []
+    for value in found[0]:
+        numbers = _numbers(value, 2, lenient)
+        if numbers is None:
+            raise _Refusal(Reason.BAD_POINTS, f"point {_short(value)}, expected two finite numbers")
+        points.append((numbers[0], numbers[1]))
+    return tuple(points)
+
+
+def _numbers(value: Any, count: int, lenient: bool) -> tuple[float, ...] | None:
+    """`count` finite numbers, or None. Booleans are no numbers; strings are when `lenient`."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    numbers = [_number(one, lenient) for one in value]
+    return tuple(number for number in numbers if number is not None) if None not in numbers else None
+
+
+def _number(value: Any, lenient: bool) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str) if lenient else (int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}…"
