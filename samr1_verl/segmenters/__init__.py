@@ -1,0 +1,49 @@
+"""Promptable segmenters behind one protocol (base.py), one module a backend, loaded by name.
+
+A backend module has `problems(config)`, which tells without loading anything heavy why it cannot be loaded here, and
+`load(config)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from samr1_verl.config import ConfigError, SegmenterConfig
+from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
+
+BACKENDS = {"onnx": "samr1_verl.segmenters.onnx", "transformers": "samr1_verl.segmenters.transformers"}
+
+__all__ = [
+    "BACKENDS",
+    "Embedding",
+    "Prediction",
+    "Prompt",
+    "Segmenter",
+    "SegmenterError",
+    "load_segmenter",
+    "segmenter_problems",
+]
+
+
+def segmenter_problems(config: SegmenterConfig) -> Iterator[str]:
+    """Why this segmenter cannot be loaded on this machine, one message each: unknown backend, package, weights."""
+    if config.backend not in BACKENDS:
+        yield (
+            f"samr1.segmenter.backend is {config.backend!r}, this version has {', '.join(sorted(BACKENDS))}. "
+            "Set samr1.segmenter.backend, and samr1.segmenter.path to weights that it reads"
+        )
+        return
+    yield from import_module(BACKENDS[config.backend]).problems(config)
+
+
+def load_segmenter(config: SegmenterConfig) -> Segmenter:
+    """Load the segmenter that `samr1.segmenter` names.
+
+    Raises:
+        ConfigError: the backend is unknown, its package is not installed, weights are missing or of another kind, or
+            the device is not there; one line each.
+    """
+    if problems := list(segmenter_problems(config)):
+        raise ConfigError("\n".join(problems))
+    return import_module(BACKENDS[config.backend]).load(config)
