@@ -1,0 +1,1 @@
+"""The segmenter as a service: each image is encoded once, every answer costs a decode."""

@@ -1,0 +1,90 @@
+"""Where embeddings are kept: in memory, bounded in bytes, and optionally in a folder that later runs re-use."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samr1_verl.segmenters.base import Embedding
+
+_log = logging.getLogger(__name__)
+_SIZE = "original_size"  # (H, W), beside the embedding's own arrays
+
+
+class MemoryCache:
+    """Embeddings by key, at most `limit` bytes of them, the least recently used out first. Callers hold a lock."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._entries: OrderedDict[str, Embedding] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> Embedding | None:
+        """The embedding under a key, which becomes the most recently used, or None."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: str, embedding: Embedding) -> None:
+        """Keep an embedding; one that is larger than the whole limit is not kept."""
+        if embedding.nbytes > self.limit:
+            return
+        if key in self._entries:
+            self.nbytes -= self._entries.pop(key).nbytes
+        self._entries[key] = embedding
+        self.nbytes += embedding.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+
+class FolderCache:
+    """Embeddings of one segmenter as .npz files, one an image, named by the image's digest.
+
+    A file appears under its name only when it is complete, so several processes may share a folder. What cannot be read
+    is encoded again, and what cannot be written is not kept; both are logged, neither fails a reward.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder.expanduser() / re.sub(r"[^\w.-]", "_", identity)
+
+    def get(self, digest: str) -> Embedding | None:
+        """The embedding of the image with this SHA-256, or None."""
+        path = self._path(digest)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            height, width = arrays.pop(_SIZE).tolist()
+        except FileNotFoundError:
+            return None
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            _log.warning("%s: not a readable embedding (%s); the image is encoded again", path, error)
+            return None
+        return Embedding(arrays, (height, width))
+
+    def put(self, digest: str, embedding: Embedding) -> None:
+        """Keep the embedding of the image with this SHA-256."""
+        path = self._path(digest)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        contents: dict[str, Any] = {**embedding.arrays, _SIZE: np.asarray(embedding.size)}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(file, **contents)
+            os.replace(partial, path)
+        except OSError as error:
+            _log.warning("%s: the embedding is not kept on disk (%s)", path, error)
+            if partial.exists():
+                partial.unlink()
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.npz"

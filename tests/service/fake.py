@@ -1,0 +1,51 @@
+"""A segmenter for tests of everything but the segmenter: its mask is the box, its embedding the image's mean."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from samr1_verl.segmenters import Embedding, Prediction, Prompt
+
+
+class BoxSegmenter:
+    """Counts its calls, and fails or takes its time on request."""
+
+    def __init__(self, kilobytes: int = 4, seconds: float = 0.0) -> None:
+        self.identity = "boxes/1"
+        self.kilobytes, self.seconds = kilobytes, seconds
+        self.encoded: list[tuple[int, int]] = []  # sizes of the images, in order
+        self.threads: set[str] = set()
+        self.fault: Exception | None = None
+
+    def encode(self, image: np.ndarray) -> Embedding:
+        self.encoded.append(image.shape[:2])
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self.seconds)
+        if self.fault is not None:
+            raise self.fault
+        return Embedding({"mean": np.full(self.kilobytes * 256, image.mean(), np.float32)}, image.shape[:2])
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        if self.fault is not None:
+            raise self.fault
+        predictions = []
+        for prompt in prompts:
+            mask = np.zeros(embedding.size, dtype=bool)
+            x1, y1, x2, y2 = (round(edge) for edge in prompt.box_original)
+            mask[y1:y2, x1:x2] = True
+            predictions.append(Prediction(mask, 0.5))
+        return predictions
+
+
+def image_file(folder: Path, grey: int, size: tuple[int, int] = (10, 20)) -> tuple[Path, str]:
+    """An image of one grey, `size` (H, W), and its digest."""
+    path = folder / f"{grey}.png"
+    Image.fromarray(np.full((*size, 3), grey, dtype=np.uint8)).save(path)
+    return path, sha256(path.read_bytes()).hexdigest()

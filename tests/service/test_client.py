@@ -1,0 +1,76 @@
+"""One client a process and configuration, and messages that say which configurations work."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from omegaconf import OmegaConf
+
+from samr1_verl.config import ConfigError
+from samr1_verl.service import client as client_module
+from samr1_verl.service.client import get_client
+from tests.service.fake import BoxSegmenter, image_file
+
+SEGMENTER = {"backend": "onnx", "path": "weights", "device": "auto", "dtype": "float32"}
+SERVICE = {"mode": "embedded", "cache_gb": 1, "cache_dir": None}
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[str]:
+    """Paths of the segmenters loaded, in order."""
+    paths: list[str] = []
+
+    def load(config):
+        paths.append(config.path)
+        return BoxSegmenter()
+
+    monkeypatch.setattr(client_module, "load_segmenter", load)
+    monkeypatch.setattr(client_module, "_clients", {})
+    return paths
+
+
+def test_equal_configurations_share_a_client(loads):
+    first = get_client(SEGMENTER, SERVICE)
+    assert get_client(OmegaConf.create(SEGMENTER), OmegaConf.create(SERVICE)) is first
+    assert get_client(SEGMENTER | {"path": "others"}, SERVICE) is not first
+    assert loads == ["weights", "others"]
+
+
+def test_threads_that_ask_at_once_make_one_client(loads):
+    found, barrier = [], threading.Barrier(8)
+
+    def ask():
+        barrier.wait()
+        found.append(get_client(SEGMENTER, SERVICE))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, found))) == 1 and len(found) == 8 and loads == ["weights"]
+
+
+async def test_the_configured_bound_and_folder_are_used(loads, tmp_path):
+    service = SERVICE | {"cache_gb": 4e-6, "cache_dir": str(tmp_path / "cache")}  # 4,000 bytes: an embedding has 4,096
+    client = get_client(SEGMENTER, service)
+    await client.segment(*image_file(tmp_path, 7), [])
+    assert client.counters().cached_bytes == 0 and client.counters().encodes == 1
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "service", "message"),
+    [
+        ({}, {"mode": "http"}, r"samr1\.service\.mode: .*'embedded'.* found 'http'"),
+        ({}, {"cache_gb": -1}, r"samr1\.service\.cache_gb: .*found -1"),
+        ({}, {"cache_tb": 1}, r"samr1\.service\.cache_tb: "),
+        ({"dtype": "int4"}, {}, r"samr1\.segmenter\.dtype: .*found 'int4'"),
+        ({"path": ""}, {}, r"samr1\.segmenter\.path: "),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, service, message):
+    with pytest.raises(ConfigError, match=message):
+        get_client(SEGMENTER | segmenter, SERVICE | service)
+    assert loads == []

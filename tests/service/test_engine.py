@@ -1,0 +1,219 @@
+"""The engine: one encode an image, memory within its bound, faults as exceptions, sums of pixels that are right."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from samr1_verl.frames import ImageError
+from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.segmenters import Prompt, SegmenterError
+from samr1_verl.service.engine import Counters, Engine
+from tests.service.fake import BoxSegmenter, image_file
+
+BOX = Prompt((2, 1, 8, 5))  # 6 x 4 pixels
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+def make_engine():
+    engines = []
+
+    def make(segmenter, cache_bytes=MEGABYTE, cache_dir=None):
+        engines.append(Engine(segmenter, cache_bytes, cache_dir))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+async def test_eight_requests_for_a_new_image_cost_one_encode(make_engine, tmp_path):
+    segmenter = BoxSegmenter(seconds=0.05)
+    engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    results = await asyncio.gather(*(engine.segment(path, digest, [BOX]) for _ in range(8)))
+    assert segmenter.encoded == [(10, 20)]
+    assert engine.counters() == Counters(encodes=1, hits=7, decodes=8, cached_bytes=4096)
+    for (prediction,) in results:
+        assert prediction.mask.sum() == 24 and prediction.mask[1:5, 2:8].all()
+
+
+def test_requests_from_several_threads_and_loops_share_the_encode(make_engine, tmp_path):
+    segmenter = BoxSegmenter(seconds=0.05)
+    engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    threads = [threading.Thread(target=lambda: asyncio.run(engine.segment(path, digest, [BOX, BOX]))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.counters() == Counters(encodes=1, hits=5, decodes=12, cached_bytes=4096)
+    assert len(segmenter.threads) == 1
+
+
+async def test_the_event_loop_stays_free_while_the_segmenter_works(make_engine, tmp_path):
+    engine, (path, digest) = make_engine(BoxSegmenter(seconds=0.3)), image_file(tmp_path, 7)
+    request = asyncio.ensure_future(engine.segment(path, digest, [BOX]))
+    turns = 0
+    while not request.done():
+        await asyncio.sleep(0.005)
+        turns += 1
+    assert turns > 5
+
+
+async def test_memory_is_bounded_and_the_least_recently_used_goes_first(make_engine, tmp_path):
+    segmenter = BoxSegmenter(kilobytes=4)
+    engine = make_engine(segmenter, cache_bytes=2 * 4096)
+    first, second, third = (image_file(tmp_path, grey) for grey in (1, 2, 3))
+    for image in (first, second, first, third):  # the third drives out the second
+        await engine.segment(*image, [BOX])
+        assert engine.counters().cached_bytes <= 2 * 4096
+    assert len(segmenter.encoded) == 3
+    await engine.segment(*first, [BOX])
+    assert len(segmenter.encoded) == 3
+    await engine.segment(*second, [BOX])
+    assert len(segmenter.encoded) == 4
+    assert engine.counters() == Counters(encodes=4, hits=2, decodes=6, cached_bytes=2 * 4096)
+
+
+async def test_an_embedding_larger_than_the_bound_is_used_and_not_kept(make_engine, tmp_path):
+    segmenter = BoxSegmenter(kilobytes=4)
+    engine, (path, digest) = make_engine(segmenter, cache_bytes=4095), image_file(tmp_path, 7)
+    for _ in range(2):
+        assert len(await engine.segment(path, digest, [BOX])) == 1
+    assert engine.counters() == Counters(encodes=2, decodes=2)
+
+
+async def test_a_cancelled_request_does_not_take_the_encode_from_the_others(make_engine, tmp_path):
+    engine, (path, digest) = make_engine(BoxSegmenter(seconds=0.1)), image_file(tmp_path, 7)
+    first, second = (asyncio.ensure_future(engine.segment(path, digest, [BOX])) for _ in range(2))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    assert len(await second) == 1
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_file_that_is_not_the_rows_image_is_refused(make_engine, tmp_path):
+    segmenter = BoxSegmenter()
+    engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    other = image_file(tmp_path, 8)[1]
+    with pytest.raises(ImageError) as caught:
+        await engine.segment(path, other, [BOX])
+    for part in (str(path), digest, other, "prepare the data again"):
+        assert part in str(caught.value)
+    assert segmenter.encoded == []
+    assert len(await engine.segment(path, digest, [BOX])) == 1  # the engine goes on
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64])
+async def test_a_digest_that_is_none_is_refused(make_engine, tmp_path, digest):
+    path, _ = image_file(tmp_path, 7)
+    with pytest.raises(ImageError, match="expected 64 hexadecimal digits"):
+        await make_engine(BoxSegmenter(), cache_dir=tmp_path / "cache").segment(path, digest, [BOX])
+
+
+async def test_a_missing_or_broken_image_is_named(make_engine, tmp_path):
+    engine = make_engine(BoxSegmenter())
+    with pytest.raises(ImageError, match=r"gone\.png: no such image"):
+        await engine.segment(tmp_path / "gone.png", "0" * 64, [BOX])
+    (tmp_path / "text.png").write_text("no image")
+    digest = sha256(b"no image").hexdigest()
+    with pytest.raises(ImageError, match=r"text\.png: unreadable as an image"):
+        await engine.segment(tmp_path / "text.png", digest, [BOX])
+
+
+async def test_a_fault_of_the_segmenter_reaches_everyone_who_waits_and_is_not_kept(make_engine, tmp_path):
+    segmenter = BoxSegmenter(seconds=0.05)
+    engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    segmenter.fault = RuntimeError("out of memory")
+    results = await asyncio.gather(*(engine.segment(path, digest, [BOX]) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [SegmenterError] * 3
+    assert "7.png" in str(results[0]) and "out of memory" in str(results[0])
+    assert len(segmenter.encoded) == 1
+    segmenter.fault = None
+    assert len(await engine.segment(path, digest, [BOX])) == 1
+    segmenter.fault = RuntimeError("decoder lost")
+    with pytest.raises(SegmenterError, match="decoder lost"):
+        await engine.segment(path, digest, [BOX])
+
+
+def truth_of(*masks: np.ndarray, ignore: np.ndarray | None = None) -> GroundTruth:
+    return GroundTruth(
+        size=masks[0].shape,
+        masks=tuple(encode_rle(mask) for mask in masks),
+        ignore=None if ignore is None else encode_rle(ignore),
+    )
+
+
+def rectangle(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (10, 20)) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+async def test_overlap_unites_objects_on_both_sides_and_leaves_ignored_pixels_out(make_engine, tmp_path):
+    engine, (path, digest) = make_engine(BoxSegmenter()), image_file(tmp_path, 7)
+    prompts = [Prompt((0, 0, 4, 4)), Prompt((2, 0, 6, 4))]  # united: 6 x 4 = 24 pixels
+    truth = truth_of(rectangle(0, 0, 3, 4), rectangle(10, 0, 12, 4))  # 12 + 8 = 20 pixels
+    found = await engine.overlap(path, digest, prompts, truth)
+    assert (found.intersection, found.union, found.score) == (12, 24 + 20 - 12, 0.5)
+    ignoring = truth_of(rectangle(0, 0, 3, 4), rectangle(10, 0, 12, 4), ignore=rectangle(0, 0, 12, 1))
+    found = await engine.overlap(path, digest, prompts, ignoring)  # one of four rows does not count
+    assert (found.intersection, found.union) == (9, 18 + 15 - 9)
+
+
+async def test_a_truth_of_another_size_is_refused(make_engine, tmp_path):
+    engine, (path, digest) = make_engine(BoxSegmenter()), image_file(tmp_path, 7)
+    with pytest.raises(MaskError, match=r"7\.png: the image is 10x20 \(HxW\), ground_truth\.size is 20x10"):
+        await engine.overlap(path, digest, [BOX], truth_of(rectangle(0, 0, 3, 4, (20, 10))))
+
+
+async def test_a_folder_keeps_embeddings_for_a_later_run(make_engine, tmp_path):
+    segmenter = BoxSegmenter()
+    path, digest = image_file(tmp_path, 7)
+    await make_engine(segmenter, cache_dir=tmp_path / "cache").segment(path, digest, [BOX])
+    files = [file.relative_to(tmp_path / "cache") for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert [str(file) for file in files] == [f"boxes_1/{digest}.npz"]
+    path.unlink()  # what is kept needs no image
+    later = make_engine(segmenter, cache_dir=tmp_path / "cache")
+    (prediction,) = await later.segment(path, digest, [BOX])
+    assert prediction.mask.shape == (10, 20)
+    assert len(segmenter.encoded) == 1
+    assert later.counters() == Counters(disk_hits=1, decodes=1, cached_bytes=4096)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000, 4200])
+async def test_a_truncated_file_in_the_folder_is_encoded_again_and_replaced(make_engine, tmp_path, keep, caplog):
+    segmenter = BoxSegmenter()
+    image = image_file(tmp_path, 7)
+    await make_engine(segmenter, cache_dir=tmp_path / "cache").segment(*image, [BOX])
+    (file,) = (tmp_path / "cache").rglob("*.npz")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:keep])
+    await make_engine(segmenter, cache_dir=tmp_path / "cache").segment(*image, [BOX])
+    assert len(segmenter.encoded) == 2 and file.read_bytes() == whole
+    assert str(file) in caplog.text and "encoded again" in caplog.text
+
+
+async def test_a_folder_that_cannot_be_written_costs_the_folder_only(make_engine, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    engine = make_engine(BoxSegmenter(), cache_dir=tmp_path / "cache")
+    assert len(await engine.segment(*image_file(tmp_path, 7), [BOX])) == 1
+    assert "not kept on disk" in caplog.text
+
+
+async def test_a_write_that_fails_half_way_leaves_nothing_behind(make_engine, tmp_path, monkeypatch, caplog):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    engine = make_engine(BoxSegmenter(), cache_dir=tmp_path / "cache")
+    assert len(await engine.segment(*image_file(tmp_path, 7), [BOX])) == 1
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+    assert "No space left" in caplog.text
