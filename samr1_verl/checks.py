@@ -1,0 +1,164 @@
+"""What a run needs of its configuration and of the machine, checked before anything is started.
+
+Used by the preflight of every run and by `samr1 doctor`. Each check takes a composed configuration and yields problems,
+one string each: the key, what was found, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+from samr1_verl.plugin import accelerator_present
+
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+
+# verl's keys that the objective and the size of a step depend on; verl builds its dataclasses without checking types.
+VERL_KEYS: dict[str, Any] = {
+    "data.train_batch_size": PositiveInt,
+    "data.max_prompt_length": PositiveInt,
+    "data.max_response_length": PositiveInt,
+    f"{ACTOR}.clip_ratio_low": Annotated[float, Field(ge=0, lt=1)],
+    f"{ACTOR}.clip_ratio_high": NonNegativeFloat,
+    f"{ACTOR}.clip_ratio_c": Annotated[float, Field(gt=1)] | None,
+    f"{ACTOR}.kl_loss_coef": NonNegativeFloat,
+    f"{ACTOR}.use_kl_loss": bool,
+    f"{ACTOR}.ppo_mini_batch_size": PositiveInt,
+    f"{ACTOR}.ppo_epochs": PositiveInt,
+    f"{ACTOR}.optim.lr": NonNegativeFloat,
+    f"{ROLLOUT}.n": PositiveInt,
+    f"{ROLLOUT}.temperature": PositiveFloat,
+    "reward.num_workers": PositiveInt,
+    "trainer.n_gpus_per_node": PositiveInt,
+    "trainer.nnodes": PositiveInt,
+    "trainer.total_epochs": PositiveInt,
+    "trainer.save_freq": int,
+    "trainer.test_freq": int,
+}
+
+
+def check_types(config: DictConfig) -> Iterator[str]:
+    """verl's own keys that this plug-in reads: present, resolvable, of their type and in their range."""
+    for key, kind in VERL_KEYS.items():
+        try:
+            TypeAdapter(kind).validate_python(OmegaConf.select(config, key, throw_on_missing=True), strict=True)
+        except OmegaConfBaseException as error:
+            yield f"{key}: {str(error).splitlines()[0]}. Set it in the recipe or as {key}=…"
+        except ValidationError as error:
+            problem = error.errors()[0]
+            yield f"{key}: {problem['msg']}, found {problem['input']!r}. Correct it in the recipe or as {key}=…"
+
+
+def check_objective(config: DictConfig) -> Iterator[str]:
+    """The pieces of the objective fit each other."""
+    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
+    chosen = {
+        "algorithm.adv_estimator": algorithm.adv_estimator,
+        f"{ACTOR}.policy_loss.loss_mode": actor.policy_loss.loss_mode,
+    }
+    uses_ours = "samr1" in chosen.values() or config.trainer.v1.trainer_mode == "samr1"
+    if uses_ours and set(chosen.values()) != {"samr1"}:
+        yield (
+            f"{', '.join(f'{key} is {value}' for key, value in chosen.items())}, trainer.v1.trainer_mode is "
+            f"{config.trainer.v1.trainer_mode}: the estimator weighs what the loss sums up, so set all to samr1, or "
+            "none (trainer_mode: sync)"
+        )
+    elif uses_ours and actor.policy_loss.get("normalizer") != algorithm.get("samr1", {}).get("normalizer"):
+        yield (
+            f"{ACTOR}.policy_loss.normalizer is {actor.policy_loss.get('normalizer')}, algorithm.samr1.normalizer is "
+            f"{algorithm.get('samr1', {}).get('normalizer')}: leave both to samr1.objective.normalizer"
+        )
+    if actor.kl_loss_coef and not actor.use_kl_loss:
+        yield (
+            f"{ACTOR}.kl_loss_coef is {actor.kl_loss_coef} without a reference model, so it has no effect. Set "
+            f"{ACTOR}.use_kl_loss=true, or {ACTOR}.kl_loss_coef=0 to train without KL"
+        )
+
+
+def check_lengths(config: DictConfig) -> Iterator[str]:
+    """A whole prompt and a whole answer fit the rollout engine."""
+    needed = config.data.max_prompt_length + config.data.max_response_length
+    limit = config.actor_rollout_ref.rollout.max_model_len
+    if limit is not None and limit < needed:
+        yield (
+            f"{ROLLOUT}.max_model_len is {limit}, data.max_prompt_length + data.max_response_length are {needed}. "
+            f"Set {ROLLOUT}.max_model_len={needed}"
+        )
+
+
+def check_packages(config: DictConfig) -> Iterator[str]:
+    """What the chosen rollout and attention import is installed."""
+    if config.actor_rollout_ref.rollout.name == "vllm" and importlib.util.find_spec("vllm") is None:
+        yield f"{ROLLOUT}.name is vllm, which is not installed. Type: pip install 'samr1-verl[vllm]'"
+    attention = config.actor_rollout_ref.model.override_config.get("attn_implementation", "flash_attention_2")
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        yield (
+            "actor_rollout_ref.model.override_config.attn_implementation is flash_attention_2 and flash-attn is not "
+            "installed. Type: pip install flash-attn --no-build-isolation, or set it to sdpa with "
+            "actor_rollout_ref.model.use_remove_padding=false"
+        )
+
+
+def check_resources(config: DictConfig) -> Iterator[str]:
+    """The accelerators that verl will ask Ray for exist, as far as this machine can tell."""
+    ray_init = config.ray_kwargs.ray_init
+    address = ray_init.get("address") or os.environ.get("RAY_ADDRESS")
+    if address and address not in ("auto", "local"):
+        yield from _reachable(address)
+        return
+    if config.trainer.device == "cpu" and accelerator_present():
+        yield (
+            "trainer.device is cpu on a machine with an accelerator, so the CPU backend is not registered. Set "
+            "VERL_PLATFORM=cpu in the environment, or use a recipe for GPUs"
+        )
+    wanted = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    declared = ray_init.get("num_gpus")
+    found = torch.accelerator.device_count() if declared is None else declared
+    if address is None and config.trainer.nnodes == 1 and found < wanted:
+        yield (
+            f"trainer.n_gpus_per_node is {wanted}, Ray will find {found} (ray_kwargs.ray_init.num_gpus is {declared}). "
+            + (
+                f"Set ray_kwargs.ray_init.num_gpus={wanted}: on the CPU that is a name for a place to train"
+                if config.trainer.device == "cpu"
+                else "Set trainer.n_gpus_per_node to the number of GPUs here, or try +recipe=samr1_tiny without one"
+            )
+        )
+
+
+def _reachable(address: str) -> Iterator[str]:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError) as error:
+        yield (
+            f"ray_kwargs.ray_init.address (or RAY_ADDRESS): no Ray cluster answers at {address} ({error}). Start one "
+            "with ray start --head --port=6379, correct the address, or leave it out to start Ray on this machine"
+        )
+
+
+def advice(config: DictConfig) -> Iterator[str]:
+    """What a run may do but rarely wants."""
+    actor = config.actor_rollout_ref.actor
+    updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
+    if updates == 1:
+        yield (
+            f"{ACTOR}.ppo_mini_batch_size={actor.ppo_mini_batch_size} makes one mini-batch of a rollout batch of "
+            f"{config.data.train_batch_size}: the policy is updated once, its probability ratio is 1, and the clip "
+            "range has no effect. The paper's asymmetric clip needs at least two"
+        )
+    if actor.use_kl_loss and not actor.kl_loss_coef:
+        yield f"{ACTOR}.kl_loss_coef is 0 and use_kl_loss true: the reference model is loaded and run for nothing"
+    if config.reward.num_workers > 1 and OmegaConf.select(config, "samr1.service.mode") == "embedded":
+        yield (
+            f"reward.num_workers={config.reward.num_workers} with samr1.service.mode=embedded: each worker loads its "
+            "own segmenter and encodes images that the others have encoded. Set reward.num_workers=1"
+        )

@@ -1,0 +1,105 @@
+"""The files a run reads, checked before it starts: rows and their images, the policy, the segmenter's weights.
+
+Used by the preflight of every run and by `samr1 doctor`. Each check yields problems, one string each: the key that
+names the file, what was found there, what was expected, and the recipe's command that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import constants, try_to_load_from_cache
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from reward_fns.samr1 import constants_from
+from samr1_verl.config import ConfigError, Samr1Config
+from samr1_verl.frames import ImageError, open_image, sha256_of
+from samr1_verl.hub import hub_id_or_folder
+from samr1_verl.masks import MaskError, decode_rle
+from samr1_verl.record import DataError, Record, read_table, record_at, resolve_image
+from samr1_verl.segmenters import segmenter_problems
+
+
+def check_model(config: DictConfig, remedy: str) -> Iterator[str]:
+    """The policy is a folder with weights, or a hub id that can be fetched."""
+    key = "actor_rollout_ref.model.path"
+    place = hub_id_or_folder(config.actor_rollout_ref.model.path)
+    if isinstance(place, str):
+        if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(place, "config.json"), str):
+            yield f"{key}: {place} is not in the hub cache and HF_HUB_OFFLINE is set. {remedy}"
+    elif not place.is_dir():
+        yield f"{key}: no folder {place.absolute()}. {remedy}"
+    elif not (place / "config.json").is_file():
+        yield f"{key}: {place.absolute()} holds no config.json, so it is no model. {remedy}"
+    elif not any([*place.glob("*.safetensors"), *place.glob("*.bin")]):
+        yield f"{key}: {place.absolute()} holds no weights (*.safetensors). {remedy}"
+
+
+def check_data(config: DictConfig, remedy: str) -> Iterator[str]:
+    """Every data file is readable, its first row is true, and every image it names is there."""
+    if config.data.custom_cls.name != "SegmentationDataset":
+        return
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        files = [files] if isinstance(files, str) else files
+        if not isinstance(files, list | ListConfig) or not files:
+            yield f"{key} is {files}, expected a path or a list of paths. {remedy}"
+            continue
+        for file in files:
+            try:
+                yield from (f"{key}: {problem}" for problem in _data_file(Path(file).expanduser().absolute()))
+            except DataError as error:
+                yield f"{key}: {error}. {remedy}"
+
+
+def _data_file(path: Path) -> Iterator[str]:
+    table = read_table(path)
+    record = record_at(table, 0, path)
+    yield from _first_row(path, record)
+    images = table.column("image").unique().to_pylist()
+    missing = [image for image in images if not (path.parent / image).is_file()]
+    if missing:
+        yield (
+            f"{path}: {len(missing)} of {len(images)} images are missing, the first is {missing[0]}. Paths are "
+            f"relative to {path.parent}, or absolute: bring them there, or prepare the data where they are"
+        )
+
+
+def _first_row(path: Path, record: Record) -> Iterator[str]:
+    image = resolve_image(record, path)
+    if not image.is_file():
+        return
+    try:
+        if (digest := sha256_of(image)) != record.sha256:
+            yield (
+                f"{path}: row 0: {image} has the SHA-256 {digest}, the row says {record.sha256}: the file was changed "
+                "or replaced after the data was prepared. Prepare the data again"
+            )
+        elif (size := open_image(image).size) != (record.width, record.height):
+            yield (
+                f"{path}: row 0: {image} is {size[0]}x{size[1]} pixels, the row says {record.width}x{record.height}. "
+                "Prepare the data again"
+            )
+            return  # its masks are of the wrong size as well
+        for counts in [*record.masks, *([record.ignore] if record.ignore else [])]:
+            decode_rle(counts, (record.height, record.width))
+    except ImageError as error:
+        yield f"{path}: row 0: {error}"
+    except MaskError as error:
+        yield f"{path}: row 0: {error}. Prepare the data again"
+
+
+def check_segmenter(settings: Samr1Config) -> Iterator[str]:
+    """The segmenter's backend exists here and its weights are there."""
+    for problem in segmenter_problems(settings.segmenter):
+        yield f"{problem}. {settings.prepare.segmenter}"
+
+
+def check_reward(config: DictConfig, settings: Samr1Config) -> Iterator[str]:
+    """The recipe's constants are ones that reward_fns/samr1.py takes; another reward checks its own."""
+    if config.reward.custom_reward_function.path == "pkg://reward_fns.samr1":
+        try:
+            constants_from(settings.reward)
+        except ConfigError as error:
+            yield from str(error).splitlines()
