@@ -1,0 +1,45 @@
+"""verl on a machine without an accelerator: platform, engine and rollout, all through verl's registries.
+
+Three places of verl have no registry. `repairs.py` adapts the first two, and `register` below writes the third:
+
+- the process group's backend string, which names gloo twice where the device is the CPU;
+- the position ids of a batch whose sequences all have one length;
+- the dictionary of rollout adapters, which is private.
+
+tests/cpu/test_registration.py fails when a later verl no longer needs one of them.
+"""
+
+import importlib
+from types import ModuleType
+
+import wrapt
+
+ROLLOUT = "transformers"  # the value of actor_rollout_ref.rollout.name
+
+
+def register() -> None:
+    """Register the CPU backend with verl. Call it before verl's engines are imported; twice changes nothing.
+
+    The engine and the rollout take seconds to import and most processes of a run need neither, so only the platform is
+    imported here. The rest follows when verl imports the module that looks it up.
+    """
+    importlib.import_module("samr1_verl.cpu.platform")
+    repairs = importlib.import_module("samr1_verl.cpu.repairs")
+    repairs.register()
+    wrapt.register_post_import_hook(_register_engine, "verl.workers.engine")
+    wrapt.register_post_import_hook(_register_adapter, "verl.workers.rollout.base")
+    wrapt.register_post_import_hook(_register_replica, "verl.workers.rollout.replica")
+
+
+def _register_engine(_: ModuleType) -> None:
+    importlib.import_module("samr1_verl.cpu.engine")
+
+
+def _register_adapter(base: ModuleType) -> None:
+    base._ROLLOUT_REGISTRY[(ROLLOUT, "async")] = "samr1_verl.cpu.rollout.ServerAdapter"
+
+
+def _register_replica(replica: ModuleType) -> None:
+    replica.RolloutReplicaRegistry.register(
+        ROLLOUT, lambda: importlib.import_module("samr1_verl.cpu.rollout").TransformersReplica
+    )
