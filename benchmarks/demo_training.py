@@ -1,0 +1,134 @@
+"""Run verl's own command for the demo, show its progress, and measure its memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import typer
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+STEP = re.compile(r"\bstep:(\d+) - .*?\breward/score:([-\d.e]+)")
+SAMPLE_S = 5.0
+
+
+def recipe_config(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that `python -m verl.trainer.main_ppo +recipe=… overrides` trains with."""
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", [f"+recipe={recipe}", *overrides])
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+class MemorySampler:
+    """Peak of the memory of this process and all below it, in GB (1e9 bytes).
+
+    Resident sets are summed with every shared page divided among its users (Linux' PSS): a plain sum counts the
+    libraries and Ray's object store once a process.
+    """
+
+    def __init__(self) -> None:
+        self.peak_gb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> MemorySampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        own = psutil.Process()
+        while True:
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # it ended meanwhile
+                    continue
+            self.peak_gb = max(self.peak_gb, total / 1e9)
+            if self._stop.wait(SAMPLE_S):
+                return
+
+
+class Training:
+    """The training of one run folder; verl goes on from its last checkpoint when there is one."""
+
+    def __init__(self, recipe: str, overrides: Sequence[str], config: DictConfig, run: Path, console: Console):
+        self.command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides]
+        self.run, self.console = run, console
+        self.log = run / "train.log"
+        self.steps = self._steps(config)
+
+    @staticmethod
+    def _steps(config: DictConfig) -> int:
+        if config.trainer.total_training_steps:
+            return int(config.trainer.total_training_steps)
+        import pyarrow.parquet as pq
+
+        rows = pq.read_metadata(config.data.train_files).num_rows
+        return rows // config.data.train_batch_size * config.trainer.total_epochs
+
+    def last_step(self) -> int:
+        """Step of the last checkpoint, 0 where there is none."""
+        latest = self.run / "latest_checkpointed_iteration.txt"
+        return int(latest.read_text()) if latest.exists() else 0
+
+    def policy_folder(self) -> Path:
+        """The last checkpoint's policy in the hub's format."""
+        return self.run / f"global_step_{self.last_step()}" / "actor" / "huggingface"
+
+    def finish(self) -> None:
+        """Train up to the last step, with a progress bar; nothing to do where that is done."""
+        start = self.last_step()
+        if start >= self.steps:
+            return
+        shown = " ".join(["python", *self.command[1:]])
+        self.console.print(f"$ {shown}" + (f"   # from step {start}" if start else ""))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with self.log.open("a") as log, Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("starting verl and Ray", total=self.steps, completed=start)
+            process = subprocess.Popen(
+                self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+            )
+            for line in process.stdout or ():
+                log.write(line)
+                log.flush()
+                if found := STEP.search(line):
+                    progress.update(
+                        task, completed=int(found[1]), description=f"training, reward {float(found[2]):.2f}"
+                    )
+        if process.wait() or self.last_step() < self.steps:
+            self.console.print("".join(self.log.read_text().splitlines(keepends=True)[-30:]), markup=False)
+            self.console.print(f"Training ended early (exit status {process.returncode}); all of it is in {self.log}.")
+            self.console.print("The same command goes on from the last checkpoint; --restart begins anew.")
+            raise typer.Exit(1)
+
+
+def curve(run: Path, tag: str) -> dict[int, float]:
+    """Step → value of a logged metric, over all the starts of a run; empty where it was never logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return {}
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def stored(file: Path) -> dict[str, Any]:
+    """A JSON object from a file, empty where there is none."""
+    return json.loads(file.read_text()) if file.exists() else {}
