@@ -84,7 +84,7 @@ def _check(tarball: Path, rejected: Path, keep: bool) -> None:
 
 
 def _download(folder: Path) -> Path:
-    command = [*npm_command(), "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", str(folder)]
+    command = [*npm_command(), "pack", f"{PACKAGE}@{VERSION}", "--loglevel=error", "--pack-destination", str(folder.resolve())]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
