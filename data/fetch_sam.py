@@ -84,7 +84,8 @@ def _check(tarball: Path, rejected: Path, keep: bool) -> None:
 
 
 def _download(folder: Path) -> Path:
-    command = [*npm_command(), "pack", f"{PACKAGE}@{VERSION}", "--loglevel=error", "--pack-destination", str(folder.resolve())]
+    to = ["--pack-destination", str(folder.resolve())]  # npm runs inside `folder`
+    command = [*npm_command(), "pack", f"{PACKAGE}@{VERSION}", "--loglevel=error", *to]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

@@ -28,7 +28,7 @@ class PromptConfig(_Section):
 
     policy_size: tuple[PositiveInt, PositiveInt] | None = Field(
         strict=False,  # YAML has lists only
-        description="[W, H] every image is resized to before the policy sees it; null: the processor's own smart resize",
+        description="[W, H] that every image is resized to for the policy; null: the processor's own smart resize",
     )
     frame: Frame = Field(description="absolute: pixels of the resized image (Qwen2.5-VL); thousand: 0-1000 (Qwen3-VL)")
     prompt: str = Field(description="name of a template in samr1_verl/prompts")
