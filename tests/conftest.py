@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "data"))  # the preparation scripts are not a package
+sys.path[:0] = [str(ROOT / "data"), str(ROOT / "benchmarks")]  # scripts, not packages
 
 
 @pytest.fixture(scope="session")

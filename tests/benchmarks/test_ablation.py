@@ -1,0 +1,67 @@
+"""The ablation's variants are what their titles say, and what finished is not trained again."""
+
+from __future__ import annotations
+
+import json
+
+import ablation
+import pytest
+import typer
+from demo_training import recipe_config
+
+from samr1_verl import checks
+from samr1_verl.config import samr1_config
+
+SCORES = {"score": 3.0, "acc": 0.25, "format": 1.0, "intersection": 5.0, "union": 10.0}
+FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "clip_low": 0.001, "clip_high": 0.002}
+
+
+@pytest.mark.parametrize("name", ablation.VARIANTS)
+def test_every_variant_is_a_recipe_that_may_start(name):
+    recipe = recipe_config(ablation.RECIPE, ablation.VARIANTS[name].overrides)
+    samr1_config(recipe)
+    assert [*checks.check_types(recipe), *checks.check_objective(recipe), *checks.advice(recipe)] == []
+
+
+def test_the_variants_change_what_their_titles_name():
+    def keys(name):
+        recipe = recipe_config(ablation.RECIPE, ablation.VARIANTS[name].overrides)
+        actor = recipe.actor_rollout_ref.actor
+        paid = {iou: score for iou, score in recipe.samr1.reward.thresholds.items() if score}
+        return (
+            actor.policy_loss.normalizer,
+            actor.clip_ratio_high,
+            min(paid),
+            len(set(paid.values())),
+            actor.use_kl_loss,
+        )
+
+    assert {name: keys(name) for name in ablation.VARIANTS} == {
+        "grpo": ("sequence", 0.2, 0.5, 3, True),
+        "group": ("group", 0.2, 0.5, 3, True),
+        "high_clip": ("sequence", 0.3, 0.5, 3, True),
+        "samr1": ("group", 0.3, 0.5, 3, True),
+        "fixed_0.5": ("group", 0.3, 0.5, 1, True),
+        "fixed_0.7": ("group", 0.3, 0.7, 1, True),
+        "fixed_0.8": ("group", 0.3, 0.8, 1, True),
+        "no_kl": ("group", 0.3, 0.5, 3, False),
+    }
+
+
+def test_finished_runs_are_read_and_their_spread_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    monkeypatch.setattr(ablation, "score_policy", lambda *_: [{"scores": dict(SCORES)}])
+    for seed, giou in ((1, 0.5), (2, 0.7)):
+        folder = ablation.run_folder("samr1", seed, steps=9)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(FIGURES | {"giou": giou}))
+    ablation.main(seed=[1, 2], steps=9, only=["samr1"])
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert shown[2].startswith("| before training | 0.250 | 0.500 | 3.00 |")
+    assert "| 0.600 ± 0.141 | 0.400 ± 0.000 | 4.000 ± 0.000 | 0.200, 0.100 | 60.2, 54.3 |" in shown[3]
+    assert [run["giou"] for run in json.loads(last)["after"]["samr1"]] == [0.5, 0.7]
+
+
+def test_an_unknown_variant_is_named_before_anything_runs():
+    with pytest.raises(typer.BadParameter, match="--only dapo: no such variant, expected one of grpo, group"):
+        ablation.main(seed=[1], steps=1, only=["dapo"])
