@@ -13,7 +13,6 @@ matplotlib.use("Agg")
 import numpy as np
 from demo_training import curve
 from matplotlib import pyplot as plt
-from matplotlib.colors import ListedColormap
 from omegaconf import DictConfig
 
 from samr1_verl.dataset import SegmentationDataset
@@ -57,7 +56,7 @@ def contact_sheet(
     reward_kwargs: DictConfig,
     out: Path,
 ) -> None:
-    """Twelve test scenes: the image with its sentence, the mask before, the mask after, the truth."""
+    """Twelve test scenes: the image with its sentence, then what the masks before, after and the truth keep of it."""
     count, across = 12, 2
     figure, grid = plt.subplots(count // across, 4 * across, figsize=(4 * across * 1.7, count // across * 2.05))
     for panel, row in enumerate(np.linspace(0, len(rows) - 1, count).astype(int)):
@@ -73,8 +72,9 @@ def contact_sheet(
         for cell, mask, name, colour in zip(
             cells[1:], [*masks, truth], [*names, "truth"], (ORANGE, BLUE, GREEN), strict=True
         ):
-            cell.imshow(image)
-            cell.imshow(np.ma.masked_where(~mask, mask), cmap=ListedColormap([colour]), alpha=0.65)
+            cell.imshow(np.where(mask[..., None], image, image // 4))
+            if mask.any():
+                cell.contour(mask, levels=[0.5], colors=[colour], linewidths=1.5)
             cell.set_xlabel(name, fontsize=8, labelpad=2)
         for cell in cells:
             cell.set(xticks=[], yticks=[])

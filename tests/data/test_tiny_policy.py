@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lessons
 import numpy as np
 import pytest
 import shapes
@@ -14,15 +15,15 @@ from samr1_verl.answers import Answer, has_think_format, parse_answer
 
 
 @pytest.fixture(scope="module")
-def examples() -> list[warm_up.Example]:
-    return warm_up._draw(("train", 0, 0, 6))
+def examples() -> list[lessons.Example]:
+    return lessons._draw(("train", 0, 0, 6))
 
 
 def test_taught_answers_are_usable_and_decode_to_the_letter(examples, random_policy: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(random_policy)
     for blur in (False, True):
         for index, example in enumerate(examples):
-            text = warm_up.answer_text(example, 0, blur, np.random.default_rng(index))
+            text = lessons.answer_text(example, 0, blur, np.random.default_rng(index))
             assert isinstance(parse_answer(text), Answer) and has_think_format(text)
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
@@ -69,7 +70,7 @@ def test_blurred_boxes_are_smaller_and_differ(examples) -> None:
     box = examples[0].boxes[0]
     areas = []
     for seed in range(40):
-        answer = parse_answer(warm_up.answer_text(examples[0], 0, True, np.random.default_rng(seed)))
+        answer = parse_answer(lessons.answer_text(examples[0], 0, True, np.random.default_rng(seed)))
         x1, y1, x2, y2 = answer.targets[0].box
         areas.append((x2 - x1) * (y2 - y1) / np.prod(box[2:] - box[:2]))
     assert 0.25 < np.mean(areas) < 0.5, "about 0.6 of each side"
@@ -110,10 +111,10 @@ def test_teaching_from_kept_visual_tokens_is_the_models_own_loss(examples, monke
     teacher.rng = np.random.default_rng(0)
     assert teacher.rng.integers(1, size=1).tolist() == [0]  # the draw that `answer` makes first
     sentence, target = shapes.ask(examples[0].scene, teacher.rng)
-    response = warm_up.answer_text(examples[0], target, False, teacher.rng) + processor.tokenizer.eos_token
+    response = lessons.answer_text(examples[0], target, False, teacher.rng) + processor.tokenizer.eos_token
     inputs = processor(text=[teacher._chat(sentence) + response], images=[examples[0].image], return_tensors="pt")
     labels = inputs["input_ids"].clone()
-    labels[:, : -len(processor.tokenizer(response)["input_ids"])] = warm_up.IGNORE
+    labels[:, : -len(processor.tokenizer(response)["input_ids"])] = lessons.IGNORE
     with torch.no_grad():
         assert model(**inputs, labels=labels).loss.item() == pytest.approx(kept, rel=1e-5)
 
@@ -126,4 +127,4 @@ def test_gaze_loss_is_the_attention_that_misses_the_target() -> None:
     target, response = torch.zeros(1, 11), torch.ones(1, 11, dtype=torch.bool)
     target[0, 0], response[0, 0] = 1, False
     expected = -(np.log(0.5) + np.log(0.25) + np.log(1.0)) / 3 - (np.log(0.1) + np.log(0.2)) / 2
-    assert warm_up.gaze_loss(attention, target, response).item() == pytest.approx(expected, abs=1e-4)
+    assert lessons.gaze_loss(attention, target, response).item() == pytest.approx(expected, abs=1e-4)
