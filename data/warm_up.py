@@ -210,7 +210,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     scenes: Annotated[int, typer.Option(min=50, help="training scenes")] = 4000,
     see: Annotated[int, typer.Option(min=1, help="steps of stage 1")] = 500,
-    answer: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 700,
+    answer: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 1800,
     blur: Annotated[int, typer.Option(min=1, help="steps of stage 3")] = 100,
     batch: Annotated[int, typer.Option(min=1)] = 48,
 ) -> None:
