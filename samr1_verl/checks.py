@@ -95,6 +95,26 @@ def check_lengths(config: DictConfig) -> Iterator[str]:
         )
 
 
+def check_micro_batches(config: DictConfig) -> Iterator[str]:
+    """Each worker's rollouts are whole micro-batches; verl only asserts so once the first step has generated them."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if actor.use_dynamic_bsz or actor.get("ulysses_sequence_parallel_size", 1) != 1:
+        return
+    batch, mini_batch = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
+    keys = {f"{ACTOR}.ppo_micro_batch_size_per_gpu": mini_batch, f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": batch}
+    if actor.use_kl_loss:
+        keys["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu"] = batch
+    for key, prompts in keys.items():
+        size = OmegaConf.select(config, key)
+        rollouts = OmegaConf.select(config, prompts) * rollout.n / workers
+        if size and rollouts % size:
+            yield (
+                f"{key} is {size}, a worker gets {rollouts:g} rollouts at a time ({prompts} x {ROLLOUT}.n / workers). "
+                "Set a size that divides them"
+            )
+
+
 def check_packages(config: DictConfig) -> Iterator[str]:
     """What the chosen rollout and attention import is installed."""
     if config.actor_rollout_ref.rollout.name == "vllm" and importlib.util.find_spec("vllm") is None:

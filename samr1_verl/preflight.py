@@ -6,10 +6,10 @@ to verl, after Hydra has composed the configuration and before verl's main funct
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+import typer
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +37,7 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     prepare, model, rollout = settings.prepare, config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     yield "objective", "estimator, loss and KL fit each other", list(checks.check_objective(config))
     yield "lengths", "a prompt and an answer fit the rollout", list(checks.check_lengths(config))
+    yield "micro-batches", "each worker's rollouts are whole ones", list(checks.check_micro_batches(config))
     yield "packages", f"rollout {rollout.name}", list(checks.check_packages(config))
     yield "resources", f"device {config.trainer.device}", list(checks.check_resources(config))
     yield "data", str(config.data.train_files), list(inputs.check_data(config, prepare.data))
@@ -64,9 +65,9 @@ class Preflight(Callback):
         problems = [problem for _, _, found in examine_config(config) for problem in found]
         if not problems:
             for warning in checks.advice(config):
-                print(f"samr1: warning: {warning}", file=sys.stderr)  # noqa: T201
+                typer.echo(f"samr1: warning: {warning}", err=True)
             return
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
-        print(f"samr1: this run cannot start:\n{lines}", file=sys.stderr)  # noqa: T201
+        typer.echo(f"samr1: this run cannot start:\n{lines}", err=True)
         # Hydra turns an ordinary exception of a callback into a warning and starts the job.
         raise SystemExit(EXIT_STATUS)

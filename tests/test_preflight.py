@@ -146,9 +146,20 @@ def test_lengths_must_fit_the_rollout(ready):
     assert re.search(r"Set actor_rollout_ref\.rollout\.max_model_len=\d+", message)
 
 
+def test_a_workers_rollouts_must_be_whole_micro_batches(ready):
+    group = ready.actor_rollout_ref.rollout.n
+    ready.actor_rollout_ref.rollout.n = group + 1
+    problems = list(checks.check_micro_batches(ready))
+    assert [problem.split(" is ")[0].split(".")[1] for problem in problems] == ["actor", "rollout", "ref"]
+    assert all("Set a size that divides them" in problem for problem in problems)
+    ready.actor_rollout_ref.rollout.n = group
+    assert list(checks.check_micro_batches(ready)) == []
+
+
 def test_places_to_train_must_exist(ready, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "Set ray_kwargs.ray_init.num_gpus=3" in only_problem(ready, trainer__n_gpus_per_node=3)
+    ready.trainer.n_gpus_per_node = 3
+    assert ["Set ray_kwargs.ray_init.num_gpus=3" in one for one in checks.check_resources(ready)] == [True]
     ready.trainer.n_gpus_per_node = 1
     assert "not installed" in only_problem(ready, actor_rollout_ref__rollout__name="vllm")
 

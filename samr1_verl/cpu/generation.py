@@ -103,6 +103,9 @@ class Generator:
 
     def __init__(self, model: PreTrainedModel, processor: Any, eos_token_ids: set[int], pad_token_id: int) -> None:
         self.model = model.eval()
+        # `generate` fills what a configuration leaves open from the policy's own: EOS where the run ignores EOS, and
+        # penalties and warpers that change what is sampled. Everything that counts is in the request.
+        self.model.generation_config = GenerationConfig()
         self.processor = processor
         self.eos_token_ids = sorted(eos_token_ids)
         self.pad_token_id = pad_token_id

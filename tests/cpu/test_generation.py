@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from samr1_verl.cpu.generation import Generator, Request, RequestError, Sampler, SamplingParams
 
@@ -37,6 +37,18 @@ def favour(generator: Generator):
     yield add
     for hook in hooks:
         hook.remove()
+
+
+def test_nothing_of_the_policys_own_generation_config_enters(random_policy: Path) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_policy)
+    processor = AutoProcessor.from_pretrained(random_policy)
+    eos = processor.tokenizer.eos_token_id
+    model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits.index_fill(-1, torch.tensor([eos]), 99))
+    model.generation_config = GenerationConfig(eos_token_id=eos, repetition_penalty=50.0, suppress_tokens=[eos])
+    endless = Generator(model, processor, eos_token_ids=set(), pad_token_id=processor.tokenizer.pad_token_id)
+    (answer,) = endless.generate([request(endless, seed=0, words=3, temperature=0.0)])
+    assert answer.token_ids == [eos] * 12
+    assert answer.log_probs == pytest.approx([0.0] * 12, abs=1e-4)
 
 
 def image(seed: int, size: tuple[int, int] = (140, 140)) -> Image.Image:

@@ -29,7 +29,6 @@ def train(tmp_path: Path, drawn: Path, random_policy: Path, small_sam: Path, ray
             f"actor_rollout_ref.model.path={random_policy}",
             f"samr1.segmenter.path={small_sam}",
             "samr1.service.cache_dir=null",
-            "actor_rollout_ref.rollout.n=4",
             f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
         ]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
