@@ -13,7 +13,7 @@ TIMEOUT_S = 900
 
 
 @pytest.fixture
-def train(tmp_path: Path, drawn: Path, random_policy: Path, small_sam: Path, ray_folder: Path):
+def train(tmp_path: Path, drawn: Path, warm_policy: Path, small_sam: Path, ray_folder: Path):
     """Runs `python -m verl.trainer.main_ppo +recipe=samr1_tiny` up to a step, elsewhere; returns its output."""
 
     def run(steps: int) -> str:
@@ -26,7 +26,7 @@ def train(tmp_path: Path, drawn: Path, random_policy: Path, small_sam: Path, ray
             f"trainer.default_local_dir={tmp_path / 'run'}",
             f"data.train_files={drawn / 'train.parquet'}",
             f"data.val_files={drawn / 'val.parquet'}",
-            f"actor_rollout_ref.model.path={random_policy}",
+            f"actor_rollout_ref.model.path={warm_policy}",
             f"samr1.segmenter.path={small_sam}",
             "samr1.service.cache_dir=null",
             f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
@@ -41,7 +41,7 @@ def train(tmp_path: Path, drawn: Path, random_policy: Path, small_sam: Path, ray
     return run
 
 
-def test_trains_three_steps_with_a_checkpoint_between(train, tmp_path: Path, random_policy: Path) -> None:
+def test_trains_three_steps_with_a_checkpoint_between(train, tmp_path: Path, warm_policy: Path) -> None:
     train(steps=2)
     assert (tmp_path / "run" / "latest_checkpointed_iteration.txt").read_text() == "2"
     output = train(steps=3)
@@ -52,11 +52,12 @@ def test_trains_three_steps_with_a_checkpoint_between(train, tmp_path: Path, ran
     logged = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     for tag in ("reward/score", "reward/acc", "reward/answer/no_answer", "actor/pg_clipfrac_high", "actor/kl_loss"):
         assert sorted(logged[tag]) == [1, 2, 3], tag
+    assert max(logged["reward/acc"].values()) > 0.1, "the small SAM found masks"
     assert max(logged["training/rollout_probs_diff_max"].values()) < 1e-4
-    assert sorted(logged["val-core/shapes/acc/mean@1"]) == [3]
+    assert sorted(logged["val-core/shapes/acc/mean@1"]) == [2, 3], "each start ends with a validation"
 
     latest = (tmp_path / "run" / "latest_checkpointed_iteration.txt").read_text()
     trained = load_file(tmp_path / "run" / f"global_step_{latest}" / "actor" / "huggingface" / "model.safetensors")
-    start = load_file(random_policy / "model.safetensors")
+    start = load_file(warm_policy / "model.safetensors")
     assert trained.keys() == start.keys()
     assert any((trained[name] != start[name]).any() for name in start), "the weights moved"
