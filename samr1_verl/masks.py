@@ -93,7 +93,11 @@ def inscribed_points(mask: np.ndarray, count: int = 2) -> list[list[float]]:
     Each circle is removed from the mask before the next is sought, as Seg-Zero prepares its targets. Where nothing
     is left, the last centre is repeated, so that there are always `count` points.
     """
-    remaining = np.pad(mask.astype(bool), 1)  # the image border bounds a circle too
+    if not mask.any():
+        raise MaskError("an empty mask has no inscribed circle")
+    # Nothing outside its box matters to a mask's circles, and the distance transform takes time for every pixel.
+    left, top, right, bottom = (int(edge) for edge in box_of(mask))
+    remaining = np.pad(mask[top:bottom, left:right].astype(bool), 1)  # the image border bounds a circle too
     centres: list[list[float]] = []
     rows, columns = np.ogrid[: remaining.shape[0], : remaining.shape[1]]
     for _ in range(count):
@@ -101,10 +105,8 @@ def inscribed_points(mask: np.ndarray, count: int = 2) -> list[list[float]]:
         row, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
         radius = distance[row, column]
         if radius == 0:
-            if not centres:
-                raise MaskError("an empty mask has no inscribed circle")
             centres.append(centres[-1])
             continue
-        centres.append([float(column) - 0.5, float(row) - 0.5])  # minus the padding, plus half a pixel
+        centres.append([left + float(column) - 0.5, top + float(row) - 0.5])  # minus the padding, plus half a pixel
         remaining &= (rows - row) ** 2 + (columns - column) ** 2 >= radius**2
     return centres

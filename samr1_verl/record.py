@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ class Record(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the image file's bytes")
     height: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
     width: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
-    masks: list[str] = Field(description="compressed COCO RLE counts, one an object; empty: no target")
+    masks: list[str] = Field(description="compressed COCO RLE counts, one an object; empty: no target, or boxes only")
     ignore: str | None = Field(default=None, description="compressed COCO RLE counts of pixels that do not count")
     boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one an object")
     points: list[list[list[float]]] = Field(default_factory=list, description="x y, any number an object")
@@ -85,29 +86,47 @@ SCHEMA = pa.schema(
 )
 
 
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write rows to a parquet file and return their number.
 
     The file appears under its name only when it is complete; memory does not grow with the number of rows.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
-    try:
-        with pq.ParquetWriter(partial, SCHEMA) as writer:
-            rows: list[dict] = []
-            for record in records:
-                rows.append({**record.model_dump(), "source": json.dumps(record.source)})
-                count += 1
-                if len(rows) == _ROW_GROUP:
-                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                    rows = []
-            if rows:
+    with complete(Path(path)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        rows: list[dict] = []
+        for record in records:
+            rows.append({**record.model_dump(), "source": json.dumps(record.source)})
+            count += 1
+            if len(rows) == _ROW_GROUP:
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+    return count
+
+
+def concatenate(path: str | Path, files: Sequence[Path]) -> int:
+    """Copy the rows of several files, in order, into one and return their number. Atomic and streaming like the above."""
+    count = 0
+    with complete(Path(path)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):
+                writer.write_batch(batch, row_group_size=_ROW_GROUP)
+                count += batch.num_rows
     return count
 
 
@@ -118,35 +137,65 @@ def read_table(path: str | Path) -> pa.Table:
         DataError: the file is missing, is no parquet file, has another schema version, lacks a column, has a column of
             another type, or is empty.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such data file. Make it with one of the scripts in data/, or correct the path")
+    with _checked(Path(path)) as file, _readable(path):
+        return file.read(columns=SCHEMA.names)
+
+
+def iter_rows(path: str | Path) -> Iterator[dict]:
+    """The rows of a file as plain values for `parse_record`, in memory a row group at a time. Raises like read_table."""
+    with _checked(Path(path)) as file, _readable(path):
+        for batch in file.iter_batches(_ROW_GROUP, columns=SCHEMA.names):
+            yield from batch.to_pylist()
+
+
+def count_rows(path: str | Path) -> int:
+    """Number of rows of a file, from its footer. Raises like read_table."""
+    with _checked(Path(path)) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
     try:
-        table = pq.read_table(path)
+        yield
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a readable parquet file ({error}). Prepare the data again") from error
-    version = (table.schema.metadata or {}).get(_VERSION_KEY)
+
+
+def _checked(path: Path) -> pq.ParquetFile:
+    """The open file, once its schema is the one that this version reads."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such data file. Make it with one of the scripts in data/, or correct the path")
+    with _readable(path):
+        file = pq.ParquetFile(path)
+    schema = file.schema_arrow
+    version = (schema.metadata or {}).get(_VERSION_KEY)
+    if version is not None and version.decode() != str(SCHEMA_VERSION):
+        raise DataError(_other_version(path, version.decode()))
     for field in SCHEMA:
-        if field.name not in table.column_names:
+        if field.name not in schema.names:
             raise DataError(
-                f"{path}: column {field.name!r} is missing; found {table.column_names}, expected {SCHEMA.names}. "
+                f"{path}: column {field.name!r} is missing; found {schema.names}, expected {SCHEMA.names}. "
                 "Prepare the data with one of the scripts in data/"
             )
-        found = table.schema.field(field.name).type
+        found = schema.field(field.name).type
         if found != field.type and not pa.types.is_null(found):
             raise DataError(
                 f"{path}: column {field.name!r} holds {found}, expected {field.type}. "
                 "Prepare the data with one of the scripts in data/"
             )
-    if version is None or version.decode() != str(SCHEMA_VERSION):
-        found_version = version.decode() if version else "none"
-        raise DataError(
-            f"{path}: schema version {found_version}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
-            "with the script that made it, or install the samr1_verl that wrote it"
-        )
-    if table.num_rows == 0:
+    if version is None:
+        raise DataError(_other_version(path, "none"))
+    if file.metadata.num_rows == 0:
         raise DataError(f"{path}: no rows. Prepare the data again; the script's report says why rows were left out")
-    return table.select(SCHEMA.names)
+    return file
+
+
+def _other_version(path: Path, found: str) -> str:
+    return (
+        f"{path}: schema version {found}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
+        "with the script that made it, or install the samr1_verl that wrote it"
+    )
 
 
 def record_at(table: pa.Table, index: int, path: str | Path) -> Record:
