@@ -1,11 +1,12 @@
 """Any COCO instances file, LVIS included, to training rows.
 
     python data/coco.py --annotations instances_val2017.json --images val2017 --out data/coco/val.parquet
-    python data/coco.py --annotations lvis_v1_val.json --images coco --out data/lvis/val.parquet --sentence "the {category}"
+    python data/coco.py --annotations lvis_v1_val.json --images coco --out data/lvis/val.parquet --name lvis
     python data/coco.py --annotations mine.json --images images --out data/mine/train.parquet --column caption
 
-By default a row is one category of one image with all its objects, and its sentence comes from the category's name; crowds
-become the ignore mask. With --column a row is one annotation, and its sentence is what that field holds, text or a list.
+By default a row is one category of one image with all its objects, and its sentence comes from the category's name;
+crowds become the ignore mask. With --column a row is one annotation, and its sentence is what that field holds, text or
+a list.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class _Image:
             if category is None:
                 raise Flaw("category_id", f"no category has the id {category_id}")
             if category_id in self.extra.get(NOT_EXHAUSTIVE, []):
-                raise Flaw(NOT_EXHAUSTIVE, f"objects of {category!r} in this image are not annotated, so no mask is true")
+                raise Flaw(
+                    NOT_EXHAUSTIVE, f"objects of {category!r} in this image are not annotated, so no mask is true"
+                )
             for annotation in annotations:
                 one, is_crowd = annotation[0], annotation[3]
                 mask = self._mask(annotation)

@@ -69,8 +69,8 @@ class Workspace:
 
     Args:
         folder: made here, removed when the block ends well.
-        plan: everything that decides what the rows will be: options, and size and time of source files. Where the folder
-            holds another plan, it is emptied.
+        plan: everything that decides what the rows will be: options, and size and time of source files. Where the
+            folder holds another plan, it is emptied.
 
     Raises:
         DataError: another process works in the folder.
@@ -133,18 +133,18 @@ def convert(
 
         results = stack.enter_context(closing(ordered_map(_Numbered(function), todo(), workers or None)))
         for number, group in groupby(results, key=lambda result: result[0]):
-            problems: list[Problem] = []
-
-            def rows(group: Any = group, problems: list[Problem] = problems) -> Iterator[Record]:
-                for _, records, found in group:
-                    if strict and found:
-                        raise DataError(f"{found[0]}. --strict: nothing was written")
-                    problems += found
-                    yield from records
-                    advance()
-
-            parts.write(number, rows(), problems)
+            parts.write(number, _watched(group, strict, advance))
     return parts.join(out)
+
+
+def _watched(
+    results: Iterable[tuple[int, list[Record], list[Problem]]], strict: bool, advance: Callable[[], None]
+) -> Iterator[tuple[list[Record], list[Problem]]]:
+    for _, records, problems in results:
+        if strict and problems:
+            raise DataError(f"{problems[0]}. --strict: nothing was written")
+        yield records, problems
+        advance()
 
 
 @dataclass
@@ -172,17 +172,20 @@ class _Parts:
     def is_done(self, number: int) -> bool:
         return number in self._done
 
-    def write(self, number: int, rows: Iterable[Record], problems: list[Problem]) -> None:
-        """Write one part. `problems` is filled while `rows` is read."""
+    def write(self, number: int, results: Iterable[tuple[list[Record], list[Problem]]]) -> None:
+        """Write one part from rows and problems, a job at a time."""
+        problems: list[Problem] = []
+        report = self.folder / f"{number:06d}.jsonl"
 
-        def with_report() -> Iterator[Record]:
-            yield from rows
-            report = self.folder / f"{number:06d}.jsonl"
+        def rows() -> Iterator[Record]:
+            for records, found in results:
+                problems.extend(found)
+                yield from records
             report.unlink(missing_ok=True)
             if problems:  # before the parquet file, whose appearance says that the part is complete
                 _write_lines(report, problems)
 
-        write_records(self.folder / f"{number:06d}.parquet", with_report())
+        write_records(self.folder / f"{number:06d}.parquet", rows())
 
     def join(self, out: Path) -> Outcome:
         """Make `out` and its report of the parts, or only the report where no row is left."""
@@ -252,8 +255,8 @@ def report_and_exit(run: Callable[[], Sequence[Outcome]]) -> None:
         raise typer.Exit(FAILED) from error
     except BrokenProcessPool as error:
         typer.echo(
-            "error: a worker process was killed, which is what happens when memory runs out. Type the same command with "
-            "fewer --workers; it goes on where this one stopped",
+            "error: a worker process was killed, as happens when memory runs out. Type the same command with fewer "
+            "--workers; it goes on where this one stopped",
             err=True,
         )
         raise typer.Exit(FAILED) from error

@@ -2,8 +2,8 @@
 
     python data/grefcoco.py --annotations grefcoco --images coco/train2014 --out data/grefcoco
 
-The folder of annotations holds grefs(unc).json and instances.json. Writes one parquet file a split, one row a sentence, with
-one mask an object; a sentence without a target has no mask.
+The folder of annotations holds grefs(unc).json and instances.json. Writes one parquet file a split, one row a sentence,
+with one mask an object; a sentence without a target has no mask.
 """
 
 from __future__ import annotations

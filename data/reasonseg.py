@@ -30,8 +30,8 @@ TARGET, IGNORE = 1, 255  # LISA's labels
 def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     """LISA's label image, HxW uint8 (0, TARGET or IGNORE), and notes about shapes that were left out.
 
-    Source: get_mask_from_json in LISA's utils/data_processing.py. Corners are cut to whole pixels, outlines belong to the
-    polygon, and `flag` marks annotations that LISA's authors withdrew.
+    Source: get_mask_from_json in LISA's utils/data_processing.py. Corners are cut to whole pixels, outlines belong to
+    the polygon, and `flag` marks annotations that LISA's authors withdrew.
 
     Raises:
         Flaw: a shape has no label or no points, or lies far outside the image.

@@ -3,8 +3,8 @@
     python data/refcoco.py --annotations refer/refcocog --split-by umd --images coco/train2014 \\
         --out data/refcocog --sample 3000 --seed 42
 
-The folder of annotations holds refs(unc).p, refs(umd).p or refs(google).p, and instances.json. Writes one parquet file a
-split, one row a sentence; a sample also lists the sentences that were drawn, in train.sample.json.
+The folder of annotations holds refs(unc).p, refs(umd).p or refs(google).p, and instances.json. Writes one parquet file
+a split, one row a sentence; a sample also lists the sentences that were drawn, in train.sample.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class PlainUnpickler(pickle.Unpickler):
     """Unpickles lists, dictionaries, text and numbers. Anything that would import or call something is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only plain lists, dictionaries, text and numbers are")
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}; only plain lists, dictionaries, text and numbers are"
+        )
 
 
 def read_refs(path: Path) -> Iterator[dict]:
@@ -57,14 +59,18 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for the parquet files, one a split")],
     split_by: Annotated[str, typer.Option(help="unc (RefCOCO, RefCOCO+), umd or google (RefCOCOg)")] = "unc",
     split: Annotated[list[str] | None, typer.Option(help="may be repeated; left out: every split")] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="draw so many of train's sentences; the paper: 3000")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="draw so many of train's sentences; the paper: 3000")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the sample")] = 42,
     exif: Annotated[Exif, typer.Option(help="which way up images with an EXIF orientation were annotated")] = Exif.auto,
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
     workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
 ) -> None:
     """Convert RefCOCO, RefCOCO+ or RefCOCOg."""
-    report_and_exit(lambda: _convert(annotations, images, out, split_by, split or [], sample, seed, exif, strict, workers))
+    report_and_exit(
+        lambda: _convert(annotations, images, out, split_by, split or [], sample, seed, exif, strict, workers)
+    )
 
 
 def _convert(
@@ -73,7 +79,9 @@ def _convert(
     refs = annotations / f"refs({split_by}).p"
     if not refs.is_file():
         there = ", ".join(sorted(path.name for path in annotations.glob("refs(*).p"))) or "none"
-        raise DataError(f"{refs}: no such file; references in this folder: {there}. Correct --annotations or --split-by")
+        raise DataError(
+            f"{refs}: no such file; references in this folder: {there}. Correct --annotations or --split-by"
+        )
     files = Files(annotations.resolve().name, refs, annotations / "instances.json", images)
     fill = refs_of(lambda: read_refs(refs), lambda ref: [ref["ann_id"]])
     return convert_splits(files, fill, out, split, *options)

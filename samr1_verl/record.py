@@ -120,7 +120,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 
 def concatenate(path: str | Path, files: Sequence[Path]) -> int:
-    """Copy the rows of several files, in order, into one and return their number. Atomic and streaming like the above."""
+    """Copy the rows of several files, in order, into one and return their number. Atomic and streaming as well."""
     count = 0
     with complete(Path(path)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for file in files:
@@ -142,7 +142,7 @@ def read_table(path: str | Path) -> pa.Table:
 
 
 def iter_rows(path: str | Path) -> Iterator[dict]:
-    """The rows of a file as plain values for `parse_record`, in memory a row group at a time. Raises like read_table."""
+    """The rows of a file as plain values for `parse_record`, a row group in memory at a time. Raises as read_table."""
     with _checked(Path(path)) as file, _readable(path):
         for batch in file.iter_batches(_ROW_GROUP, columns=SCHEMA.names):
             yield from batch.to_pylist()
