@@ -182,13 +182,13 @@ def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) 
     box = np.asarray(box_xyxy, dtype=np.float64)
     if box.shape != (4,) or not np.isfinite(box).all():
         raise Flaw("box", f"found {_short(box_xyxy)}, expected four numbers")
-    box = turn_box(box, picture.stored_wh, orientation)
-    width, height = picture.size_wh
-    slack = 1.0  # annotation tools round
     if box[2] <= box[0] or box[3] <= box[1]:
         raise Flaw(
             "box", f"{box.tolist()} has no area, expected x1 < x2 and y1 < y2. Is it x, y, w, h? Say --box-format"
         )
+    box = turn_box(box, picture.stored_wh, orientation)
+    width, height = picture.size_wh
+    slack = 1.0  # annotation tools round
     if box.min() < -slack or box[2] > width + slack or box[3] > height + slack:
         raise Flaw("box", f"{box.tolist()} leaves the image of {_by(picture.size_wh)} pixels. Wrong --box-format?")
     return np.clip(box, 0, [width, height, width, height]).tolist()

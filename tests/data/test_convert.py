@@ -36,7 +36,14 @@ class Numbers:
             file.write(f"{job}\n")
         if self.odd and job == self.bad:
             return [], [convert.Problem("numbers", f"number {job}", "value", "odd", 1)]
-        record = {"data_source": "n", "sentence": str(job), "image": "a.png", "sha256": "0" * 64, "height": 1, "width": 1}
+        record = {
+            "data_source": "n",
+            "sentence": str(job),
+            "image": "a.png",
+            "sha256": "0" * 64,
+            "height": 1,
+            "width": 1,
+        }
         return [Record.model_validate({**record, "masks": []})], []
 
     @property
