@@ -148,7 +148,7 @@ def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
 def _rle_mask(rle: dict, drawn_wh: tuple[int, int]) -> np.ndarray:
     width, height = drawn_wh
     counts, size = rle.get("counts"), rle.get("size")
-    if not isinstance(size, list | tuple) or [int(edge) for edge in size] != [height, width]:
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise Flaw("segmentation", f"the RLE's size is {size}, expected [{height}, {width}] (H, W of the image)")
     if isinstance(counts, str | bytes):
         try:

