@@ -14,10 +14,14 @@ from samr1_verl.frames import (
     boxes_from_policy,
     boxes_to_policy,
     open_image,
+    orientation_of,
     points_from_policy,
     points_to_policy,
     sha256_of,
+    turn_box,
+    turn_mask,
 )
+from samr1_verl.masks import box_of
 
 sizes = st.tuples(st.integers(1, 6000), st.integers(1, 4000))
 frames = st.sampled_from(["absolute", "thousand"])
@@ -51,12 +55,52 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert open_image(tmp_path / "a.jpg").size == (20, 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_was_drawn_on_the_stored_pixels_turns_with_the_image(tmp_path: Path, orientation: int) -> None:
+    stored = np.zeros((20, 40), dtype=np.uint8)
+    stored[3:9, 5:30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    shown = np.asarray(open_image(tmp_path / "a.png"))[..., 0] > 0
+    assert orientation_of(tmp_path / "a.png") == (orientation, (40, 20))
+    assert np.array_equal(turn_mask(stored > 0, orientation), shown)
+    assert turn_box(box_of(stored > 0), (40, 20), orientation).tolist() == box_of(shown)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
 def test_every_mode_opens_as_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
     Image.new("RGB", (8, 6), (200, 100, 50)).convert(mode).save(file)
     image = open_image(file)
     assert (image.mode, image.size) == ("RGB", (8, 6))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_are_brought_to_eight(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert np.array_equal(np.asarray(open_image(tmp_path / f"a.{suffix}"))[..., 1], (values >> 8)[::-1, ::-1])
+
+
+def test_cmyk_photographs_keep_their_colours(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), (200, 100, 50)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    assert np.abs(np.asarray(open_image(tmp_path / "a.jpg")).astype(int) - (200, 100, 50)).max() < 10
+
+
+def test_numbers_without_a_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match=r"a\.tiff: holds values from 0\.5 to 0\.5 \(mode F\), expected 8 or 16 bits"):
+        open_image(tmp_path / "a.tiff")
+
+
+def test_an_image_too_large_to_be_meant_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"a\.png: unreadable as an image .*decompression bomb"):
+        open_image(tmp_path / "a.png")
 
 
 def test_missing_and_unreadable_images_are_named(tmp_path: Path) -> None:

@@ -80,3 +80,9 @@ def test_inscribed_points_lie_on_the_mask(mask: np.ndarray, count: int) -> None:
     points = inscribed_points(mask, count)
     assert len(points) == count
     assert all(mask[int(y), int(x)] for x, y in points)
+
+
+@given(masks.filter(np.any), st.integers(0, 9), st.integers(0, 9))
+def test_inscribed_points_do_not_depend_on_what_lies_around_the_mask(mask: np.ndarray, left: int, top: int) -> None:
+    moved = np.pad(mask, ((top, 5), (left, 5)))
+    assert inscribed_points(moved) == [[x + left, y + top] for x, y in inscribed_points(mask)]

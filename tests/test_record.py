@@ -8,7 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from samr1_verl.record import SCHEMA, DataError, parse_record, read_table, record_at, resolve_image, write_records
+from samr1_verl.record import (
+    SCHEMA,
+    DataError,
+    concatenate,
+    count_rows,
+    iter_rows,
+    parse_record,
+    read_table,
+    record_at,
+    resolve_image,
+    write_records,
+)
 from tests.rows import make_record, write_rows
 
 
@@ -20,6 +31,15 @@ def test_rows_are_read_back_as_written(tmp_path: Path) -> None:
     assert write_records(tmp_path / "x" / "rows.parquet", records) == 2
     table = read_table(tmp_path / "x" / "rows.parquet")
     assert [record_at(table, i, "rows.parquet") for i in range(2)] == records
+
+
+def test_files_are_streamed_and_put_together(tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / f"{i}.parquet", *[make_record(tmp_path, sentence=f"{i}")] * 3) for i in range(2)]
+    write_records(tmp_path / "empty.parquet", [])
+    assert concatenate(tmp_path / "all.parquet", [files[0], tmp_path / "empty.parquet", files[1]]) == 6
+    assert count_rows(tmp_path / "all.parquet") == 6
+    assert [row["sentence"] for row in iter_rows(tmp_path / "all.parquet")] == ["0"] * 3 + ["1"] * 3
+    assert list(iter_rows(tmp_path / "all.parquet")) == read_table(tmp_path / "all.parquet").to_pylist()
 
 
 def test_ground_truth_is_what_rewards_read(tmp_path: Path) -> None:
@@ -75,8 +95,10 @@ def test_column_of_another_type_is_named(tmp_path: Path) -> None:
 def test_another_schema_version_says_what_to_do(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.parquet")
     pq.write_table(pq.read_table(file).replace_schema_metadata({"samr1_schema_version": "99"}), file)
-    with pytest.raises(DataError, match=r"schema version 99.*reads 1.*Prepare the data again"):
-        read_table(file)
+    pq.write_table(pq.read_table(file).rename_columns({"image": "picture"}), tmp_path / "renamed.parquet")
+    for other in (file, tmp_path / "renamed.parquet"):
+        with pytest.raises(DataError, match=r"schema version 99.*reads 1.*Prepare the data again"):
+            read_table(other)
 
 
 def test_file_without_rows_is_refused(tmp_path: Path) -> None:
