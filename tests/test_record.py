@@ -95,7 +95,9 @@ def test_column_of_another_type_is_named(tmp_path: Path) -> None:
 def test_another_schema_version_says_what_to_do(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.parquet")
     pq.write_table(pq.read_table(file).replace_schema_metadata({"samr1_schema_version": "99"}), file)
-    pq.write_table(pq.read_table(file).rename_columns({"image": "picture"}), tmp_path / "renamed.parquet")
+    table = pq.read_table(file)
+    renamed = table.rename_columns({"image": "picture"}).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(renamed, tmp_path / "renamed.parquet")
     for other in (file, tmp_path / "renamed.parquet"):
         with pytest.raises(DataError, match=r"schema version 99.*reads 1.*Prepare the data again"):
             read_table(other)
