@@ -77,7 +77,8 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies images that need no turn
+            return _eight_bits(image, path).convert("RGB")
     except ImageError:
         raise
     except FileNotFoundError as error:
