@@ -205,7 +205,8 @@ def main(
         loaded = load(work / f"refcoco_{sizes[-1]}" / "train.parquet")
     print(
         f"loading {loaded['rows']:,} rows: {loaded['seconds']:.1f} s, {loaded['added_mb']:.0f} MB resident, "
-        f"{loaded['images_opened']} images opened; an item: {loaded['item_bytes']:.0f} bytes, {loaded['item_ms']:.2f} ms"
+        f"{loaded['images_opened']} images opened; an item takes {loaded['item_bytes']:.0f} bytes and "
+        f"{loaded['item_ms']:.2f} ms"
     )
     summary: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "load": loaded}
     for kind, found in costs.items():
