@@ -263,7 +263,8 @@ def report_and_exit(run: Callable[[], Sequence[Outcome]]) -> None:
     for outcome in outcomes:
         typer.echo(f"{outcome.path}: {outcome.rows} rows")
         if outcome.problems:
-            typer.echo(f"  {outcome.problems} problems, {outcome.left_out} rows left out; all in {outcome.report}")
+            counts = f"problems: {outcome.problems}, rows left out: {outcome.left_out}"
+            typer.echo(f"  {counts}; all in {outcome.report}, the first:")
             with open(outcome.report, encoding="utf-8") as file:
                 for _, line in zip(range(SHOWN), file, strict=False):
                     typer.echo(f"  {Problem(**json.loads(line))}")

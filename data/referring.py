@@ -117,8 +117,10 @@ def convert_splits(
 def _known_splits(database: sqlite3.Connection, files: Files, wanted: Sequence[str]) -> list[str]:
     found = [split for (split,) in database.execute("SELECT DISTINCT split FROM sentences ORDER BY split")]
     unknown = sorted(set(wanted) - set(found))
-    if unknown or not found:
-        raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(found) or 'no references'}")
+    if not found:
+        raise DataError(f"{files.refs}: holds no references. Download it again from the data set's authors")
+    if unknown:
+        raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(found)}. Correct --split")
     return list(dict.fromkeys(wanted)) or found
 
 

@@ -14,11 +14,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="SAM-R1 for v
 app.add_typer(data_app, name="data")
 
 
-@app.callback()
-def _root() -> None:
-    """A callback keeps `doctor` a subcommand while it is the only one."""
-
-
 @app.command()
 def doctor(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as on verl's command line")] = None,

@@ -96,8 +96,8 @@ def check_files(
         for other, rows in shared.items():
             yield Problem(
                 "leak",
-                f"{path}: {len(rows)} images are also in {other}, the first is that of row {rows[0]}. Remove their "
-                "rows from one of the files",
+                f"{path}: shares images with {other}: {len(rows)}, the first that of row {rows[0]}. Remove their rows "
+                "from one of the files",
             )
         summary.images = len(images)
         yield summary

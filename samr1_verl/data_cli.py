@@ -29,8 +29,8 @@ def check(
             task = progress.add_task("rows", total=sum(count_rows(path) for path in files))
             for found in check_files(files, workers or None, lambda rows: progress.advance(task, rows)):
                 if isinstance(found, Summary):
-                    repeats = f", {found.repeats} repeat another row under other ids" if found.repeats else ""
-                    typer.echo(f"{found.path}: {found.rows:,} rows, {found.images:,} images{repeats}")
+                    repeats = f", repeats under other ids: {found.repeats:,}" if found.repeats else ""
+                    typer.echo(f"{found.path}: rows: {found.rows:,}, images: {found.images:,}{repeats}")
                 else:
                     problems.append(found)
     except DataError as error:
@@ -38,7 +38,7 @@ def check(
         raise typer.Exit(1) from error
     for line in first_of_each_kind(problems, limit):
         typer.echo(f"  {line}")
-    typer.echo(f"{len(problems):,} problems" if problems else "no problems")
+    typer.echo(f"problems: {len(problems):,}")
     raise typer.Exit(1 if problems else 0)
 
 

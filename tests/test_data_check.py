@@ -33,7 +33,7 @@ def two_images(folder: Path) -> list[Record]:
 def test_true_rows_pass(tmp_path: Path, workers: int) -> None:
     records = [*two_images(tmp_path), make_record(tmp_path, masks=[], boxes=[], sentence="a ghost")]
     output = check(write_rows(tmp_path / "rows.parquet", *records), status=0, workers=workers)
-    assert "3 rows, 2 images" in output and "no problems" in output
+    assert "rows: 3, images: 2" in output and "problems: 0" in output
 
 
 EMPTY = encode_rle(np.zeros((48, 64), bool))
@@ -58,7 +58,7 @@ def test_each_untruth_is_named(tmp_path: Path, name: str) -> None:
     file = write_rows(tmp_path / "rows.parquet", *rows)
     output = check(file, status=1)
     assert message.format(folder=tmp_path) in output
-    assert "1 problems" in output
+    assert "problems: 1" in output
 
 
 def test_an_image_changed_later_is_found(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_duplicates_are_problems_and_repeats_are_counted(tmp_path: Path) -> None
     row, other = two_images(tmp_path)
     file = write_rows(tmp_path / "rows.parquet", row, other, row, make_record(tmp_path, source={"sent_id": "2"}))
     output = check(file, status=1)
-    assert "row 2 is row 0 again" in output and "1 problems" in output
-    assert "1 repeat another row under other ids" in output
+    assert "row 2 is row 0 again" in output and "problems: 1" in output
+    assert "repeats under other ids: 1" in output
 
 
 def test_images_in_two_files_are_leaks(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_images_in_two_files_are_leaks(tmp_path: Path) -> None:
     leaked = make_record(tmp_path, "b.png", (80, 60)).model_copy(update={"image": str(copy), "sha256": sha256_of(copy)})
     test = write_rows(tmp_path / "test.parquet", make_record(tmp_path, "c.png", (50, 40)), leaked)
     output = check(train, test, status=1)
-    assert f"{test}: 1 images are also in {train}, the first is that of row 1" in output and "1 problems" in output
+    assert f"{test}: shares images with {train}: 1, the first that of row 1" in output and "problems: 1" in output
 
 
 def test_many_problems_are_summed_up(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, capsys) -> No
         (python2_pickle(REFERENCES)[:-40], "refused"),
         (b"", "refused"),
         (python2_pickle({"a": 1}), "holds a dict, expected a list of references"),
-        (python2_pickle([]), "no split"),
+        (python2_pickle([]), "holds no references"),
     ],
 )
 def test_a_broken_pickle_is_named(tmp_path: Path, capsys, content: bytes, message: str) -> None:
@@ -193,7 +193,7 @@ def test_bad_input_is_named_and_good_rows_are_written(tmp_path: Path, capsys, na
     assert problem["file"].endswith(file) and record in problem["record"] and problem["field"] == field
     assert problem["rows"] == left_out
     assert len(rows_of(tmp_path / "out" / "train.parquet")) == 1
-    assert f"1 problems, {left_out} rows left out" in capsys.readouterr().out
+    assert f"problems: 1, rows left out: {left_out}; all in" in capsys.readouterr().out
     assert run(tmp_path, references, content, split=["train"], strict=True, out=tmp_path / "strict") == 1
     assert "--strict: nothing was written" in capsys.readouterr().err
     assert not list((tmp_path / "strict").glob("*.parquet"))
