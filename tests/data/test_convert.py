@@ -162,7 +162,7 @@ if __name__ == "__main__":
     folder = Path({folder!r})
     def run():
         with convert.Workspace(folder / ".work", {{}}) as work:
-            return [convert.convert(work, folder / "out.parquet", range(100), 100, Slow(folder / "calls"), False, 2)]
+            return [convert.convert(work, folder / "out.parquet", range(600), 600, Slow(folder / "calls"), False, 2)]
     typer.run(lambda: convert.report_and_exit(run))
 """
 
@@ -180,9 +180,9 @@ def test_a_killed_run_resumes_and_its_file_is_the_same(tmp_path: Path, end: sign
     assert first.returncode == (convert.INTERRUPTED if end == signal.SIGINT else -end)
     assert end != signal.SIGINT or ("goes on where this one stopped" in errors and "Traceback" not in errors)
     before = (tmp_path / "calls").read_text().splitlines()
-    assert not (tmp_path / "out.parquet").exists() and len(before) < 100
+    assert not (tmp_path / "out.parquet").exists() and len(before) < 600
     again = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert "going on with an interrupted run" in again.stderr
-    assert [int(row["sentence"]) for row in read_table(tmp_path / "out.parquet").to_pylist()] == list(range(100))
+    assert [int(row["sentence"]) for row in read_table(tmp_path / "out.parquet").to_pylist()] == list(range(600))
     after = (tmp_path / "calls").read_text().splitlines()[len(before) :]
     assert not set(range(12)) & {int(line) for line in after}, "the parts that were there are not made again"
