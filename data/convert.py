@@ -215,8 +215,8 @@ def _write_lines(path: Path, problems: Sequence[Problem]) -> None:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} images/s")
+        # rich's own speed is that of the last moments, and results come in bursts
+        return Text(f"{task.completed / task.elapsed:,.1f} images/s" if task.elapsed else "")
 
 
 @contextmanager
