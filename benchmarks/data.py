@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -210,18 +211,19 @@ def main(
     )
     summary: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "load": loaded}
     for kind, found in costs.items():
-        first, last = found[0], found[-1]
-        growth = last.rows / first.rows
-        ratios = {
-            "rows": growth,
-            "seconds": last.seconds / first.seconds,
-            "cpu_seconds": last.cpu_seconds / first.cpu_seconds,
-            "peak_mb": last.peak_mb / first.peak_mb,
+        further = [
+            1e3 * (later.cpu_seconds - earlier.cpu_seconds) / (later.rows - earlier.rows)
+            for earlier, later in pairwise(found)
+        ]
+        memory = found[-1].peak_mb / found[0].peak_mb
+        summary[kind] = {
+            "runs": [asdict(cost) for cost in found],
+            "cpu_ms_per_further_row": further,
+            "peak_ratio": memory,
         }
-        summary[kind] = {"runs": [asdict(cost) for cost in found], "ratios": ratios}
         print(
-            f"{kind}: {growth:.0f} times the rows take {ratios['seconds']:.1f} times the time, "
-            f"{ratios['cpu_seconds']:.1f} times the processor time and {ratios['peak_mb']:.2f} times the memory"
+            f"{kind}: a further row takes {', then '.join(f'{one:.2f}' for one in further)} ms of processor time; "
+            f"{found[-1].rows / found[0].rows:.0f} times the rows take {memory:.2f} times the memory"
         )
     summary["speedup"] = alone.seconds / together.seconds
     print(f"all cores against one, {half:,} rows: {summary['speedup']:.2f} times as fast")
