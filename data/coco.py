@@ -73,18 +73,17 @@ class CocoConvert:
             picture = open_picture(find_image(self.images, name))
             orientation = picture.turn((width, height), self.exif)
         except Flaw as flaw:
-            rows = sum(len(self._sentences(one)) for one in job.annotations) if self.column else (
-                len({one[1] for one in job.annotations})
-            )  # fmt: skip
+            by_column = sum(len(self._sentences(one)) for one in job.annotations)
+            rows = by_column if self.column else len({one[1] for one in job.annotations})
             return [], [Problem(str(self.file), f"image {image_id}", flaw.field, str(flaw), rows)]
-        self_made = _Image(self, picture, (width, height), orientation, image_id, json.loads(extra))
+        image = _Image(self, picture, (width, height), orientation, image_id, json.loads(extra))
         if self.column:
             for annotation in job.annotations:
-                self_made.by_column(annotation, self._sentences(annotation))
+                image.by_column(annotation, self._sentences(annotation))
         else:
             for _, group in groupby(job.annotations, key=lambda one: one[1]):
-                self_made.by_category(list(group))
-        return self_made.records, self_made.problems
+                image.by_category(list(group))
+        return image.records, image.problems
 
     def _sentences(self, annotation: tuple) -> list[Any]:
         found = json.loads(annotation[5]).get(self.column)

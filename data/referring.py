@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from annotations import Exif, Flaw, Truth, make_record, open_picture, segmentation_mask, truth_of
+from annotations import Exif, Flaw, Picture, Truth, make_record, open_picture, segmentation_mask, truth_of
 from convert import Convert, Outcome, Problem, Workspace, convert, stamp
 from instances import Fill, find_image, instances_of, open_index
 
@@ -189,27 +189,17 @@ class ReferringConvert:
         if job.image is None:
             return [], problems
         image_id, name, width, height = job.image
-        records: list[Record] = []
-        sentences = sum(len(texts) for _, texts in job.refs.values())
         try:
             if name is None:
                 raise Flaw("image_id", f"no image has the id {image_id}. Is the instances file of the same data set?")
             picture = open_picture(find_image(self.files.images, name))
             orientation = picture.turn((width, height), self.exif)
         except Flaw as flaw:
+            sentences = sum(len(texts) for _, texts in job.refs.values())
             problems.append(Problem(str(self.files.instances), f"image {image_id}", flaw.field, str(flaw), sentences))
             return [], problems
-        truths: dict[Any, Truth | Flaw] = {}
-        for one, (of_image, _, segmentation) in job.annotations.items():
-            try:
-                if of_image != image_id:
-                    raise Flaw("image_id", f"the annotation is of image {of_image}, its reference of image {image_id}")
-                shape = segmentation_mask(json.loads(segmentation), (width, height))
-                truths[one] = truth_of(shape.mask, orientation)
-                where = (str(self.files.instances), f"annotation {one}", "segmentation")
-                problems += [Problem(*where, note, 0) for note in shape.notes]
-            except Flaw as flaw:
-                truths[one] = flaw
+        truths = self._truths(job, orientation, problems)
+        records: list[Record] = []
         for ref_id, (ids, texts) in job.refs.items():
             bad = next((one for one in ids if not isinstance(truths.get(one), Truth)), None)
             if bad is not None:
@@ -219,19 +209,47 @@ class ReferringConvert:
                 continue
             for sent_id, text in texts:
                 try:
-                    records.append(
-                        make_record(
-                            data_source=self.files.name,
-                            sentence=json.loads(text),
-                            picture=picture,
-                            folder=self.folder,
-                            truths=[truths[one] for one in ids],
-                            category=", ".join(dict.fromkeys(job.annotations[one][1] or "" for one in ids)),
-                            source={"split": self.split, "image_id": image_id, "ref_id": ref_id, "sent_id": sent_id,
-                                    "ann_id": ",".join(str(one) for one in ids)},
-                        )
-                    )  # fmt: skip
+                    records.append(self._record(job, picture, truths, ref_id, sent_id, json.loads(text)))
                 except Flaw as flaw:
                     where = f"sent_id {sent_id} of ref_id {ref_id}"
                     problems.append(Problem(str(self.files.refs), where, flaw.field, str(flaw), 1))
         return records, problems
+
+    def _truths(self, job: ReferringJob, orientation: int, problems: list[Problem]) -> dict[Any, Truth | Flaw]:
+        """The object of each annotation, or why it is none; adds what was left out of an object to `problems`."""
+        assert job.image is not None
+        image_id, _, width, height = job.image
+        truths: dict[Any, Truth | Flaw] = {}
+        for one, (of_image, _, segmentation) in job.annotations.items():
+            try:
+                if of_image != image_id:
+                    raise Flaw("image_id", f"the annotation is of image {of_image}, its reference of image {image_id}")
+                shape = segmentation_mask(json.loads(segmentation), (width, height))
+                truths[one] = truth_of(shape.mask, orientation)
+            except Flaw as flaw:
+                truths[one] = flaw
+                continue
+            where = (str(self.files.instances), f"annotation {one}", "segmentation")
+            problems += [Problem(*where, note, 0) for note in shape.notes]
+        return truths
+
+    def _record(
+        self, job: ReferringJob, picture: Picture, truths: dict[Any, Any], ref_id: Any, sent_id: Any, sentence: Any
+    ) -> Record:
+        assert job.image is not None
+        ids = job.refs[ref_id][0]
+        return make_record(
+            data_source=self.files.name,
+            sentence=sentence,
+            picture=picture,
+            folder=self.folder,
+            truths=[truths[one] for one in ids],
+            category=", ".join(dict.fromkeys(job.annotations[one][1] or "" for one in ids)),
+            source={
+                "split": self.split,
+                "image_id": job.image[0],
+                "ref_id": ref_id,
+                "sent_id": sent_id,
+                "ann_id": ",".join(str(one) for one in ids),
+            },
+        )
