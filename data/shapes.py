@@ -205,7 +205,7 @@ def records(folder: Path, split: str, count: int, sentences: int, seed: int) -> 
         name = f"images/{split}_{index:05d}.png"
         (folder / name).write_bytes(buffer.getvalue())
         digest = sha256(buffer.getvalue()).hexdigest()
-        for _ in range(sentences):
+        for number in range(sentences):
             sentence, target = ask(one, rng)
             mask = one.masks[target]
             yield Record(
@@ -219,7 +219,7 @@ def records(folder: Path, split: str, count: int, sentences: int, seed: int) -> 
                 boxes=[box_of(mask)],
                 points=[inscribed_points(mask)],
                 category=one.shapes[target].kind,
-                source={"split": split, "scene": str(index), "seed": str(seed)},
+                source={"split": split, "scene": str(index), "sentence": str(number), "seed": str(seed)},
             )
 
 
