@@ -19,26 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from samr1_verl.answers import Answer, Reason, Unusable, has_think_format, parse_answer, within
+from reward_fns.rollout import Rollout, check_keywords, image_of, prompts_of, read_rollout, true_union
+from reward_fns.terms import think, usable, weigh, weights_of, with_asked_masks
+from samr1_verl.answers import Unusable
 from samr1_verl.config import ConfigError
-from samr1_verl.frames import boxes_from_policy, boxes_to_policy, points_from_policy
-from samr1_verl.ground_truth import GroundTruth, RowError, View, read_row
+from samr1_verl.ground_truth import RowError
 from samr1_verl.masks import MaskError
-from samr1_verl.segmenters.base import Prompt
 from samr1_verl.service.client import get_client
+
+WEIGHTS = {
+    "seg": 1.0,  # R_seg; the paper sums the three
+    "think": 1.0,  # R_think where the format holds, else 0; the value is unpublished
+    "format": 1.0,  # R_format where box and points are valid, else 0; the value is unpublished
+}
+FORMAT_TERMS = ("think", "format")  # what an answer can earn without a correct object
 
 
 @dataclass(frozen=True)
 class Constants:
-    """The reward's constants. The paper gives the terms and the tiers, no weights."""
+    """The reward's constants."""
 
     tiers: tuple[tuple[float, float], ...] = ((0.8, 4.0), (0.7, 3.0), (0.5, 2.0))  # IoU strictly above -> R_seg; else 0
-    think: float = 1.0  # R_think where the format holds, else 0; the value is unpublished
-    format: float = 1.0  # R_format where box and points are valid, else 0; the value is unpublished
     max_points: int = 16  # of one object; unpublished
-    max_objects: int = (
-        16  # of one answer; unpublished: the paper's answers have one. Bounds the decodes an answer costs
-    )
+    max_objects: int = 16  # of one answer; unpublished: the paper's have one. Bounds the decodes an answer costs
 
     def seg(self, iou: float) -> float:
         """R_seg of a mask IoU in [0, 1]."""
@@ -88,6 +91,7 @@ async def compute_score(
     service: Mapping[str, Any],
     thresholds: Mapping[float, float] | None = None,
     max_points: int | None = None,
+    terms: Mapping[str, float] | None = None,
     **verls_own: Any,
 ) -> dict[str, float]:
     """Score one response.
@@ -101,12 +105,13 @@ async def compute_score(
         service: the recipe's `samr1.service`.
         thresholds: the recipe's `samr1.reward.thresholds`; None: the paper's.
         max_points: the recipe's `samr1.reward.max_points`; None: `Constants.max_points`.
+        terms: further terms of reward_fns/terms.py by name and weight, or other weights for the reward's own.
         verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
 
     Returns:
-        Always the same keys, all floats: `score` = `seg` + `think` + `format`; `acc`, the mask IoU, 0 where there is no
-        mask; `intersection` and `union` in pixels; `answer/<reason>`, 1 for the reason why the answer cannot be used,
-        else 0. An unusable answer is an empty mask.
+        Always the same keys, all floats: `score`, the weighted sum of `seg`, `think`, `format` and further terms; each
+        of them before its weight; `acc`, the mask IoU, 0 where there is no mask; `intersection` and `union` in pixels;
+        `answer/<reason>`, 1 for the reason why the answer cannot be used, else 0. An unusable answer is an empty mask.
 
     Raises:
         ConfigError: a keyword argument is wrong, or the segmenter cannot be loaded.
@@ -114,61 +119,29 @@ async def compute_score(
         ImageError: the image is missing, unreadable, or not the file the row was made from.
         SegmenterError: the segmenter failed. It is never a score.
     """
-    if unknown := sorted(set(verls_own) - {"reward_router_address", "reward_model_tokenizer"}):
-        raise ConfigError(
-            f"reward_kwargs.{unknown[0]}: no such key, expected segmenter, service, thresholds, max_points"
-        )
+    check_keywords(verls_own, "segmenter", "service", "thresholds", "max_points", "terms")
     constants = constants_from({"thresholds": thresholds, "max_points": max_points})
-    truth, view, row = read_row(data_source, ground_truth, extra_info)
-    if view.image is None or view.sha256 is None:
-        raise RowError(f"{row}: extra_info.image and extra_info.sha256 must be there: this reward compares masks")
-
-    answer = read_answer(solution_str, truth, view, constants)
-    try:
-        if isinstance(answer, Unusable):
-            intersection, union = 0, _true_pixels(truth)
-        else:
-            prompts = prompts_of(answer, truth, view)
-            found = await get_client(segmenter, service).overlap(view.image, view.sha256, prompts, truth)
-            intersection, union = found.intersection, found.union
-    except MaskError as error:
-        raise RowError(f"{row}: {error}") from error
-
+    weights = weights_of(terms, WEIGHTS)
+    rollout = read_rollout(
+        data_source, solution_str, ground_truth, extra_info, constants.max_points, constants.max_objects
+    )
+    intersection, union = await _overlap(rollout, segmenter, service)
     iou = intersection / union if union else 0.0
-    terms = {
-        "seg": constants.seg(iou),
-        "think": constants.think * has_think_format(solution_str),
-        "format": constants.format * isinstance(answer, Answer),
-    }
-    reasons = {f"answer/{one.value}": float(isinstance(answer, Unusable) and answer.reason is one) for one in Reason}
+    components = {"seg": constants.seg(iou), "think": think(rollout), "format": usable(rollout)}
+    rollout = await with_asked_masks(rollout, weights, WEIGHTS, segmenter, service)
     pixels = {"intersection": float(intersection), "union": float(union)}
-    return {"score": math.fsum(terms.values()), "acc": iou, **terms, **pixels, **reasons}
+    return {"acc": iou, **weigh(rollout, components, weights), **pixels}
 
 
-def read_answer(text: str, truth: GroundTruth, view: View, constants: Constants) -> Answer | Unusable:
-    """The answer in the policy frame, its boxes clipped to the image."""
-    answer = parse_answer(text, max_points=constants.max_points, max_objects=constants.max_objects)
-    if isinstance(answer, Unusable):
-        return answer
-    height, width = truth.size
-    extent = boxes_to_policy(np.array([0, 0, width, height]), (width, height), view.policy_size, view.frame)
-    return within(answer, (float(extent[2]), float(extent[3])))
-
-
-def prompts_of(answer: Answer, truth: GroundTruth, view: View) -> list[Prompt]:
-    """The answer's objects as prompts in the original frame, equal ones once."""
-    geometry = ((truth.size[1], truth.size[0]), view.policy_size, view.frame)
-    return [
-        Prompt(
-            None if target.box is None else tuple(boxes_from_policy(np.array(target.box), *geometry).tolist()),
-            tuple(map(tuple, points_from_policy(np.array(target.points).reshape(-1, 2), *geometry).tolist())),
-            target.labels,
-        )
-        for target in dict.fromkeys(answer.targets)
-    ]
-
-
-def _true_pixels(truth: GroundTruth) -> int:
-    """Pixels of the union of the true masks, ignored ones left out. Raises MaskError."""
-    union, ignore = truth.union_and_ignore()
-    return int(np.count_nonzero(union if ignore is None else union & ~ignore))
+async def _overlap(rollout: Rollout, segmenter: Any, service: Any) -> tuple[int, int]:
+    """Pixels in the intersection and in the union of the predicted and the true mask."""
+    image, sha256 = image_of(rollout)
+    if isinstance(rollout.answer, Unusable):
+        true, ignore = true_union(rollout)
+        return 0, int(np.count_nonzero(true if ignore is None else true & ~ignore))
+    prompts = prompts_of(rollout.answer, rollout.truth, rollout.view)
+    try:
+        found = await get_client(segmenter, service).overlap(image, sha256, prompts, rollout.truth)
+    except MaskError as error:
+        raise RowError(f"{rollout.row}: {error}") from error
+    return found.intersection, found.union

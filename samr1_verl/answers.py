@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple, NoReturn
@@ -40,7 +41,8 @@ class Reason(str, Enum):
     NO_ANSWER = "no_answer"  # no <answer>…</answer>
     MANY_ANSWERS = "many_answers"  # several, or nested ones
     NOT_JSON = "not_json"  # what stands inside is no JSON
-    NO_OBJECT = "no_object"  # JSON, but neither an object nor a non-empty list of objects
+    NO_TARGET = "no_target"  # an empty list: the answer says that the image shows nothing of the kind
+    NO_OBJECT = "no_object"  # JSON, but neither an object nor a list of objects
     MANY_OBJECTS = "many_objects"
     MISSING_BOX = "missing_box"
     BAD_BOX = "bad_box"  # not four finite numbers
@@ -92,10 +94,16 @@ def has_think_format(text: str) -> bool:
     Seg-Zero's rule, to which SAM-R1's and VisionReasoner's reasoning format refer: the same as a full match of
     `<think>.*?</think>\\s*<answer>.*?</answer>` where the dot matches new lines, but in linear time.
     """
+    return thinking(text) is not None
+
+
+def thinking(text: str) -> str | None:
+    """What stands between `<think>` and the first `</think>` that an `<answer>` follows; None without the format."""
     start, end = "<think>", "</answer>"
     if not (text.startswith(start) and text.endswith(end)):
-        return False
-    return _THINK_TO_ANSWER.search(text, len(start), len(text) - len(end)) is not None
+        return None
+    found = _THINK_TO_ANSWER.search(text, len(start), len(text) - len(end))
+    return None if found is None else text[len(start) : found.start()]
 
 
 def parse_answer(
@@ -117,7 +125,9 @@ def parse_answer(
     try:
         value = _load_lenient(_answer_text_lenient(text)) if lenient else _load_strict(_answer_text(text))
         objects = value if isinstance(value, list) else [value]
-        if not objects or not all(isinstance(one, dict) for one in objects):
+        if not objects:
+            raise _Refusal(Reason.NO_TARGET, "an empty list")
+        if not all(isinstance(one, dict) for one in objects):
             raise _Refusal(Reason.NO_OBJECT, f"expected an object or a list of objects, found {_short(value)}")
         if len(objects) > max_objects:
             raise _Refusal(Reason.MANY_OBJECTS, f"{len(objects)} objects, at most {max_objects} count")
@@ -284,5 +294,5 @@ def _number(value: Any, lenient: bool) -> float | None:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)  # bounded, however large or deep the value is
     return text if len(text) <= 120 else f"{text[:117]}…"

@@ -17,7 +17,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from reward_fns.samr1 import constants_from, prompts_of, read_answer
+from reward_fns.rollout import prompts_of, read_answer
+from reward_fns.samr1 import constants_from
 from samr1_verl.answers import Unusable
 from samr1_verl.dataset import SegmentationDataset, load_policy_image
 from samr1_verl.ground_truth import read_row
@@ -120,7 +121,7 @@ async def predicted_mask(item: dict[str, Any], response: str, reward_kwargs: dic
     """The mask (HxW bool, original frame) that a response asks for; empty where its answer is unusable."""
     truth, view, _ = read_row(item["data_source"], item["reward_model"]["ground_truth"], item["extra_info"])
     constants = constants_from({key: reward_kwargs.get(key) for key in ("thresholds", "max_points")})
-    answer = read_answer(response, truth, view, constants)
+    answer = read_answer(response, truth, view, constants.max_points, constants.max_objects)
     if isinstance(answer, Unusable):
         return np.zeros(truth.size, dtype=bool)
     client = get_client(reward_kwargs["segmenter"], reward_kwargs["service"])

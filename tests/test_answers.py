@@ -53,9 +53,10 @@ def test_every_dialect_gives_the_same_typed_answer(json_text, expected, lenient)
 # The corpus of degenerate answers: text inside <answer>, and why it cannot be used.
 DEGENERATE = {
     "empty": ("", "not_json"),
-    "empty list": ("[]", "no_object"),
+    "empty list": ("[]", "no_target"),
     "empty object": ("{}", "missing_box"),
     "bare number": ("7", "no_object"),
+    "null": ("null", "no_object"),
     "list of numbers": ("[10, 20, 30, 40]", "no_object"),
     "prose": ("the red circle", "not_json"),
     "code fence": (f"```json\n{SEG_ZERO}\n```", "not_json"),

@@ -1,0 +1,232 @@
+"""Small terms that any reward of this folder takes by name and weight: `reward_kwargs.terms: {s_measure: 0.3}`.
+
+A term is a pure function of one response and its row, in [0, 1]. Its weight multiplies it in the score; with weight 0
+it is a metric. Terms that compare masks are 0 where the answer is unusable or meets no pixel of the target, so that no
+answer earns them without a correct object; the others judge what a response says, right or wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from reward_fns.rollout import Rollout, with_masks
+from samr1_verl.answers import Answer, Reason, Unusable, has_think_format, thinking
+from samr1_verl.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the terms are made of, with its sources."""
+
+    points: int = 2  # SocioReasoner: the number of points that scores 1
+    points_width: float = 2.0  # SocioReasoner: standard deviation of the bell around it
+    words: int = 96  # unpublished in words: PixelThink's budget for easy samples counts tokens, which no reward sees
+    words_slope: float = 1 / 500  # unpublished: lost for each word beyond
+    repeats: int = 2  # VisionReasoner: as many sentences seen before score 0
+    structure_objects: float = 0.5  # S-measure, Fan et al. 2017, equation 3: alpha, the object-aware part's share
+    boundary: float = 0.02  # boundary IoU, Cheng et al. 2021, section 4: width of the boundary / image diagonal
+
+
+CONSTANTS = Constants()
+
+
+def think(rollout: Rollout) -> float:
+    """1 where the whole response is `<think>…</think><answer>…</answer>` (Seg-Zero, SAM-R1, VisionReasoner)."""
+    return float(has_think_format(rollout.text))
+
+
+def usable(rollout: Rollout) -> float:
+    """1 where the answer's box and points are valid and meet the image (SAM-R1's format)."""
+    return float(isinstance(rollout.answer, Answer))
+
+
+def point_count(rollout: Rollout) -> float:
+    """exp(-(n-2)²/(2·2²)) of the number n of points, mean over objects; 0 for an unusable answer (SocioReasoner)."""
+    if isinstance(rollout.answer, Unusable):
+        return 0.0
+    off = np.array([len(target.points) - CONSTANTS.points for target in rollout.answer.targets])
+    return float(np.exp(-(off**2) / (2 * CONSTANTS.points_width**2)).mean())
+
+
+def length(rollout: Rollout) -> float:
+    """1 up to a budget of words of reasoning, falling linearly to 0 beyond (after PixelThink and DR²Seg).
+
+    0 where the reasoning format does not hold: to say nothing is no short reasoning.
+    """
+    reasoning = thinking(rollout.text)
+    if reasoning is None:
+        return 0.0
+    beyond = len(reasoning.split()) - CONSTANTS.words
+    return min(1.0, max(0.0, 1.0 - CONSTANTS.words_slope * beyond))
+
+
+def non_repetition(rollout: Rollout) -> float:
+    """0 as soon as two sentences of the response were seen before, else 1 (VisionReasoner).
+
+    Sentences are what stands between full stops, trimmed, empty ones dropped.
+    """
+    sentences = [one.strip() for one in rollout.text.split(".")]
+    sentences = [one for one in sentences if one]
+    return float(len(sentences) - len(set(sentences)) < CONSTANTS.repeats)
+
+
+def no_target(rollout: Rollout) -> float:
+    """1 where the row means nothing in its image and the answer is the empty list that says so (Think2Seg-RS)."""
+    nothing = not rollout.truth.masks and not rollout.truth.boxes
+    return float(nothing and isinstance(rollout.answer, Unusable) and rollout.answer.reason is Reason.NO_TARGET)
+
+
+def mask_iou(rollout: Rollout) -> float:
+    """IoU of predicted and true mask (Think2Seg-RS, SocioReasoner); 0 where both are empty."""
+    predicted, target = _masks(rollout)
+    return _iou(predicted, target)
+
+
+def s_measure(rollout: Rollout) -> float:
+    """Structure measure of the predicted mask (Fan et al. 2017, equations 2 to 7; Seg-R1 takes 0.3 of it)."""
+    predicted, target = _masks(rollout)
+    if not (predicted & target).any():
+        return 0.0
+    if target.all():
+        return float(predicted.mean())
+    share = CONSTANTS.structure_objects
+    return max(0.0, share * _object_similarity(predicted, target) + (1 - share) * _region_similarity(predicted, target))
+
+
+def boundary_iou(rollout: Rollout) -> float:
+    """IoU of the masks' pixels within 2 % of the image diagonal of their contours (Cheng et al. 2021, equation 2)."""
+    predicted, target = _masks(rollout)
+    width = max(1, round(CONSTANTS.boundary * math.hypot(*target.shape)))
+    return _iou(_boundary(predicted, width), _boundary(target, width))
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term's function, and whether it compares masks."""
+
+    function: Callable[[Rollout], float]
+    compares_masks: bool = False
+
+
+TERMS: dict[str, Term] = {
+    "think": Term(think),
+    "format": Term(usable),
+    "point_count": Term(point_count),
+    "length": Term(length),
+    "non_repetition": Term(non_repetition),
+    "no_target": Term(no_target),
+    "mask_iou": Term(mask_iou, compares_masks=True),
+    "s_measure": Term(s_measure, compares_masks=True),
+    "boundary_iou": Term(boundary_iou, compares_masks=True),
+}
+
+
+def weights_of(terms: Mapping[str, float] | None, own: Mapping[str, float]) -> dict[str, float]:
+    """A reward's `own` weights with `reward_kwargs.terms` laid over them.
+
+    Raises:
+        ConfigError: a name is neither one of the reward's own components nor a term, or a weight is no finite number.
+    """
+    weights = dict(own)
+    for name, weight in (terms or {}).items():
+        if name not in own and name not in TERMS:
+            known = ", ".join(dict.fromkeys([*own, *TERMS]))
+            raise ConfigError(f"reward_kwargs.terms.{name}: no such term, expected one of {known}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(
+                f"reward_kwargs.terms.{name} is {weight!r}, expected a finite number; 0 makes it a metric"
+            )
+        weights[name] = float(weight)
+    return weights
+
+
+async def with_asked_masks(
+    rollout: Rollout, weights: Mapping[str, float], own: Mapping[str, float], segmenter: Any, service: Any
+) -> Rollout:
+    """The rollout, with masks where a term that is not among the reward's own components compares them.
+
+    Raises:
+        ConfigError: there is such a term and no segmenter or service.
+        RowError, ImageError, SegmenterError: as `rollout.with_masks`.
+    """
+    for name in weights:
+        if name not in own and TERMS[name].compares_masks:
+            return await with_masks(rollout, *segmenter_of(f"the term {name}", segmenter, service))
+    return rollout
+
+
+def weigh(rollout: Rollout, components: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """`score`, every component and term by name before its weight, and the flags of the answer, all floats."""
+    values = {name: components[name] if name in components else TERMS[name].function(rollout) for name in weights}
+    score = math.fsum(weights[name] * value for name, value in values.items())
+    return {"score": score, **values, **rollout.flags}
+
+
+def segmenter_of(name: str, segmenter: Any, service: Any) -> tuple[Any, Any]:
+    """The two, where a term that compares masks is asked for. Raises ConfigError naming what is missing."""
+    for key, value in (("segmenter", segmenter), ("service", service)):
+        if value is None:
+            raise ConfigError(
+                f"reward_kwargs.{key}: missing, and {name} compares masks. Set it to ${{samr1.{key}}} in the recipe"
+            )
+    return segmenter, service
+
+
+def _masks(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    if rollout.masks is None:
+        raise ValueError("a term that compares masks was given none: ask rollout.with_masks first")
+    return rollout.masks.predicted, rollout.masks.target
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 0.0
+
+
+def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
+    """Pixels of a mask (HxW bool) within `width` pixels of its outside, to which the image's outside belongs."""
+    side = 2 * width + 1  # eroding `width` times by 3x3 is eroding once by a square of this side
+    eroded = ndimage.minimum_filter(mask.astype(np.uint8), size=side, mode="constant", cval=0)
+    return mask & (eroded == 0)
+
+
+def _object_similarity(predicted: np.ndarray, target: np.ndarray) -> float:
+    """S_o: how evenly the prediction fills the target and spares the rest, weighed by the target's share."""
+    share = float(target.mean())
+    return share * _evenness(predicted[target]) + (1 - share) * _evenness(~predicted[~target])
+
+
+def _evenness(hits: np.ndarray) -> float:
+    """2x / (x² + 1 + s) of the hits' mean x and sample standard deviation s; equation 5 with lambda = 1/2."""
+    mean = float(hits.mean())
+    deviation = math.sqrt(mean * (1 - mean) * hits.size / (hits.size - 1)) if hits.size > 1 else 0.0
+    return 2 * mean / (mean**2 + 1 + deviation)
+
+
+def _region_similarity(predicted: np.ndarray, target: np.ndarray) -> float:
+    """S_r: the SSIM of the four regions around the target's centroid, weighed by their share of the image."""
+    row, column = (round(float(axis.mean())) + 1 for axis in np.nonzero(target))
+    total = 0.0
+    for rows in (slice(None, row), slice(row, None)):
+        for columns in (slice(None, column), slice(column, None)):
+            if (part := target[rows, columns]).size:
+                total += part.size / target.size * _ssim(predicted[rows, columns], part)
+    return total
+
+
+def _ssim(predicted: np.ndarray, target: np.ndarray) -> float:
+    """Structural similarity of two binary regions from their means, variances and covariance, without constants."""
+    x, y, n = float(predicted.mean()), float(target.mean()), target.size
+    correction = n / (n - 1) if n > 1 else 0.0
+    variances = (x * (1 - x) + y * (1 - y)) * correction
+    covariance = (float((predicted & target).mean()) - x * y) * correction
+    numerator, denominator = 4 * x * y * covariance, (x**2 + y**2) * variances
+    if numerator != 0:
+        return numerator / denominator
+    return float(denominator == 0)

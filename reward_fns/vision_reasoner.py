@@ -1,0 +1,89 @@
+"""VisionReasoner's reward for many objects (arXiv 2505.12081, section 3.3, and its code).
+
+    R = think (1) + format (2) + accuracy (3) + non_repetition (1)
+
+The answer is a JSON list of {"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}. No mask is compared, so training needs
+no segmenter. The published rules are kept to the letter; the flags `answer/<reason>` tell the strict parser's verdict.
+In a recipe:
+
+    reward.custom_reward_function: {path: pkg://reward_fns.vision_reasoner, name: compute_score}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reward_fns.boxes import CONSTANTS as BOXES
+from reward_fns.boxes import best_matching, format_of, pairs_of
+from reward_fns.rollout import Rollout, check_keywords, read_rollout
+from reward_fns.terms import non_repetition, think, weigh, weights_of, with_asked_masks
+from samr1_verl.answers import MAX_POINTS
+
+WEIGHTS = {"think": 1.0, "format": 1.0, "accuracy": 1.0, "non_repetition": 1.0}  # the paper sums them
+FORMAT_TERMS = ("think", "format", "non_repetition")  # what an answer can earn without a correct object
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The reward's constants, from its code; the thresholds of a pair are in reward_fns/boxes.py."""
+
+    box: float = 1.0  # a list of 4 under bbox_2d
+    point: float = 1.0  # a list of 2 under point_2d
+
+
+CONSTANTS = Constants()
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: dict[str, Any],
+    *,
+    terms: Mapping[str, float] | None = None,
+    segmenter: Mapping[str, Any] | None = None,
+    service: Mapping[str, Any] | None = None,
+    **verls_own: Any,
+) -> dict[str, float]:
+    """Score one response.
+
+    Args:
+        data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has a box
+            and at least one point an object, and needs neither masks nor an image. Accuracy is 0 where it means none.
+        terms: further terms of reward_fns/terms.py by name and weight, or other weights for the reward's own.
+        segmenter, service: the recipe's `samr1.segmenter` and `samr1.service`, for terms that compare masks.
+        verls_own: what verl adds beside a reward model.
+
+    Returns:
+        `score`; the four components and every further term before their weights; `acc`, the summed IoU of matched boxes
+        over the larger number of objects; the flags `answer/<reason>`.
+
+    Raises:
+        ConfigError: a keyword argument is wrong.
+        RowError: ground_truth or extra_info cannot be used.
+        ImageError, SegmenterError: with terms that compare masks, as in `reward_fns.samr1`.
+    """
+    check_keywords(verls_own, "terms", "segmenter", "service")
+    weights = weights_of(terms, WEIGHTS)
+    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, MAX_POINTS, BOXES.objects)
+    accuracy, iou = accuracy_of(rollout)
+    components = {
+        "think": think(rollout),
+        "format": format_of(rollout.text, CONSTANTS.box, CONSTANTS.point),
+        "accuracy": accuracy,
+        "non_repetition": non_repetition(rollout),
+    }
+    rollout = await with_asked_masks(rollout, weights, WEIGHTS, segmenter, service)
+    return {"acc": iou, **weigh(rollout, components, weights)}
+
+
+def accuracy_of(rollout: Rollout) -> tuple[float, float]:
+    """The accuracy in [0, 3] of the best matching, and the IoU of its boxes in [0, 1]. Raises RowError."""
+    pairs = pairs_of(rollout)
+    if pairs is None:
+        return 0.0, 0.0
+    scores = pairs.box_iou + pairs.box_l1 + pairs.point
+    matched = best_matching(scores)
+    return float(scores[matched].sum()) / pairs.larger, float(pairs.iou[matched].sum()) / pairs.larger
