@@ -79,7 +79,9 @@ class Samr1Config(PromptConfig):
 
     segmenter: SegmenterConfig
     service: ServiceConfig
-    reward: dict[str, Any] = Field(description="constants of reward_fns/samr1.py, which checks them")
+    reward: dict[str, Any] | None = Field(
+        description="constants of reward_fns/samr1.py, which checks them; null where another reward is trained"
+    )
     objective: ObjectiveConfig
     prepare: PrepareConfig
 

@@ -6,15 +6,18 @@ names the file, what was found there, what was expected, and the recipe's comman
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from reward_fns.samr1 import constants_from
 from samr1_verl.config import ConfigError, Samr1Config
 from samr1_verl.frames import ImageError, open_image, sha256_of
+from samr1_verl.ground_truth import RowError
 from samr1_verl.hub import hub_id_or_folder
 from samr1_verl.masks import MaskError, decode_rle
 from samr1_verl.record import DataError, Record, read_table, record_at, resolve_image
@@ -90,6 +93,11 @@ def _first_row(path: Path, record: Record) -> Iterator[str]:
         yield f"{path}: row 0: {error}. Prepare the data again"
 
 
+def uses_segmenter(config: DictConfig) -> bool:
+    """Whether the reward is given a segmenter; one that compares boxes needs none."""
+    return "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})
+
+
 def check_segmenter(settings: Samr1Config) -> Iterator[str]:
     """The segmenter's backend exists here and its weights are there."""
     for problem in segmenter_problems(settings.segmenter):
@@ -97,9 +105,31 @@ def check_segmenter(settings: Samr1Config) -> Iterator[str]:
 
 
 def check_reward(config: DictConfig, settings: Samr1Config) -> Iterator[str]:
-    """The recipe's constants are ones that reward_fns/samr1.py takes; another reward checks its own."""
-    if config.reward.custom_reward_function.path == "pkg://reward_fns.samr1":
+    """The reward takes its keyword arguments, and where the data is there, its first row."""
+    path = str(config.reward.custom_reward_function.path)
+    if path == "pkg://reward_fns.samr1":
         try:
-            constants_from(settings.reward)
+            constants_from(settings.reward or {})
         except ConfigError as error:
             yield from str(error).splitlines()
+            return
+    if path.startswith("pkg://reward_fns."):
+        try:
+            asyncio.run(_score_nothing(config))
+        except (ConfigError, RowError) as error:
+            yield from str(error).splitlines()
+
+
+async def _score_nothing(config: DictConfig) -> None:
+    """The reward of an empty response to the first training row: it reads all there is and asks no segmenter."""
+    files = config.data.train_files
+    try:
+        file = Path(files if isinstance(files, str) else files[0]).expanduser().absolute()
+        record = record_at(read_table(file), 0, file)
+    except (DataError, IndexError, TypeError):
+        return  # check_data has told
+    size = config.samr1.policy_size or (record.width, record.height)
+    extra = {"image": str(resolve_image(record, file)), "sha256": record.sha256, "policy_size": list(size), "index": 0}
+    await get_custom_reward_fn(config)(
+        record.data_source, "", record.ground_truth(), {**extra, "frame": config.samr1.frame}
+    )

@@ -42,8 +42,9 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     yield "resources", f"device {config.trainer.device}", list(checks.check_resources(config))
     yield "data", str(config.data.train_files), list(inputs.check_data(config, prepare.data))
     yield "model", str(model.path), list(inputs.check_model(config, prepare.model))
-    yield "reward", "constants", list(inputs.check_reward(config, settings))
-    yield "segmenter", settings.segmenter.path, list(inputs.check_segmenter(settings))
+    yield "reward", str(config.reward.custom_reward_function.path), list(inputs.check_reward(config, settings))
+    if inputs.uses_segmenter(config):
+        yield "segmenter", settings.segmenter.path, list(inputs.check_segmenter(settings))
 
 
 class Preflight(Callback):

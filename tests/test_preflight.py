@@ -81,7 +81,7 @@ def test_a_sweep_checks_each_job(ready):
     [
         ("samr1.objective.normalizer", "tokens", "'group', 'batch' or 'sequence'"),
         ("samr1.frame", "pixels", "'absolute' or 'thousand'"),
-        ("samr1.prompt", "seg_one", "seg_zero, tiny"),
+        ("samr1.prompt", "seg_one", "seg_zero, star, tiny, vision_reasoner"),
         ("samr1.policy_size", [168], "missing|Field required|samr1.policy_size"),
         ("samr1.policy_size", "big", "valid tuple"),
         ("samr1.service.mode", "cloud", "'embedded'"),

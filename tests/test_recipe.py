@@ -69,7 +69,7 @@ def test_recipe_lands_in_the_root_of_the_configuration(name):
     assert (FOLDER / f"{name}.yaml").read_text().startswith("# @package _global_\n")
     config = recipe(name)
     assert "recipe" not in config
-    assert config.algorithm.adv_estimator == "samr1"
+    assert config.algorithm.adv_estimator == ("samr1" if name.startswith("samr1") else "grpo")
     OmegaConf.to_container(config.samr1, resolve=True)
     OmegaConf.to_container(config.trainer, resolve=True)
 
@@ -92,8 +92,8 @@ def test_a_key_that_verl_does_not_know_fails(section):
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_passes_verls_own_validation_and_trains_without_a_critic(name):
     config = recipe(name)
-    assert need_reference_policy(config) and not need_critic(config)
-    validate_config(config, use_reference_policy=True, use_critic=False)
+    assert need_reference_policy(config) == (not name.startswith("star")) and not need_critic(config)
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
     build_checkpoint_callback(config)
 
 
@@ -101,7 +101,8 @@ def test_recipe_passes_verls_own_validation_and_trains_without_a_critic(name):
 def test_everything_a_recipe_names_can_be_loaded(name):
     config = recipe(name)
     assert get_dataset_class(config.data).__name__ == "SegmentationDataset"
-    assert get_trainer_cls(config.trainer.v1.trainer_mode).__module__ == "samr1_verl.trainer"
+    trainer = get_trainer_cls(config.trainer.v1.trainer_mode)
+    assert (trainer.__module__ == "samr1_verl.trainer") == name.startswith("samr1")
     assert callable(get_custom_reward_fn(config)) and resolve_reward_manager_cls(config)
     sampler = config.trainer.v1.sampler.custom_sampler
     assert load_extern_type(sampler.path, sampler.name).__module__ == "samr1_verl.metrics"
