@@ -22,8 +22,7 @@ from samr1_verl.frames import ImageError, sha256_of
 from samr1_verl.ground_truth import RowError
 from samr1_verl.masks import encode_rle
 from samr1_verl.segmenters import SegmenterError
-from samr1_verl.service import client as client_module
-from tests.service.fake import BoxSegmenter, image_file
+from tests.service.fake import image_file
 from tests.test_answers import DEGENERATE
 
 SEGMENTER = {"backend": "onnx", "path": "boxes", "device": "auto", "dtype": "float32"}
@@ -53,15 +52,6 @@ def response(answer: object, think: bool = True) -> str:
 
 def one(x1: float, y1: float, x2: float, y2: float) -> dict:
     return {"bbox": [x1, y1, x2, y2], "points_1": [x1 + 1, y1 + 1], "points_2": [x2 - 1, y2 - 1]}
-
-
-@pytest.fixture
-def fake(monkeypatch) -> BoxSegmenter:
-    """A segmenter whose mask is the box, behind the real client and engine."""
-    segmenter = BoxSegmenter()
-    monkeypatch.setattr(client_module, "load_segmenter", lambda config: segmenter)
-    monkeypatch.setattr(client_module, "_clients", {})
-    return segmenter
 
 
 @pytest.fixture
@@ -313,8 +303,11 @@ async def test_with_the_real_small_sam(small_sam, tmp_path):
 
 def test_importing_the_rewards_imports_neither_verl_nor_ray_nor_torch():
     code = (
-        "import sys, reward_fns, reward_fns.samr1\n"
-        "heavy = {'verl', 'ray', 'torch', 'transformers', 'onnxruntime'} & set(sys.modules)\n"
+        "import importlib, pkgutil, sys, reward_fns\n"
+        "names = [one.name for one in pkgutil.iter_modules(reward_fns.__path__)]\n"
+        "assert {'samr1', 'seg_zero', 'vision_reasoner', 'star', 'dr_seg', 'composed', 'trl'} <= set(names)\n"
+        "[importlib.import_module(f'reward_fns.{name}') for name in names]\n"
+        "heavy = {'verl', 'ray', 'torch', 'transformers', 'onnxruntime', 'trl'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
