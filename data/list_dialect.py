@@ -3,8 +3,8 @@
     python data/list_dialect.py
 
 Every piece of JSON is one token of the tiny policy, so another answer form is another tokenizer over the same weights:
-four tokens are spelled otherwise, and everything else is a link to `checkpoints/tiny_policy`. VisionReasoner's and StAR's
-rewards ignore the second point, which has a key of no meaning.
+four tokens are spelled otherwise, and everything else is a link to `checkpoints/tiny_policy`. VisionReasoner's and
+StAR's rewards ignore the second point, which has a key of no meaning.
 """
 
 from __future__ import annotations

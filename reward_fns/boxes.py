@@ -128,7 +128,7 @@ def compare(boxes: np.ndarray, points: np.ndarray, true_boxes: np.ndarray, true_
         iou = inclusive_iou(boxes, true_boxes)
         l1 = np.abs(boxes[:, None] - true_boxes[None]).mean(axis=2)
         distance = np.sqrt(((points[:, None] - true_points[None]) ** 2).sum(axis=2))
-        inside = np.logical_and(points >= boxes[:, :2], points <= boxes[:, 2:]).all(axis=1)
+        inside = np.asarray(((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(axis=1))
         return Pairs(
             iou=np.nan_to_num(iou, nan=0.0),
             distance=np.nan_to_num(distance, nan=np.inf),

@@ -4,18 +4,18 @@
 
 VisionReasoner's answers and matching; then the mean IoU of matched boxes, the ratio of the numbers of objects and the
 mean point score are each replaced by the share of a first-in-first-out window that is not above them. The window is the
-only state in this folder: `Window`, one a process and configuration, kept in the file `window.path` so that a run goes on
-where it was. In a recipe (one reward worker, since the window is one; no validation, whose answers would enter it too):
+only state in this folder: `Window`, one a process and configuration, kept in the file `window.path` so that a run goes
+on where it was. In a recipe (one reward worker, since the window is one; no validation, whose answers would enter it):
 
     reward.custom_reward_function:
       path: pkg://reward_fns.dr_seg
       name: compute_score
       reward_kwargs: {window: {path: runs/dr_seg/window.json, step: 128}}
 
-Departs from the published code in three places. A metric of 0 ranks 0, where the code gives it the share of zeros in the
-window, so that no answer earns a rank without merit. Among matchings that earn the same, the one with the larger IoUs and
-point scores counts, where the code lets the order of the objects decide. And repetition is VisionReasoner's rule, without
-the code's list of placeholder phrases.
+Departs from the published code in three places. A metric of 0 ranks 0, where the code gives it the share of zeros in
+the window, so that no answer earns a rank without merit. Among matchings that earn the same, the one with the larger
+IoUs and point scores counts, where the code lets the order of the objects decide. And repetition is VisionReasoner's
+rule, without the code's list of placeholder phrases.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class Rollout:
         if len(self.truth.boxes) < len(self.truth.masks):
             raise RowError(
                 f"{self.row}: ground_truth.boxes holds {len(self.truth.boxes)} boxes for {len(self.truth.masks)} "
-                "masks: this reward compares boxes. Prepare the data again with boxes, as samr1_verl.masks.box_of gives them"
+                "masks: this reward compares boxes. Prepare the data again with boxes, as samr1_verl.masks.box_of "
+                "gives them"
             )
         boxes = np.asarray(self.truth.boxes, dtype=np.float64).reshape(-1, 4)
         return boxes_to_policy(boxes, _original_wh(self.truth), self.view.policy_size, "absolute")

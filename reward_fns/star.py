@@ -27,11 +27,11 @@ from pycocotools import mask as coco_mask
 
 from reward_fns.boxes import CONSTANTS as BOXES
 from reward_fns.boxes import Pairs, best_matching, format_of, objects_of, pairs_of
-from reward_fns.rollout import Rollout, check_keywords, image_of, read_rollout, segment, true_union, within_image
+from reward_fns.rollout import Rollout, check_keywords, image_of, read_rollout, segment, within_image
 from reward_fns.terms import non_repetition, segmenter_of, think, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_POINTS, Target
 from samr1_verl.ground_truth import RowError
-from samr1_verl.masks import decode_rle
+from samr1_verl.masks import MaskError, coco_rle, decode_rle
 
 PAIR_TERMS = ("mask", "box_iou", "box_l1", "point")  # matched with their weights
 WEIGHTS = dict.fromkeys(("think", "format", *PAIR_TERMS, "count", "non_repetition"), 1.0)  # the first stage's, its code
@@ -128,26 +128,32 @@ def _target(rollout: Rollout, box: np.ndarray, point: np.ndarray) -> Target | No
     return within_image(rollout, Target((x1, y1, x2, y2), ((x, y),), (1,)))
 
 
-def _true_masks(rollout: Rollout) -> list[np.ndarray]:
-    """The first 120 true masks, HxW bool, original frame, without the pixels that do not count. Raises RowError."""
-    true_union(rollout)  # raises for an RLE that does not decode
-    if len(rollout.truth.masks) != len(rollout.truth.boxes):
+def _true_masks(rollout: Rollout) -> list[dict[str, Any]]:
+    """The first 120 true masks as pycocotools' RLE, without the pixels that do not count. Raises RowError."""
+    truth = rollout.truth
+    if len(truth.masks) != len(truth.boxes):
         raise RowError(
-            f"{rollout.row}: ground_truth.masks holds {len(rollout.truth.masks)} masks for "
-            f"{len(rollout.truth.boxes)} boxes: this reward compares one mask an object. Prepare the data again"
+            f"{rollout.row}: ground_truth.masks holds {len(truth.masks)} masks for {len(truth.boxes)} boxes: this "
+            "reward compares one mask an object. Prepare the data again"
         )
-    masks = rollout.truth.masks[: BOXES.objects]
-    return _counted(rollout, [decode_rle(counts, rollout.truth.size) for counts in masks])
+    try:
+        if truth.ignore is None:
+            return [coco_rle(counts, truth.size) for counts in truth.masks[: BOXES.objects]]
+        masks = [decode_rle(counts, truth.size) for counts in truth.masks[: BOXES.objects]]
+        return _counted(rollout, masks)
+    except MaskError as error:
+        raise RowError(f"{rollout.row}: ground_truth.masks or ignore: {error}. Prepare the data again") from error
 
 
-def _counted(rollout: Rollout, masks: list[np.ndarray]) -> list[np.ndarray]:
+def _counted(rollout: Rollout, masks: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Masks, HxW bool, as pycocotools' RLE without the pixels that do not count."""
     ignore = rollout.truth.ignore
-    return masks if ignore is None else [mask & ~decode_rle(ignore, rollout.truth.size) for mask in masks]
+    counts = None if ignore is None else ~decode_rle(ignore, rollout.truth.size)
+    counted = (mask if counts is None else mask & counts for mask in masks)
+    return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in counted]
 
 
-def mask_iou(predicted: list[np.ndarray], target: list[np.ndarray]) -> np.ndarray:
-    """IoU [M, N] of M masks with N others, HxW bool each; 0 where both are empty."""
-    first, second = (
-        [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks] for masks in (predicted, target)
-    )
-    return np.nan_to_num(np.asarray(coco_mask.iou(first, second, [0] * len(second)), dtype=np.float64))
+def mask_iou(predicted: list[dict[str, Any]], target: list[dict[str, Any]]) -> np.ndarray:
+    """IoU [M, N] of M masks with N others, as pycocotools' RLE; 0 where both are empty."""
+    iou = coco_mask.iou(predicted, target, [0] * len(target))
+    return np.nan_to_num(np.asarray(iou, dtype=np.float64))

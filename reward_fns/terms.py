@@ -211,13 +211,18 @@ def _evenness(hits: np.ndarray) -> float:
 
 def _region_similarity(predicted: np.ndarray, target: np.ndarray) -> float:
     """S_r: the SSIM of the four regions around the target's centroid, weighed by their share of the image."""
-    row, column = (round(float(axis.mean())) + 1 for axis in np.nonzero(target))
+    row, column = (_middle(target.sum(axis=axis)) + 1 for axis in (1, 0))
     total = 0.0
     for rows in (slice(None, row), slice(row, None)):
         for columns in (slice(None, column), slice(column, None)):
             if (part := target[rows, columns]).size:
                 total += part.size / target.size * _ssim(predicted[rows, columns], part)
     return total
+
+
+def _middle(counts: np.ndarray) -> int:
+    """The mean position of pixels along an axis, rounded, from their numbers at each position."""
+    return round(float(counts @ np.arange(len(counts))) / float(counts.sum()))
 
 
 def _ssim(predicted: np.ndarray, target: np.ndarray) -> float:

@@ -5,8 +5,9 @@
 
     GRPOTrainer(model, reward_funcs=trl_reward(compute_score), train_dataset=rows, …)
 
-where `rows` has the columns `data_source` (str), `ground_truth` (str) and `extra_info` (struct) that compute_score takes,
-beside TRL's own `prompt` and `image`. One adapter makes one reward function: weigh terms with the reward's own `terms`.
+where `rows` has the columns `data_source` (str), `ground_truth` (str) and `extra_info` (struct) that compute_score
+takes, beside TRL's own `prompt` and `image`. TRL 1.0 to 1.12: verl 0.9.1 imports a class from any TRL it finds, which
+later ones no longer have, and then no verl run starts in that environment.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Legend: H, W are the size of the original image in pixels; a mask is HxW bool in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -28,11 +29,16 @@ def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
         MaskError: the counts do not decode, or describe another number of pixels than H·W. pycocotools itself
             checks neither: it would read past the buffer.
     """
+    return coco_mask.decode(coco_rle(counts, size)).astype(bool)
+
+
+def coco_rle(counts: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The counts as pycocotools takes a mask of `size` (H, W). Raises MaskError as `decode_rle`."""
     height, width = size
     runs = _runs(counts)
     if sum(runs) != height * width:
         raise MaskError(f"RLE describes {sum(runs)} pixels, the image has {height}x{width} = {height * width}")
-    return coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)
+    return {"size": [height, width], "counts": counts.encode("ascii")}
 
 
 def _runs(counts: str) -> list[int]:

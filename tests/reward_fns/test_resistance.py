@@ -1,4 +1,4 @@
-"""What degenerate answers earn from each reward, and why: no exception, and nothing beyond the format without an object.
+"""What degenerate answers earn from each reward, and why: no exception, and without an object the format at most.
 
 The row means one object of 100 x 100 pixels in the upper left of an image of 840 x 840; no degenerate answer is near it
 unless its name says so.

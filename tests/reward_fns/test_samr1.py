@@ -22,6 +22,7 @@ from samr1_verl.frames import ImageError, sha256_of
 from samr1_verl.ground_truth import RowError
 from samr1_verl.masks import encode_rle
 from samr1_verl.segmenters import SegmenterError
+from samr1_verl.service import client as service_client
 from tests.service.fake import image_file
 from tests.test_answers import DEGENERATE
 
@@ -154,7 +155,7 @@ async def test_a_box_over_the_border_is_clipped_and_one_beyond_it_unusable(score
 async def test_equal_objects_are_decoded_once(score, fake):
     result = await score(response([one(20, 10, 120, 60)] * 16))
     assert result["score"] == 6
-    (client,) = client_module._clients.values()
+    (client,) = service_client._clients.values()
     assert client.counters().decodes == 1
     assert (await score(response([one(20, 10, 120, 60)] * 17)))["answer/many_objects"] == 1
 

@@ -25,6 +25,7 @@ from tests.reward_fns.scoring import (
 )
 
 A = (100, 100, 200, 200)
+ROW = truth_with_masks(A)
 
 
 def with_masks(predicted: np.ndarray, target: np.ndarray) -> Rollout:
@@ -42,7 +43,7 @@ def compose(fake, tmp_path):
     """Scores a response with terms alone, against the mask A."""
     extra = image_extra(tmp_path)
 
-    def compose(answer, terms, row=truth_with_masks(A)):
+    def compose(answer, terms, row=ROW):
         text = answer if isinstance(answer, str) else think(answer)
         return score(composed.compute_score, text, row, extra, terms=terms, segmenter=SEGMENTER, service=SERVICE)
 
