@@ -105,15 +105,16 @@ def check_segmenter(settings: Samr1Config) -> Iterator[str]:
 
 
 def check_reward(config: DictConfig, settings: Samr1Config) -> Iterator[str]:
-    """The reward takes its keyword arguments, and where the data is there, its first row."""
+    """The recipe's constants are ones that SAM-R1's reward takes; other rewards of ours take their keyword arguments
+    and the first row. A reward from elsewhere checks its own.
+    """
     path = str(config.reward.custom_reward_function.path)
     if path == "pkg://reward_fns.samr1":
         try:
             constants_from(settings.reward or {})
         except ConfigError as error:
             yield from str(error).splitlines()
-            return
-    if path.startswith("pkg://reward_fns."):
+    elif path.startswith("pkg://reward_fns."):
         try:
             asyncio.run(_score_nothing(config))
         except (ConfigError, RowError) as error:
