@@ -14,14 +14,8 @@ from tests.recipes import compose_recipe
 from tests.rows import make_record, write_rows
 
 METHODS = ("seg_zero", "vision_reasoner", "star")
-TRUTH = json.dumps(
-    {
-        "size": [9, 9],
-        "masks": [encode_rle(np.ones((9, 9), dtype=bool))],
-        "boxes": [[0, 0, 9, 9]],
-        "points": [[[4, 4], [5, 5]]],
-    }
-)
+MASK = encode_rle(np.ones((9, 9), dtype=bool))
+TRUTH = json.dumps({"size": [9, 9], "masks": [MASK], "boxes": [[0, 0, 9, 9]], "points": [[[4, 4], [5, 5]]]})
 EXTRA = {"image": "/nowhere.png", "sha256": "0" * 64, "policy_size": [9, 9], "frame": "absolute"}
 
 

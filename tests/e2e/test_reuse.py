@@ -64,6 +64,7 @@ def test_a_stock_verl_configuration_takes_a_reward_and_nothing_else_of_ours(
         "data.train_batch_size": PROMPTS,
         "data.max_response_length": 48,
         "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS,
+        "actor_rollout_ref.actor.optim.lr": 1e-5,
         "actor_rollout_ref.rollout.n": GROUP,
         "trainer.total_training_steps": STEPS,
         "trainer.test_freq": STEPS,
