@@ -12,7 +12,7 @@ from importlib import import_module
 from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
 
-BACKENDS = {"onnx": "samr1_verl.segmenters.onnx", "transformers": "samr1_verl.segmenters.transformers"}
+BACKENDS = {name: f"samr1_verl.segmenters.{name}" for name in ("onnx", "segment_anything", "transformers")}
 
 __all__ = [
     "BACKENDS",

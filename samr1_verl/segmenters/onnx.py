@@ -51,6 +51,11 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
             f"samr1.segmenter.dtype is {config.dtype}, but an ONNX file has its type inside: set it to float32, "
             "or export the model in another type and use another backend"
         )
+    if not config.multimask:
+        yield (
+            "samr1.segmenter.multimask is false, but an ONNX file chooses its mask inside. Leave the key out, or use "
+            "another backend"
+        )
     folder = Path(config.path).expanduser()
     missing = [str(folder / name) for name in (ENCODER, DECODER) if not (folder / name).is_file()]
     if missing:

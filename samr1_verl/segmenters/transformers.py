@@ -1,19 +1,19 @@
-"""SAM, SAM-HQ and SAM 2 from Hugging Face transformers: a folder in the hub's format, or a hub id.
+"""SAM, SAM-HQ, SAM 2 and SAM 3 from Hugging Face transformers: a folder in the hub's format, or a hub id.
 
 `model_type` in config.json says which. SAM 2 checkpoints on the hub, the paper's facebook/sam2-hiera-large among them,
 declare `sam2_video`: as transformers documents it, Sam2Model loads its part of them and leaves the video memory out
-(it logs that a model of type sam2_video instantiates one of type sam2, as expected).
+(it logs that a model of type sam2_video instantiates one of type sam2, as expected). SAM 3's, facebook/sam3, declare
+`sam3_video`, and Sam3TrackerModel is the part of them that boxes and points prompt.
 
 Preprocessing and the way back to the image's own size are the processor's that lies beside the weights. The decoder
 makes three masks a prompt and the one with the best predicted IoU is taken, for every kind of prompt, as Seg-Zero's
-inference does with SAM 2.
+inference does with SAM 2; with `samr1.segmenter.multimask=false` it makes one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.frames import ImageError, sha256_of
 from samr1_verl.hub import hub_id_or_folder
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
+from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 
 # Classes by model_type. Named here and not left to the Auto classes: for sam2_video these give a video processor, and
 # transformers 5.9's Sam2VideoConfig reads mask_decoder_config into the prompt encoder's class.
@@ -35,17 +36,16 @@ CLASSES = {
     "sam_hq": ("SamHQModel", "SamHQProcessor"),
     "sam2": ("Sam2Model", "Sam2Processor"),
     "sam2_video": ("Sam2Model", "Sam2Processor"),
+    "sam3_tracker": ("Sam3TrackerModel", "Sam3TrackerProcessor"),
+    "sam3_video": ("Sam3TrackerModel", "Sam3TrackerProcessor"),
 }
 CONFIG, WEIGHTS = "config.json", "*.safetensors"
 PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json")
-# Prompts a decoder call, as in segment-anything's mask generator: bounds memory where an answer names many objects.
-BATCH = 64
 
 
 def problems(config: SegmenterConfig) -> Iterator[str]:
     """Why the segmenter cannot be loaded, without loading it or asking the hub: a hub id is taken at its word."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        yield f"samr1.segmenter.device is {config.device!r}, expected auto, cpu, cuda or cuda:N"
+    yield from device_problems(config.device)
     place = hub_id_or_folder(config.path)
     if isinstance(place, Path):
         yield from _folder_problems(place)
@@ -70,7 +70,7 @@ def load(config: SegmenterConfig) -> TransformersSegmenter:
     folder = place if isinstance(place, Path) else _download(place)
     if found := list(_folder_problems(folder)):
         raise ConfigError("\n".join(found))
-    return TransformersSegmenter(folder, config.device, config.dtype)
+    return TransformersSegmenter(folder, config.device, config.dtype, config.multimask)
 
 
 class TransformersSegmenter:
@@ -81,12 +81,14 @@ class TransformersSegmenter:
         device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
         dtype: float32, float16 or bfloat16, of weights and embeddings. Coordinates have at least float32 until the
             model has brought them into [-1, 1].
+        multimask: the best of three masks by predicted IoU; else the decoder's single mask.
 
     Raises ConfigError where the weights are not the model's, or the device is not there.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32") -> None:
-        self._device, self._dtype = _device(device), getattr(torch, dtype)
+    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", multimask: bool = True) -> None:
+        self._device, self._dtype, self._multimask = torch_device(device), getattr(torch, dtype), multimask
+        self.batch = batch_size(self._device)
         model_type = _model_type(folder / CONFIG)
         model, processor = (getattr(transformers, name) for name in CLASSES[model_type])
         self._processor = processor.from_pretrained(folder)
@@ -124,26 +126,16 @@ class TransformersSegmenter:
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
         """One mask for each prompt, in order, HxW bool in the original frame: where the best mask's logit is above 0.
 
-        Prompts of one form (a box or none, the same number of points) share a decoder call. Forms are not padded to
-        each other: the decoder attends to padding, so a prompt's mask would depend on its neighbours.
+        Prompts of one form share a decoder call on a GPU.
         """
-        forms: dict[tuple[bool, int], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            forms.setdefault((prompt.box_original is not None, len(prompt.points_original)), []).append(index)
         features = self._features(embedding)
-        found: dict[int, Prediction] = {}
-        for indices in forms.values():
-            for start in range(0, len(indices), BATCH):
-                some = indices[start : start + BATCH]
-                predictions = self._decode_batch(features, embedding.size, [prompts[index] for index in some])
-                found.update(zip(some, predictions, strict=True))
-        return [found[index] for index in range(len(prompts))]
+        return decode_by_form(prompts, self.batch, lambda some: self._decode_batch(features, embedding.size, some))
 
     def _decode_batch(
         self, features: dict[str, Any], size: tuple[int, int], prompts: Sequence[Prompt]
     ) -> Iterator[Prediction]:
         with torch.inference_mode():
-            output = self._model(**features, **self._prompt_tensors(size, prompts), multimask_output=True)
+            output = self._model(**features, **self._prompt_tensors(size, prompts), multimask_output=self._multimask)
             scores, best = output.iou_scores[0].float().max(dim=-1)
             for index, score in enumerate(scores.tolist()):
                 if not np.isfinite(score):
@@ -252,18 +244,6 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             f"the first is {missing[0]}. Fetch it again, or name another model"
         )
     return model
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"samr1.segmenter.device is {name!r}, and this process sees {torch.cuda.device_count()} GPUs. "
-            "Set it to auto or cpu"
-        )
-    return device
 
 
 def _digest(folder: Path, dtype: str) -> str:

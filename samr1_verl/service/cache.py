@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +17,30 @@ from samr1_verl.segmenters.base import Embedding
 
 _log = logging.getLogger(__name__)
 _SIZE = "original_size"  # (H, W), beside the embedding's own arrays
+_HALVED = "@float16"  # ends the name of an array that was float32 and is kept as float16
+_STALE_S = 3600  # a partial file of this age was left by a process that was killed
+
+
+def halved(embedding: Embedding) -> Embedding:
+    """The embedding with its float32 arrays as float16, where no value is beyond float16's range (65,504)."""
+    arrays = {}
+    for name, array in embedding.arrays.items():
+        if array.dtype == np.float32 and np.abs(array).max(initial=0) <= np.finfo(np.float16).max:
+            arrays[name + _HALVED] = array.astype(np.float16)
+        else:
+            arrays[name] = array
+    return Embedding(arrays, embedding.size)
+
+
+def restored(embedding: Embedding) -> Embedding:
+    """What `halved` was given, rounded to float16; any other embedding as it is."""
+    return Embedding(
+        {
+            name.removesuffix(_HALVED): array.astype(np.float32) if name.endswith(_HALVED) else array
+            for name, array in embedding.arrays.items()
+        },
+        embedding.size,
+    )
 
 
 class MemoryCache:
@@ -28,6 +53,9 @@ class MemoryCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
 
     def get(self, key: str) -> Embedding | None:
         """The embedding under a key, which becomes the most recently used, or None."""
@@ -56,6 +84,7 @@ class FolderCache:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder = folder.expanduser() / re.sub(r"[^\w.-]", "_", identity)
+        self._remove_stale()
 
     def get(self, digest: str) -> Embedding | None:
         """The embedding of the image with this SHA-256, or None."""
@@ -85,6 +114,14 @@ class FolderCache:
             _log.warning("%s: the embedding is not kept on disk (%s)", path, error)
             if partial.exists():
                 partial.unlink()
+
+    def _remove_stale(self) -> None:
+        for partial in self.folder.glob(".*.partial"):
+            try:
+                if time.time() - partial.stat().st_mtime > _STALE_S:
+                    partial.unlink()
+            except OSError as error:  # another process was first, or the folder is read-only
+                _log.info("%s stays (%s)", partial, error)
 
     def _path(self, digest: str) -> Path:
         return self.folder / f"{digest}.npz"

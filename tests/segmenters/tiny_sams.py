@@ -1,4 +1,4 @@
-"""Randomly initialised SAM, SAM-HQ and SAM 2 of transformers, at most 500,000 weights each, and the library's masks."""
+"""Randomly initialised SAM, SAM-HQ, SAM 2 and SAM 3 of transformers, at most 500,000 weights each, and their masks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMas
 
 from samr1_verl.segmenters import Prompt
 
-CLASSES = {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2"}
+CLASSES = {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2", "sam3_tracker": "Sam3Tracker"}
 SIDE = 64  # of the models' input
 
 
-def random_weights(model: Any) -> Any:
+def random_weights(model: Any, seed: int = 0) -> Any:
     """Large enough that masks have both values and follow their prompts, which the library's own start has not."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "norm" not in name:
             head = name.startswith(("mask_decoder", "prompt_encoder"))
@@ -82,6 +82,22 @@ def save_sam2(folder: Path, video_folder: Path) -> None:
     transformers.Sam2VideoProcessor(images, videos).save_pretrained(video_folder)
 
 
+def save_sam3(folder: Path) -> None:
+    backbone = {"model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    backbone |= {"num_attention_heads": 2, "image_size": SIDE, "patch_size": 16, "window_size": 2}
+    backbone |= {"global_attn_indexes": [1], "pretrain_image_size": SIDE}
+    vision = {"model_type": "sam3_vision_model", "backbone_config": backbone, "fpn_hidden_size": 32}
+    vision |= {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "scale_factors": [4.0, 2.0, 1.0]}
+    decoder = {"hidden_size": 32, "num_attention_heads": 2, "mlp_dim": 32, "iou_head_hidden_dim": 16}
+    prompt = {"hidden_size": 32, "image_size": SIDE, "patch_size": 16, "mask_input_channels": 4}
+    config = transformers.Sam3TrackerConfig(
+        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+    )
+    random_weights(transformers.Sam3TrackerModel(config), seed=1).save_pretrained(folder)
+    images = transformers.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    transformers.Sam3TrackerProcessor(images).save_pretrained(folder)
+
+
 @lru_cache
 def library_of(kind: str, folder: Path, dtype: str) -> tuple[Any, Any]:
     model = getattr(transformers, f"{CLASSES[kind]}Model").from_pretrained(folder, dtype=getattr(torch, dtype))
@@ -89,7 +105,12 @@ def library_of(kind: str, folder: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def library(
-    kind: str, folder: Path, image: np.ndarray, prompts: list[Prompt], dtype: str = "float32"
+    kind: str,
+    folder: Path,
+    image: np.ndarray,
+    prompts: list[Prompt],
+    dtype: str = "float32",
+    multimask: bool = True,
 ) -> tuple[list[np.ndarray], list[float]]:
     """Best masks and their scores, by the library's own processor and model, the image given anew."""
     model, processor = library_of(kind, folder, dtype)
@@ -102,11 +123,12 @@ def library(
     inputs = processor(images=Image.fromarray(image), return_tensors="pt", **asked)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     with torch.no_grad():
-        outputs = model(**inputs, multimask_output=True)
+        outputs = model(**inputs, multimask_output=multimask)
     sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
     masks = processor.post_process_masks(outputs.pred_masks.float(), *sizes)[0]
     scores = outputs.iou_scores[0].float()
-    assert masks.shape == (len(prompts), 3, *image.shape[:2]) and scores.shape == (len(prompts), 3)
+    choices = 3 if multimask else 1
+    assert masks.shape == (len(prompts), choices, *image.shape[:2]) and scores.shape == (len(prompts), choices)
     best = scores.argmax(dim=1).tolist()
     return (
         [masks[index, choice].numpy() for index, choice in enumerate(best)],
