@@ -1,12 +1,22 @@
-"""The recipe's root key `samr1:`, typed. Nothing has a default here: the recipe holds every value, once."""
+"""The recipe's root key `samr1:`, typed. The recipe holds the values; a default is for what few recipes set."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from samr1_verl.frames import Frame
 from samr1_verl.prompts import prompt_names
@@ -51,12 +61,54 @@ class SegmenterConfig(_Section):
     multimask: bool = Field(default=True, description="best of three masks by predicted IoU; false: the single mask")
 
 
-class ServiceConfig(_Section):
-    """Where the segmenter runs and how much memory its embeddings may take."""
+class RayServiceConfig(_Section):
+    """`samr1.service.ray`: replicas of the segmenter in the training cluster."""
 
-    mode: Literal["embedded"] = Field(description="embedded: inside the reward worker")
-    cache_gb: PositiveFloat = Field(description="bound of the embedding cache in host memory")
+    gpus: NonNegativeFloat | Literal["shared"] = Field(
+        description="of a replica: what Ray reserves, a fraction or whole ones; shared: GPUs that others have reserved"
+    )
+    cpus: NonNegativeFloat = Field(description="of a replica; 0 finds a place beside workers that reserve everything")
+    min_replicas: PositiveInt
+    max_replicas: PositiveInt = Field(description="more than min_replicas: Ray Serve scales with the load")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RayServiceConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas {self.min_replicas}")
+        return self
+
+
+class HttpServiceConfig(_Section):
+    """`samr1.service.http`: segmenters behind `samr1 serve`. The token comes from the environment (SAMR1_TOKEN)."""
+
+    addresses: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
+        strict=False, min_length=1, description="such as http://10.0.0.5:8765; an image's requests go to one of them"
+    )
+
+
+class ServiceConfig(_Section):
+    """Where the segmenter runs, how much memory its embeddings may take, and how long an answer is waited for.
+
+    What has a default matters to some modes only, or is an economy that a recipe may ask for.
+    """
+
+    mode: Literal["embedded", "ray", "http"] = Field(
+        description="embedded: inside the reward worker; ray: an application in the training cluster; http: anywhere"
+    )
+    cache_gb: PositiveFloat = Field(description="bound of the embedding cache in host memory, of each replica")
     cache_dir: str | None = Field(description="folder that keeps embeddings for later runs; null: memory only")
+    cache_dtype: Literal["float32", "float16"] = Field(default="float32", description="of float32 embeddings when kept")
+    timeout_s: PositiveFloat = Field(default=600.0, description="ray, http: an answer that takes longer is a fault")
+    attempt_s: PositiveFloat = Field(default=120.0, description="ray, http: then another replica or address is asked")
+    encode_ahead: bool = Field(default=True, description="ray, http: images are encoded when their rollouts start")
+    ray: RayServiceConfig | None = None
+    http: HttpServiceConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_its_mode(self) -> ServiceConfig:
+        if self.mode != "embedded" and getattr(self, self.mode) is None:
+            raise ValueError(f"mode is {self.mode}, so the section {self.mode} must be there")
+        return self
 
 
 class ObjectiveConfig(_Section):

@@ -52,6 +52,8 @@ def _runs(counts: str) -> list[int]:
         value |= (code & 0x1F) << shift
         shift += 5
         if code & 0x20:
+            if shift > 60:  # no image has that many pixels, and the number would grow with every character
+                raise MaskError(f"RLE run {len(runs)} has more than 60 bits")
             continue
         if code & 0x10:
             value -= 1 << shift

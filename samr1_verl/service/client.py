@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from samr1_verl.config import SegmenterConfig, ServiceConfig, service_configs
+from samr1_verl.config import ConfigError, SegmenterConfig, ServiceConfig, service_configs
+from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.segmenters import load_segmenter
-from samr1_verl.segmenters.base import Prediction, Prompt
-from samr1_verl.service.engine import Counters, Engine, Overlap
+from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
+from samr1_verl.service.engine import Engine, Overlap
+
+_log = logging.getLogger(__name__)
 
 
 class Client(Protocol):
@@ -23,7 +27,7 @@ class Client(Protocol):
         self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth
     ) -> Overlap: ...
 
-    def counters(self) -> Counters: ...
+    async def prefetch(self, image: str | Path, sha256: str) -> None: ...
 
 
 _clients: dict[tuple[SegmenterConfig, ServiceConfig], Client] = {}
@@ -35,18 +39,52 @@ def get_client(segmenter: Any, service: Any) -> Client:
 
     Args:
         segmenter: the recipe's `samr1.segmenter`: a mapping (a DictConfig too) with backend, path, device, dtype.
-        service: the recipe's `samr1.service`: a mapping with mode, cache_gb, cache_dir.
+        service: the recipe's `samr1.service`: a mapping with mode, cache_gb, cache_dir, and the mode's own section.
 
     Raises:
         ConfigError: a key is missing, unknown or wrong, or the segmenter cannot be loaded.
     """
-    key = service_configs(segmenter, service)
+    return _client(service_configs(segmenter, service))
+
+
+def _client(key: tuple[SegmenterConfig, ServiceConfig]) -> Client:
     with _lock:
         if key not in _clients:
-            _clients[key] = _embedded(*key)
+            _clients[key] = _make(*key)
         return _clients[key]
 
 
-def _embedded(segmenter: SegmenterConfig, service: ServiceConfig) -> Engine:
+async def announce(segmenter: Any, service: Any, image: str | Path, sha256: str) -> None:
+    """Tell the service of an image whose rollouts start, so that its encode runs while the policy generates.
+
+    Does nothing where the segmenter is embedded, in another process than this one, or `encode_ahead` is false. A
+    service that cannot be told is logged and no error: the request for the image will say what is wrong.
+    """
+    key = service_configs(segmenter, service)
+    if key[1].mode == "embedded" or not key[1].encode_ahead:
+        return
+    try:
+        await _client(key).prefetch(image, sha256)
+    except (SegmenterError, ImageError, ConfigError) as error:
+        _log.warning("encode ahead of time: %s", error)
+
+
+def _make(segmenter: SegmenterConfig, service: ServiceConfig) -> Client:
+    # Imported where they are needed: a reward with an embedded segmenter needs neither Ray nor an HTTP client.
+    try:
+        if service.mode == "ray":
+            from samr1_verl.service.ray_client import RayClient
+
+            return RayClient(segmenter, service)
+        if service.mode == "http":
+            from samr1_verl.service.http_client import HttpClient
+
+            assert service.http is not None
+            return HttpClient(service.http, service.timeout_s, service.attempt_s)
+    except ImportError as error:
+        raise ConfigError(
+            f"samr1.service.mode is {service.mode}, and {error.name} is not installed. "
+            "Type: pip install 'samr1-verl[service]'"
+        ) from error
     folder = None if service.cache_dir is None else Path(service.cache_dir)
-    return Engine(load_segmenter(segmenter), int(service.cache_gb * 1e9), folder)
+    return Engine(load_segmenter(segmenter), int(service.cache_gb * 1e9), folder, service.cache_dtype)

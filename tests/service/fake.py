@@ -1,4 +1,4 @@
-"""A segmenter for tests of everything but the segmenter: its mask is the box, its embedding the image's mean."""
+"""A segmenter for tests of everything but the segmenter: its mask is the box, or the points' pixels."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class BoxSegmenter:
         self.encoded: list[tuple[int, int]] = []  # sizes of the images, in order
         self.threads: set[str] = set()
         self.fault: Exception | None = None
+        self.poison: Prompt | None = None  # a prompt that it cannot decode
 
     def encode(self, image: np.ndarray) -> Embedding:
         self.encoded.append(image.shape[:2])
@@ -37,9 +38,14 @@ class BoxSegmenter:
             raise self.fault
         predictions = []
         for prompt in prompts:
+            if prompt == self.poison:
+                raise RuntimeError("poisoned")
             mask = np.zeros(embedding.size, dtype=bool)
-            x1, y1, x2, y2 = (round(edge) for edge in prompt.box_original)
-            mask[y1:y2, x1:x2] = True
+            if prompt.box_original is not None:
+                x1, y1, x2, y2 = (max(0, round(edge)) for edge in prompt.box_original)
+                mask[y1:y2, x1:x2] = True
+            for x, y in prompt.points_original:
+                mask[min(max(int(y), 0), mask.shape[0] - 1), min(max(int(x), 0), mask.shape[1] - 1)] = True
             predictions.append(Prediction(mask, 0.5))
         return predictions
 

@@ -86,7 +86,7 @@ async def test_prompts_that_wait_for_one_image_are_decoded_together_and_answered
 async def test_a_request_that_fails_does_not_fail_those_decoded_with_it(make_engine, tmp_path):  # noqa: F811
     segmenter = BoxSegmenter(seconds=0.1)
     engine, image = make_engine(segmenter), image_file(tmp_path, 7)
-    bad = Prompt(None, ((1, 1),), (1,))  # the fake knows boxes only
+    bad = segmenter.poison = Prompt(None, ((1, 1),), (1,))
     results = await asyncio.gather(
         *(engine.segment(*image, [prompt]) for prompt in (BOX, bad, BOX, BOX)), return_exceptions=True
     )

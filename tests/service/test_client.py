@@ -13,6 +13,7 @@ from samr1_verl.service.client import get_client
 from tests.service.fake import BoxSegmenter, image_file
 
 SEGMENTER = {"backend": "onnx", "path": "weights", "device": "auto", "dtype": "float32"}
+RAY = {"gpus": 0, "cpus": 1, "min_replicas": 1, "max_replicas": 1}
 SERVICE = {"mode": "embedded", "cache_gb": 1, "cache_dir": None}
 
 
@@ -63,7 +64,11 @@ async def test_the_configured_bound_and_folder_are_used(loads, tmp_path):
 @pytest.mark.parametrize(
     ("segmenter", "service", "message"),
     [
-        ({}, {"mode": "http"}, r"samr1\.service\.mode: .*'embedded'.* found 'http'"),
+        ({}, {"mode": "grpc"}, r"samr1\.service\.mode: .*'embedded', 'ray' or 'http'.* found 'grpc'"),
+        ({}, {"mode": "http"}, r"samr1\.service: .*mode is http, so the section http must be there"),
+        ({}, {"mode": "http", "http": {"addresses": ["10.0.0.1:80"]}}, r"samr1\.service\.http\.addresses\.0: "),
+        ({}, {"ray": RAY | {"max_replicas": 1, "min_replicas": 2}}, r"max_replicas is 1, below min_replicas 2"),
+        ({}, {"ray": RAY | {"gpus": "all"}}, r"samr1\.service\.ray\.gpus"),
         ({}, {"cache_gb": -1}, r"samr1\.service\.cache_gb: .*found -1"),
         ({}, {"cache_tb": 1}, r"samr1\.service\.cache_tb: "),
         ({"dtype": "int4"}, {}, r"samr1\.segmenter\.dtype: .*found 'int4'"),

@@ -1,0 +1,181 @@
+"""The client of one or several `samr1 serve`.
+
+An image's requests go to one address, chosen by rendezvous hashing of the image's digest, so that a group and every
+later epoch meet the embedding. An address that failed comes last for a while; the next in the image's own order takes
+over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from samr1_verl.config import HttpServiceConfig
+from samr1_verl.frames import ImageError
+from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.masks import MaskError, decode_rle
+from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
+from samr1_verl.service.engine import Overlap
+from samr1_verl.service.retry import TransientError, persist
+from samr1_verl.service.serve import TOKEN_VARIABLE
+from samr1_verl.service.wire import (
+    Accepted,
+    ErrorAnswer,
+    ImageAnswer,
+    ImageRef,
+    PrefetchRequest,
+    Problem,
+    SegmentAnswer,
+    SegmentRequest,
+    WirePrompt,
+)
+
+COOL_S = 10.0  # an address that failed is asked last for this long
+CONNECT_S = 5.0
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class HttpClient:
+    """Implements `client.Client` over HTTP.
+
+    Args:
+        config: the addresses.
+        timeout_s: of an answer, all attempts included.
+        attempt_s: of one attempt.
+
+    The token, if any, is the environment variable SAMR1_TOKEN.
+    """
+
+    def __init__(self, config: HttpServiceConfig, timeout_s: float, attempt_s: float) -> None:
+        self._addresses, self._timeout_s, self._attempt_s = config.addresses, timeout_s, attempt_s
+        self._down: dict[str, float] = {}  # address to the time until which it is asked last
+        self._by_digest: set[str] = set()  # addresses whose roots do not hold our images
+        # A pool belongs to an event loop; a process may have several, one after the other.
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+    async def segment(self, image: str | Path, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """As `engine.Engine.segment`. Raises ServiceError when no address answers in time."""
+        if not prompts:
+            return []
+        answer = await self._persist("segment", image, sha256, _request(sha256, prompts, masks=True), SegmentAnswer)
+        found = answer.predictions or []
+        if len(found) != len(prompts):
+            raise SegmenterError(f"{image}: {len(found)} masks came back for {len(prompts)} prompts")
+        return [Prediction(decode_rle(one.mask, answer.size), one.score) for one in found]
+
+    async def overlap(self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
+        """As `engine.Engine.overlap`. Raises ServiceError when no address answers in time."""
+        answer = await self._persist("segment", image, sha256, _request(sha256, prompts, truth=truth), SegmentAnswer)
+        if answer.overlap is None:
+            raise SegmenterError(f"{image}: an answer without the overlap that was asked for")
+        return Overlap(answer.overlap.intersection, answer.overlap.union, answer.overlap.score)
+
+    async def prefetch(self, image: str | Path, sha256: str) -> None:
+        """As `engine.Engine.prefetch`. Raises ServiceError when no address answers in time."""
+        request = PrefetchRequest(image=_image(sha256))
+        await self._persist("prefetch", image, sha256, request, Accepted)
+
+    async def _persist(
+        self, endpoint: str, image: str | Path, sha256: str, request: BaseModel, kind: type[Answer]
+    ) -> Answer:
+        async def attempt() -> Answer:
+            address = self._order(sha256)[0]
+            try:
+                answer = await self._ask(address, endpoint, Path(image), sha256, request, kind)
+            except (TransientError, asyncio.CancelledError):  # cancelled: the attempt's time is over
+                self._down[address] = time.monotonic() + COOL_S
+                raise
+            self._down.pop(address, None)
+            return answer
+
+        return await persist(attempt, self._timeout_s, self._attempt_s, str(image))
+
+    def _order(self, sha256: str) -> list[str]:
+        now = time.monotonic()
+        weight = {one: hashlib.sha256(f"{one} {sha256}".encode()).digest() for one in self._addresses}
+        return sorted(self._addresses, key=lambda one: (max(self._down.get(one, now) - now, 0.0), weight[one]))
+
+    async def _ask(
+        self, address: str, endpoint: str, image: Path, sha256: str, request: BaseModel, kind: type[Answer]
+    ) -> Answer:
+        by_path = {**request.model_dump(mode="json"), "image": {"sha256": sha256, "path": str(image.absolute())}}
+        by_digest = {**by_path, "image": {"sha256": sha256}}
+        url = f"{address}/v1/{endpoint}"
+        found: Answer | Problem
+        found = await self._send("POST", url, kind, json=by_digest if address in self._by_digest else by_path)
+        if isinstance(found, Problem) and found.code == "outside_roots":
+            self._by_digest.add(address)
+            found = await self._send("POST", url, kind, json=by_digest)
+        if isinstance(found, Problem) and found.code == "unknown_image":
+            uploaded = await self._upload(address, image, sha256)
+            found = uploaded if isinstance(uploaded, Problem) else await self._send("POST", url, kind, json=by_digest)
+        if isinstance(found, Problem):
+            raise _exception(f"{image}: {found.message}", found)
+        return found
+
+    async def _upload(self, address: str, image: Path, sha256: str) -> ImageAnswer | Problem:
+        try:
+            content = await asyncio.to_thread(image.read_bytes)
+        except OSError as error:
+            raise ImageError(f"{image}: neither the service nor this process can read it ({error})") from error
+        return await self._send("PUT", f"{address}/v1/images/{sha256}", ImageAnswer, content=content)
+
+    async def _send(self, method: str, url: str, kind: type[Answer], **body: Any) -> Answer | Problem:
+        """An answer, or why there is none. Raises TransientError for what another attempt may not meet."""
+        try:
+            response = await self._pool().request(method, url, **body)
+        except httpx.HTTPError as error:
+            raise TransientError(f"{url}: {type(error).__name__} {error}") from error
+        try:
+            if response.is_success:
+                return kind.model_validate_json(response.content)
+            problem = ErrorAnswer.model_validate_json(response.content).error
+        except ValidationError as error:
+            raise TransientError(
+                f"{url}: status {response.status_code} with {response.content[:100]!r}, no answer of samr1 serve"
+            ) from error
+        if response.status_code >= 500:
+            raise TransientError(f"{url}: {problem.message}")
+        return problem
+
+    def _pool(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if loop not in self._pools:
+            token = os.environ.get(TOKEN_VARIABLE)
+            self._pools[loop] = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                timeout=httpx.Timeout(self._attempt_s, connect=CONNECT_S),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                trust_env=False,  # a proxy of the environment is for the internet, not for the next rack
+            )
+        return self._pools[loop]
+
+
+def _image(sha256: str) -> ImageRef:
+    try:
+        return ImageRef(sha256=sha256)
+    except ValidationError as error:
+        raise ImageError(f"the row's SHA-256 is {sha256!r}, expected 64 hexadecimal digits") from error
+
+
+def _request(sha256: str, prompts: Sequence[Prompt], **wanted: Any) -> SegmentRequest:
+    image = _image(sha256)
+    try:
+        return SegmentRequest(image=image, prompts=[WirePrompt.of(one) for one in prompts], **wanted)
+    except ValidationError as error:
+        raise SegmenterError(f"prompts that the service does not take: {error}") from error
+
+
+def _exception(message: str, problem: Problem) -> Exception:
+    """A refusal as the exception that the embedded engine raises."""
+    kinds: dict[str, type[Exception]] = {"image": ImageError, "truth": MaskError}
+    return kinds.get(problem.code, SegmenterError)(message)

@@ -1,0 +1,130 @@
+"""What goes over HTTP, typed: client and server validate with the same schemas, and the OpenAPI page shows them.
+
+Coordinates are continuous XY pixels of the original image, masks compressed COCO RLE counts of its size.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.segmenters.base import Prompt
+
+MAX_PROMPTS = 256  # of a request
+MAX_POINTS = 1000  # of a prompt
+Coordinate = Annotated[float, Field(allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file")]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageRef(_Wire):
+    """An image by its digest, and by path where the server has not seen it."""
+
+    sha256: Digest
+    path: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        default=None, description="on the server's machine, under one of its roots; relative ones are taken from them"
+    )
+
+
+class WirePrompt(_Wire):
+    """What to segment: a box, points, or both."""
+
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
+    points: list[tuple[Coordinate, Coordinate]] = Field(default_factory=list, max_length=MAX_POINTS)
+    labels: list[Literal[0, 1]] = Field(
+        default_factory=list, max_length=MAX_POINTS, description="of each point: 1 on the object, 0 not on it"
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> WirePrompt:
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(f"the box {self.box} is inverted or empty, expected x1 < x2 and y1 < y2")
+        self.prompt()
+        return self
+
+    def prompt(self) -> Prompt:
+        return Prompt(self.box, tuple(self.points), tuple(self.labels))
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> WirePrompt:
+        return cls.model_validate(
+            {"box": prompt.box_original, "points": list(prompt.points_original), "labels": list(prompt.labels)}
+        )
+
+    def within(self, size: tuple[int, int]) -> bool:
+        """Whether box and points lie on an image of `size` (H, W), its border included, give or take a rounding."""
+        corners = [] if self.box is None else [self.box[:2], self.box[2:]]
+        grace = 1e-6 * max(size)
+        return all(
+            -grace <= x <= size[1] + grace and -grace <= y <= size[0] + grace for x, y in (*corners, *self.points)
+        )
+
+
+class SegmentRequest(_Wire):
+    """Prompts for one image. With `truth` the answer has the overlap, with `masks` the masks."""
+
+    image: ImageRef
+    prompts: list[WirePrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
+    truth: GroundTruth | None = None
+    masks: bool = False
+
+
+class PrefetchRequest(_Wire):
+    """An image that requests will name."""
+
+    image: ImageRef
+
+
+class WirePrediction(_Wire):
+    """One prompt's mask and the IoU that the segmenter predicts for it."""
+
+    score: float
+    mask: str
+
+
+class WireOverlap(_Wire):
+    """The union of the prompts' masks against the union of the true masks, ignored pixels left out."""
+
+    intersection: NonNegativeInt
+    union: NonNegativeInt
+    iou: NonNegativeFloat = Field(description="0 where the union is empty")
+    score: float = Field(description="mean of the IoUs that the segmenter predicts")
+
+
+class SegmentAnswer(_Wire):
+    size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) of the image")
+    predictions: list[WirePrediction] | None = None
+    overlap: WireOverlap | None = None
+
+
+class ImageAnswer(_Wire):
+    sha256: Digest
+    size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) of the image")
+
+
+class Accepted(_Wire):
+    accepted: Literal[True] = True
+
+
+class Health(_Wire):
+    segmenter: str = Field(description="identity of weights and preprocessing")
+    busy_seconds: float = Field(description="how long the running computation has taken so far")
+
+
+ErrorCode = Literal[
+    "request", "token", "outside_roots", "unknown_image", "image", "truth", "body_too_large", "busy", "segmenter"
+]
+
+
+class Problem(_Wire):
+    code: ErrorCode
+    message: str
+
+
+class ErrorAnswer(_Wire):
+    error: Problem

@@ -1,0 +1,192 @@
+"""The HTTP client with real servers in other processes: nothing is lost, and no fault is scored."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samr1_verl.config import HttpServiceConfig
+from samr1_verl.frames import ImageError, open_image
+from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.segmenters import Prompt, SegmenterError, load_segmenter
+from samr1_verl.service.engine import Overlap
+from samr1_verl.service.http_client import HttpClient
+from samr1_verl.service.retry import ServiceError
+from samr1_verl.service.serve import TOKEN_VARIABLE
+from tests.rows import make_record
+from tests.segmenters.test_onnx import config_of as onnx_config
+from tests.service.fake import image_file
+from tests.service.servers import TOKEN, free_port, start, start_fake
+
+BOX = Prompt((2, 1, 8, 5))
+
+
+def truth() -> GroundTruth:
+    mask = np.zeros((10, 20), bool)
+    mask[1:5, 5:12] = True
+    return GroundTruth(size=(10, 20), masks=(encode_rle(mask),))
+
+
+RIGHT = Overlap(12, 40, 0.5)
+
+
+def client_of(*ports: int, timeout_s: float = 60.0, attempt_s: float = 10.0) -> HttpClient:
+    return HttpClient(
+        HttpServiceConfig(addresses=tuple(f"http://127.0.0.1:{port}" for port in ports)), timeout_s, attempt_s
+    )
+
+
+@pytest.fixture
+def servers() -> Iterator[list]:
+    started: list = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def broken_server(answer: bytes | None) -> Iterator[int]:
+    """Accepts connections and answers every request with these bytes, or never."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        kept = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+                if answer is not None:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                    connection.close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield listening.getsockname()[1]
+        for connection in kept:
+            connection.close()
+
+
+async def ask_many(client: HttpClient, folder: Path, count: int) -> None:
+    images = [image_file(folder, grey) for grey in range(count)]
+    answers = await asyncio.gather(*(client.overlap(*image, [BOX], truth()) for image in images))
+    assert answers == [RIGHT] * count
+
+
+async def test_masks_overlaps_and_faults_are_those_of_the_embedded_engine(servers, tmp_path):
+    port = free_port()
+    servers.append(start_fake(port, tmp_path))
+    client, image = client_of(port), image_file(tmp_path, 7)
+    await client.prefetch(*image)
+    (prediction,) = await client.segment(*image, [BOX])
+    assert prediction.mask.sum() == 24 and prediction.mask[1:5, 2:8].all() and prediction.score == 0.5
+    assert await client.overlap(*image, [BOX], truth()) == RIGHT
+    assert await client.segment(*image, []) == []
+    with pytest.raises(ImageError, match="SHA-256"):
+        await client.overlap(image[0], "0" * 64, [BOX], truth())
+    with pytest.raises(ImageError, match="64 hexadecimal digits"):
+        await client.overlap(image[0], "zero", [BOX], truth())
+    with pytest.raises(MaskError, match="20x10"):
+        await client.overlap(*image, [BOX], GroundTruth(size=(20, 10), masks=()))
+    with pytest.raises(SegmenterError, match="outside the image"):
+        await client.overlap(*image, [Prompt((0, 0, 500, 5))], truth())
+    with pytest.raises(SegmenterError, match="inverted"):
+        await client.overlap(*image, [Prompt((5, 5, 2, 2))], truth())
+
+
+async def test_images_that_the_server_cannot_read_are_uploaded(servers, tmp_path):
+    port = free_port()
+    (tmp_path / "root").mkdir()
+    servers.append(start_fake(port, tmp_path / "root"))
+    client = client_of(port)
+    await ask_many(client, tmp_path, 8)
+    with pytest.raises(ImageError, match="neither the service nor this process can read it"):
+        await client.overlap(tmp_path / "gone.png", "0" * 64, [BOX], truth())
+
+
+async def test_an_images_requests_go_to_one_of_two_addresses_and_both_are_used(servers, tmp_path):
+    ports = [free_port(), free_port()]
+    client = client_of(*ports)
+    firsts = {client._order(f"{index:064x}")[0] for index in range(20)}
+    assert len(firsts) == 2 and client._order("a" * 64) == client_of(*reversed(ports))._order("a" * 64)
+
+
+async def test_one_of_two_addresses_gone(servers, tmp_path):
+    ports = [free_port(), free_port()]
+    servers.append(start_fake(ports[0], tmp_path))
+    await ask_many(client_of(*ports), tmp_path, 16)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nspam", b"\0\0\0", b"HTTP/1.1 500 Oh\r\n\r\n", b""]
+)
+async def test_one_of_two_addresses_slow_or_answering_garbage(servers, tmp_path, answer):
+    port = free_port()
+    servers.append(start_fake(port, tmp_path))
+    with broken_server(answer) as broken:
+        client = client_of(port, broken, attempt_s=2.0)
+        await ask_many(client, tmp_path, 16)
+        await ask_many(client, tmp_path, 16)  # the address that failed is asked last
+
+
+async def test_a_server_killed_under_load_and_restarted(servers, tmp_path):
+    port = free_port()
+    servers.append(start_fake(port, tmp_path, seconds=0.05))
+    client = client_of(port)
+    asked = asyncio.ensure_future(ask_many(client, tmp_path, 40))
+    await asyncio.sleep(0.5)
+    assert not asked.done()
+    servers[0].kill()
+    servers[0].wait()
+    servers.append(await asyncio.to_thread(start_fake, port, tmp_path))
+    await asked
+
+
+async def test_one_clear_exception_when_nobody_answers(tmp_path):
+    client = client_of(free_port(), timeout_s=1.5)
+    with pytest.raises(ServiceError, match=r"7\.png: .* did not answer in 1\.5 s and \d+ attempts; .*ConnectError"):
+        await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
+
+
+def test_a_client_serves_one_event_loop_after_another(servers, tmp_path):
+    port = free_port()
+    servers.append(start_fake(port, tmp_path))
+    client = client_of(port)
+    for _ in range(3):
+        asyncio.run(ask_many(client, tmp_path, 3))
+
+
+async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers, small_sam, tmp_path, monkeypatch):
+    port, record = free_port(), make_record(tmp_path)
+    command = ["-m", "samr1_verl.cli", "serve", "--backend", "onnx", "--path", str(small_sam), "--device", "cpu"]
+    server = start([*command, "--port", str(port), "--root", str(tmp_path)], port, **{TOKEN_VARIABLE: TOKEN})
+    servers.append(server)
+    image = tmp_path / "a.png", record.sha256
+    with pytest.raises(SegmenterError, match="bearer token is needed"):
+        await client_of(port).segment(*image, [Prompt((16, 12, 32, 24))])
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    client, prompts = client_of(port), [Prompt((16, 12, 32, 24 - index)) for index in range(8)]
+    await client.prefetch(*image)
+    asked = [asyncio.ensure_future(client.segment(*image, [prompt])) for prompt in prompts]
+    await asyncio.sleep(0.3)
+    os.kill(server.pid, signal.SIGTERM)
+    answers = await asyncio.gather(*asked)
+    assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+    segmenter = load_segmenter(onnx_config(small_sam))
+    embedding = segmenter.encode(np.asarray(open_image(image[0])))
+    for (answer,), prompt in zip(answers, prompts, strict=True):
+        (expected,) = segmenter.decode(embedding, [prompt])
+        np.testing.assert_array_equal(answer.mask, expected.mask)
+        assert answer.score == pytest.approx(expected.score)
