@@ -99,7 +99,9 @@ def uses_segmenter(config: DictConfig) -> bool:
 
 
 def check_segmenter(settings: Samr1Config) -> Iterator[str]:
-    """The segmenter's backend exists here and its weights are there."""
+    """The segmenter's backend exists here and its weights are there, unless other machines have them."""
+    if settings.service.mode == "http":
+        return
     for problem in segmenter_problems(settings.segmenter):
         yield f"{problem}. {settings.prepare.segmenter}"
 

@@ -1,13 +1,14 @@
 """Promptable segmenters behind one protocol (base.py), one module a backend, loaded by name.
 
 A backend module has `problems(config)`, which tells without loading anything heavy why it cannot be loaded here, and
-`load(config)`.
+`load(config)`. A backend named with a dot is any importable module that has both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from typing import Any
 
 from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
@@ -28,13 +29,18 @@ __all__ = [
 
 def segmenter_problems(config: SegmenterConfig) -> Iterator[str]:
     """Why this segmenter cannot be loaded on this machine, one message each: unknown backend, package, weights."""
-    if config.backend not in BACKENDS:
+    if config.backend not in BACKENDS and "." not in config.backend:
         yield (
             f"samr1.segmenter.backend is {config.backend!r}, this version has {', '.join(sorted(BACKENDS))}. "
             "Set samr1.segmenter.backend, and samr1.segmenter.path to weights that it reads"
         )
         return
-    yield from import_module(BACKENDS[config.backend]).problems(config)
+    try:
+        module = _module(config)
+    except ImportError as error:
+        yield f"samr1.segmenter.backend is {config.backend!r}, which does not import ({error})"
+        return
+    yield from module.problems(config)
 
 
 def load_segmenter(config: SegmenterConfig) -> Segmenter:
@@ -46,4 +52,8 @@ def load_segmenter(config: SegmenterConfig) -> Segmenter:
     """
     if problems := list(segmenter_problems(config)):
         raise ConfigError("\n".join(problems))
-    return import_module(BACKENDS[config.backend]).load(config)
+    return _module(config).load(config)
+
+
+def _module(config: SegmenterConfig) -> Any:
+    return import_module(BACKENDS.get(config.backend, config.backend))

@@ -7,8 +7,7 @@ request is refused, a segmenter that fails is status 500.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,16 +75,11 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
     images, registry = Images(roots, limits.upload_bytes, limits.max_pixels), CollectorRegistry()
     registry.register(EngineCollector(engine))
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        images.close()
-
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 422, 500, 503)
     }
     scheme = [Depends(HTTPBearer(auto_error=False, description="checked before the request is read"))]
-    app = FastAPI(title="samr1 segmenter", lifespan=lifespan, responses=errors, dependencies=scheme)
+    app = FastAPI(title="samr1 segmenter", responses=errors, dependencies=scheme)
     app.add_middleware(Guard, token=token, max_body=limits.max_body, max_queue=limits.max_queue, registry=registry)
     _add_routes(app, engine, images, registry, limits)
     _add_refusals(app)

@@ -19,7 +19,8 @@ class OutsideRootsError(PermissionError):
 
 
 class Images:
-    """Files by path under roots, and uploads in a temporary folder, the oldest removed beyond a bound.
+    """Files by path under roots, and uploads in a temporary folder that goes with the process, the oldest removed
+    beyond a bound.
 
     Args:
         roots: folders whose files may be named; symbolic links are followed before the check.
@@ -78,10 +79,6 @@ class Images:
             raise
         self._remove_oldest()
         return self._upload(sha256), size
-
-    def close(self) -> None:
-        """Remove the uploads."""
-        self._folder.cleanup()
 
     def _upload(self, sha256: str) -> Path:
         return Path(self._folder.name, sha256)

@@ -32,7 +32,7 @@ MAX_ONGOING = 32  # requests of a replica; a group and some of the next, then th
 TARGET_ONGOING = 16  # of a replica, that autoscaling aims at
 STUCK_S = 300.0  # a computation that takes longer is none any more: Ray Serve replaces the replica
 HEALTH_S = 10.0
-# Ray empties CUDA_VISIBLE_DEVICES of an actor that reserves no GPU, unless this is 0.
+# Where this is 1, and in older versions wherever it is not 0, Ray hides the GPUs from actors that reserve none.
 KEEP_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

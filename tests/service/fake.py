@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,3 +56,17 @@ def image_file(folder: Path, grey: int, size: tuple[int, int] = (10, 20)) -> tup
     path = folder / f"{grey}.png"
     Image.fromarray(np.full((*size, 3), grey, dtype=np.uint8)).save(path)
     return path, sha256(path.read_bytes()).hexdigest()
+
+
+def problems(config: Any) -> Iterator[str]:
+    """This module as a backend, for processes that a test does not share: `path` is a name and seconds an encode."""
+    if config.path.startswith("cannot load"):
+        yield "it cannot be loaded"
+
+
+def load(config: Any) -> BoxSegmenter:
+    name, seconds = config.path.split(",")
+    if ":" in name:  # a file that counts
+        with open(name.split(":")[1], "a") as log:
+            log.write("loaded\n")
+    return BoxSegmenter(seconds=float(seconds))

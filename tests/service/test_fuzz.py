@@ -1,0 +1,83 @@
+"""Property-based: whatever comes over the wire, the server answers in its schema, never status 500, and goes on."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+from starlette.testclient import TestClient
+
+from samr1_verl.masks import decode_rle, encode_rle
+from samr1_verl.segmenters import Prompt
+from samr1_verl.service.engine import Engine
+from samr1_verl.service.http_server import Limits, create_app
+from samr1_verl.service.wire import WirePrompt
+from tests.service.fake import BoxSegmenter, image_file
+from tests.service.servers import TOKEN
+
+FOLDER = Path(tempfile.mkdtemp(prefix="samr1_fuzz_"))
+IMAGE, DIGEST = image_file(FOLDER, 7)
+APP = create_app(Engine(BoxSegmenter(), 1_000_000), [FOLDER], TOKEN, Limits(max_body=100_000))
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+CLIENT = TestClient(APP, headers=HEADERS, raise_server_exceptions=False)
+QUICK = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS)
+
+
+@schema.parametrize()
+@QUICK
+def test_every_operation_answers_in_its_schema(case: Any) -> None:
+    response = case.call(headers=HEADERS)
+    case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
+
+
+numbers = st.one_of(st.integers(-5, 25), st.floats(allow_nan=True, allow_infinity=True), st.integers())
+values = st.recursive(st.none() | st.booleans() | numbers | st.text(max_size=9), st.lists, max_leaves=6)
+points = st.lists(st.lists(numbers, min_size=1, max_size=3), max_size=4)
+prompts = st.fixed_dictionaries(
+    {}, optional={"box": st.lists(numbers, min_size=3, max_size=5), "points": points, "labels": st.lists(values)}
+)
+truths = st.fixed_dictionaries(
+    {"size": st.sampled_from([[10, 20], [20, 10], [0, 1], [10**9, 10**9]]), "masks": st.lists(st.text(max_size=40))}
+)
+requests = st.fixed_dictionaries(
+    {"image": st.just({"sha256": DIGEST, "path": str(IMAGE)}), "prompts": st.lists(prompts, max_size=3)},
+    optional={"truth": truths | values, "masks": values},
+)
+
+
+@given(requests)
+@QUICK
+def test_nearly_right_requests_are_answered_or_refused(request: dict[str, Any]) -> None:
+    content = json.dumps(request)  # NaN and Infinity included, which JSON has not
+    answer = CLIENT.post("/v1/segment", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (200, 422), answer.text
+    assert (answer.status_code == 200) != ("error" in answer.json())
+
+
+inside = st.tuples(st.floats(0, 20), st.floats(0, 10))
+
+
+@given(st.lists(inside, min_size=1, max_size=5), st.integers(0, 9), st.integers(0, 19))
+@QUICK
+def test_a_sound_request_gets_the_masks_of_its_prompts(coordinates: list[tuple[float, float]], y: int, x: int) -> None:
+    prompt = Prompt((x, y, x + 1, y + 1), tuple(coordinates), (1,) * len(coordinates))
+    assert WirePrompt.of(prompt).prompt() == prompt
+    truth = np.zeros((10, 20), bool)
+    truth[y, x] = True
+    body = {"image": {"sha256": DIGEST, "path": str(IMAGE)}, "prompts": [WirePrompt.of(prompt).model_dump()]}
+    body |= {"truth": {"size": [10, 20], "masks": [encode_rle(truth)]}, "masks": True}
+    answer = CLIENT.post("/v1/segment", json=body).json()
+    mask = decode_rle(answer["predictions"][0]["mask"], (10, 20))
+    expected = {(min(int(py), 9), min(int(px), 19)) for px, py in coordinates} | {(y, x)}
+    assert {(int(row), int(column)) for row, column in np.argwhere(mask)} == expected
+    assert answer["overlap"]["intersection"] == 1 and answer["overlap"]["union"] == len(expected)

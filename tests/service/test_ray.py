@@ -1,0 +1,263 @@
+"""The Ray Serve application in a real cluster: started once, routed by digest, and no fault is lost or scored as 0."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray import serve
+
+from samr1_verl.config import ConfigError, RayServiceConfig, service_configs
+from samr1_verl.frames import ImageError
+from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.segmenters import Prompt
+from samr1_verl.service import ray_app
+from samr1_verl.service.client import announce
+from samr1_verl.service.engine import Overlap
+from samr1_verl.service.ray_client import RayClient
+from samr1_verl.service.retry import ServiceError
+from tests.service.fake import image_file
+from tests.service.servers import environment
+
+BOX, RIGHT = Prompt((2, 1, 8, 5)), Overlap(12, 40, 0.5)
+RAY = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Two GPUs by name, both reserved by a placement group, as verl's are."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # what a scheduler gave this node
+            patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+            ray.init(
+                num_cpus=4,
+                num_gpus=2,
+                resources={"accelerator_type:TEST": 1},
+                _temp_dir=folder,
+                include_dashboard=False,
+                logging_level="warning",
+            )
+        group = ray.util.placement_group([{"GPU": 1, "CPU": 1}] * 2)
+        ray.get(group.ready())
+        yield
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    """Clients of the fake segmenter, whose application goes with the test. `path` tells them apart."""
+    made: list[RayClient] = []
+
+    def make(name: str, seconds: float = 0.0, timeout_s: float = 120.0, attempt_s: float = 60.0, **options: Any) -> Any:
+        segmenter = {"backend": "tests.service.fake", "path": f"{name},{seconds}", "device": "cpu", "dtype": "float32"}
+        service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "ray": RAY | options}
+        made.append(RayClient(*service_configs(segmenter, service | {"timeout_s": timeout_s, "attempt_s": attempt_s})))
+        return made[-1]
+
+    yield make
+    for client in made:
+        serve.delete(ray_app.application_name(client._segmenter, client._service))
+
+
+def truth() -> GroundTruth:
+    mask = np.zeros((10, 20), bool)
+    mask[1:5, 5:12] = True
+    return GroundTruth(size=(10, 20), masks=(encode_rle(mask),))
+
+
+async def ask_many(client: RayClient, folder: Path, count: int, group: int = 1) -> None:
+    images = [image_file(folder, grey) for grey in range(count)]
+    asked = [client.overlap(*image, [BOX], truth()) for image in images for _ in range(group)]
+    assert await asyncio.gather(*asked) == [RIGHT] * count * group
+
+
+async def pids_of(client: RayClient, digests: list[str]) -> dict[str, int]:
+    handle = await client._started()
+    answers = [handle.options(session_id=digest).environment.remote() for digest in digests]
+    return {digest: (await answer)["pid"] for digest, answer in zip(digests, answers, strict=True)}
+
+
+async def test_answers_and_faults_are_those_of_the_embedded_engine(make, tmp_path):
+    client, image = make("plain"), image_file(tmp_path, 7)
+    await client.prefetch(*image)
+    (prediction,) = await client.segment(*image, [BOX])
+    assert prediction.mask.sum() == 24 and prediction.score == 0.5
+    assert await client.overlap(*image, [BOX], truth()) == RIGHT
+    with pytest.raises(ImageError, match="SHA-256"):
+        await client.overlap(image[0], "0" * 64, [BOX], truth())
+    with pytest.raises(MaskError, match="20x10"):
+        await client.overlap(*image, [BOX], GroundTruth(size=(20, 10), masks=()))
+    await asyncio.gather(*(client.overlap(*image, [BOX], truth()) for _ in range(16)))
+    counters = await client.counters()
+    assert counters.encodes == 1 and counters.hits >= 17
+
+
+async def test_what_is_announced_needs_no_encode_when_it_is_asked(make, tmp_path):
+    client = make("announced")
+    image = image_file(tmp_path, 7)
+    await announce(client._segmenter.model_dump(), client._service.model_dump(), *image)
+    await asyncio.sleep(0.5)
+    await ask_many(client, tmp_path, 8, group=2)
+    await client.overlap(*image, [BOX], truth())
+    await announce(client._segmenter.model_dump(), client._service.model_dump(), tmp_path / "gone.png", "0" * 64)
+    counters = await client.counters()
+    assert counters.encodes == 8 and counters.requests == 17
+
+
+async def test_a_group_meets_its_embedding_and_images_spread_over_replicas(make, tmp_path):
+    client = make("routed", min_replicas=2, max_replicas=2)
+    await ask_many(client, tmp_path, 24, group=8)
+    digests = [image_file(tmp_path, grey)[1] for grey in range(24)]
+    places = await pids_of(client, digests)
+    assert places == await pids_of(client, digests)  # an image's requests go to one replica
+    assert set(Counter(places.values())) == set(places.values()) and len(set(places.values())) == 2
+
+
+async def test_a_replica_killed_under_load_loses_nothing(make, tmp_path):
+    client = make("killed", seconds=0.05, min_replicas=2, max_replicas=2)
+    digests = [image_file(tmp_path, grey)[1] for grey in range(40)]
+    pid = (await pids_of(client, digests))[digests[0]]
+    asked = asyncio.ensure_future(ask_many(client, tmp_path, 40, group=2))
+    await asyncio.sleep(0.5)
+    assert not asked.done()
+    os.kill(pid, signal.SIGKILL)
+    await asked
+
+
+async def test_the_only_replica_killed_is_replaced_and_nothing_is_lost(make, tmp_path):
+    client = make("alone", seconds=0.05)
+    await ask_many(client, tmp_path, 1)
+    (pid,) = (await pids_of(client, ["0" * 64])).values()
+    asked = asyncio.ensure_future(ask_many(client, tmp_path, 40, group=2))
+    await asyncio.sleep(0.5)
+    assert not asked.done()
+    os.kill(pid, signal.SIGKILL)
+    await asked
+    assert (await pids_of(client, ["0" * 64]))["0" * 64] != pid
+
+
+async def test_when_nobody_answers_in_time_there_is_one_clear_exception(make, tmp_path):
+    client = make("slow", seconds=30.0, timeout_s=6.0, attempt_s=2.0)
+    await client._started()
+    with pytest.raises(ServiceError, match=r"7\.png: .* did not answer in 6 s and [2-9] attempts"):
+        await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
+
+
+async def test_a_segmenter_that_cannot_be_loaded_is_a_configuration_error(make, tmp_path):
+    client = make("cannot load")
+    with pytest.raises(ConfigError, match=r"samr1\.service\.mode is ray, and no replica starts"):
+        await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
+
+
+JOB = """
+import asyncio, ray, sys
+from samr1_verl.config import service_configs
+from samr1_verl.service import ray_app
+ray.init(address="auto", namespace="job", logging_level="warning", log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Worker:
+    async def start(self, segmenter, service):
+        configs = service_configs(segmenter, service)
+        await ray_app.start(*configs)
+        return True
+
+segmenter = {"backend": "tests.service.fake", "path": sys.argv[1], "device": "cpu", "dtype": "float32"}
+ray_section = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
+service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "timeout_s": 120.0, "attempt_s": 60.0, "ray": ray_section}
+workers = [Worker.remote() for _ in range(3)]
+ray.get([worker.start.remote(segmenter, service) for worker in workers])
+print("started", flush=True)
+asyncio.run(asyncio.sleep(600))
+"""
+
+
+async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job(make, tmp_path):
+    log = tmp_path / "loads"
+    client = make(f"two jobs:{log}")
+    address = ray.get_runtime_context().gcs_address
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOB, client._segmenter.path],
+            env=environment(RAY_ADDRESS=address),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for job in jobs:
+            assert job.stdout is not None
+            assert await asyncio.wait_for(asyncio.to_thread(job.stdout.readline), 120) == "started\n"
+        assert log.read_text() == "loaded\n"  # once, for six workers of two jobs at once
+        before = await pids_of(client, ["0" * 64])
+        asked = asyncio.ensure_future(ask_many(client, tmp_path, 30))
+        for job in jobs:  # one cancelled as a user does it, one as a scheduler does
+            job.send_signal(signal.SIGINT if job is jobs[0] else signal.SIGKILL)
+            job.wait(60)
+        await asked
+        assert await pids_of(client, ["0" * 64]) == before
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+async def test_replicas_beside_workers_that_reserve_every_gpu_get_one_gpu_each(make, tmp_path):
+    assert ray.available_resources().get("GPU", 0) == 0
+    client = make("shared", gpus="shared", min_replicas=2, max_replicas=2)
+    await ask_many(client, tmp_path, 12)
+    handle = await client._started()
+    seen = [await handle.options(session_id=f"{index:064x}").environment.remote() for index in range(30)]
+    assert len({one["pid"] for one in seen}) == 2
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {"4", "6"}
+
+
+def test_gpus_are_shared_in_turn_and_within_what_the_node_may_use():
+    assert [ray_app.shared_gpu("4,6", rank) for rank in range(3)] == ["4", "6", "4"]
+    assert ray_app.shared_gpu("GPU-a1, GPU-b2", 1) == "GPU-b2"
+    with pytest.raises(ConfigError, match=r"samr1\.service\.ray\.gpus is shared, and this node shows no GPU"):
+        ray_app.shared_gpu("", 0)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (0, {"num_cpus": 2.0, "num_gpus": 0.0}),
+        (0.25, {"num_cpus": 2.0, "num_gpus": 0.25}),
+        (
+            "shared",
+            {
+                "num_cpus": 2.0,
+                "num_gpus": 0.0,
+                "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+                "resources": {"accelerator_type:A100": 0.001},
+            },
+        ),
+    ],
+)
+def test_what_a_replica_asks_ray_for(gpus, expected):
+    config = RayServiceConfig.model_validate({"gpus": gpus, "cpus": 2, "min_replicas": 2, "max_replicas": 2})
+    options = ray_app.deployment_options(config, {"CPU": 8.0, "GPU": 8.0, "accelerator_type:A100": 1.0})
+    assert options["ray_actor_options"] == expected
+    assert options["num_replicas"] == 2 and "autoscaling_config" not in options
+
+
+def test_autoscaling_stays_within_its_bounds():
+    config = RayServiceConfig.model_validate({"gpus": 1, "cpus": 1, "min_replicas": 1, "max_replicas": 4})
+    options = ray_app.deployment_options(config, {})
+    assert "num_replicas" not in options
+    assert (options["autoscaling_config"].min_replicas, options["autoscaling_config"].max_replicas) == (1, 4)
