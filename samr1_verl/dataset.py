@@ -25,9 +25,11 @@ from samr1_verl.config import ConfigError, prompt_config
 from samr1_verl.frames import THOUSAND, open_image
 from samr1_verl.prompts import as_question, load_prompt
 from samr1_verl.record import DataError, read_table, record_at, resolve_image
+from samr1_verl.service.client import announce
 
 logger = logging.getLogger(__name__)
 
+_announcing: set[asyncio.Task[None]] = set()
 _BATCH = 1024  # prompts tokenized together when their lengths are checked
 
 
@@ -163,7 +165,7 @@ class SegmentationDataset(RLHFDataset):
         columns = self._table.select(["sentence", "image", "width", "height"])
         for number, row in zip(rows, columns.take(pa.array(rows)).to_pylist(), strict=True):
             policy_wh = self._size_of(number, (row["width"], row["height"]))
-            texts.append(self._render(number, self._messages(row["sentence"], row["image"], policy_wh)))
+            texts.append(self._render(number, self._messages(row["sentence"], row["image"], "", policy_wh)))
             image_tokens.append(self._policy_size.tokens(policy_wh))
         tokens = self.processor.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return np.array([len(ids) - 1 + extra for ids, extra in zip(tokens, image_tokens, strict=True)])
@@ -189,7 +191,7 @@ class SegmentationDataset(RLHFDataset):
                 f"policy: {error}. Leave the row out, or set samr1.policy_size"
             ) from error
 
-    def _messages(self, sentence: str, image: str, policy_wh: tuple[int, int]) -> list[dict]:
+    def _messages(self, sentence: str, image: str, sha256: str, policy_wh: tuple[int, int]) -> list[dict]:
         """One user turn: the image, then the rendered prompt."""
         range_wh = policy_wh if self._prompt.frame == "absolute" else (int(THOUSAND), int(THOUSAND))
         text = self._template.render(
@@ -197,6 +199,7 @@ class SegmentationDataset(RLHFDataset):
         )
         # resized_width and resized_height are the names Qwen's own tools use for a size that the caller has decided.
         shown = {"type": "image", "image": image, "resized_width": policy_wh[0], "resized_height": policy_wh[1]}
+        shown |= {"sha256": sha256}  # names the image to the segmenter's service when its rollouts start
         return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
 
     def _locate(self, row: int) -> tuple[str, int]:
@@ -218,7 +221,7 @@ class SegmentationDataset(RLHFDataset):
         image = str(resolve_image(record, path))
         policy_wh = self._size_of(row, (record.width, record.height))
         return {
-            "raw_prompt": self._messages(record.sentence, image, policy_wh),
+            "raw_prompt": self._messages(record.sentence, image, record.sha256, policy_wh),
             "data_source": record.data_source,
             "reward_model": {"style": "rule", "ground_truth": record.ground_truth()},
             "extra_info": {
@@ -237,18 +240,24 @@ class SegmentationDataset(RLHFDataset):
 
     @classmethod
     async def process_multi_modal_info(
-        cls, messages: list[dict], image_patch_size: int, config: DictConfig
+        cls, messages: list[dict], image_patch_size: int, config: DictConfig | None
     ) -> tuple[list[Image.Image] | None, None, None]:
         """Images, videos and audios of a prompt, called by verl's agent loop when a rollout starts.
 
-        Images come back in the policy's frame, opened in a thread so that the other rollouts go on. Neither
-        `image_patch_size` nor `config` is needed: the message says the size.
+        Images come back in the policy's frame, opened in a thread so that the other rollouts go on. The message says
+        the size, not `image_patch_size`. Where `config` has `encode_ahead`, the segmenter's service is told of each
+        image, and not waited for.
         """
         items = [item for message in messages for item in message["content"] if isinstance(item, dict)]
         shown = [item for item in items if item["type"] == "image"]
         other = {item["type"] for item in items} - {"image", "text"}
         if other:
             raise DataError(f"a prompt holds {sorted(other)}; SegmentationDataset shows images and text only")
+        if config is not None and (service := config.get("encode_ahead")) is not None:
+            for item in shown:
+                told = asyncio.create_task(announce(service.segmenter, service.service, item["image"], item["sha256"]))
+                _announcing.add(told)  # an event loop keeps no reference to its tasks
+                told.add_done_callback(_announcing.discard)
         loop = asyncio.get_running_loop()
         images = [
             await loop.run_in_executor(

@@ -12,8 +12,12 @@ One step's metrics, over the rollouts it trains on, verl's padding rows not amon
     critic/groups/count                prompts of which a rollout came back
     critic/groups/size/mean, min       rollouts of a group
     critic/groups/tokens/mean, max, min  response tokens of a group
+    reward/seconds/mean, max           from a finished answer to its reward, queues included
+    reward/exposed_seconds             what the reward adds to the rollouts of the step, beyond generation
+    reward/step_share                  that, as a share of the time since the step before
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,6 +70,20 @@ def group_metrics(uids: Sequence[str], scores: Sequence[float], tokens: Sequence
     }
 
 
+def time_metrics(generated: Sequence[float], scored: Sequence[float]) -> dict[str, float]:
+    """`reward/seconds/…` and `reward/exposed_seconds` from each rollout's seconds of generation and of reward.
+
+    The synchronous trainer starts a step's rollouts together, so the last answer is there after the longest generation,
+    and the last reward after the longest sum.
+    """
+    total = [one + other for one, other in zip(generated, scored, strict=True)]
+    return {
+        "reward/seconds/mean": float(np.mean(scored)),
+        "reward/seconds/max": float(np.max(scored)),
+        "reward/exposed_seconds": float(np.max(total) - np.max(generated)),
+    }
+
+
 class ReplayBuffer(replay_buffer.ReplayBuffer):
     """verl's buffer of the synchronous trainers, which also measures what it hands out.
 
@@ -80,12 +98,17 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
                 "samr1_verl.metrics.ReplayBuffer. Set the mode, or trainer.v1.sampler.custom_sampler.path=null."
             )
         super().__init__(trainer_mode, *args, poll_interval=POLL_S, **kwargs)
+        self._sampled: float | None = None  # when the last batch for training left, on the monotonic clock
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         """verl's `sample`: the batch, and its metrics together with ours when it is for training."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         if partition_id == "train":
             metrics = {**metrics, **measure(batch)}
+            now, before = time.monotonic(), self._sampled
+            if before is not None:
+                metrics["reward/step_share"] = metrics["reward/exposed_seconds"] / (now - before)
+            self._sampled = now
         return batch, metrics
 
 
@@ -94,9 +117,14 @@ def measure(batch: KVBatchMeta) -> dict[str, float]:
     data = tq.kv_batch_get(
         keys=batch.keys,
         partition_id=batch.partition_id,
-        select_fields=["uid", "rm_scores", "extra_fields", "response_mask"],
+        select_fields=["uid", "rm_scores", "extra_fields", "response_mask", "metrics"],
     )
     scores = [float(row.sum()) for row in data["rm_scores"]]
     tokens = [int(row.sum()) for row in data["response_mask"]]
     rewards = [extra["reward_extra_info"] for extra in tu.get(data, "extra_fields")]
-    return {**reward_metrics(rewards), **group_metrics(tu.get(data, "uid"), scores, tokens)}
+    loops = tu.get(data, "metrics")
+    return {
+        **reward_metrics(rewards),
+        **group_metrics(tu.get(data, "uid"), scores, tokens),
+        **time_metrics([one["generate_sequences"] for one in loops], [one["compute_score"] for one in loops]),
+    }

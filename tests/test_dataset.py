@@ -10,6 +10,7 @@ from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.dataset.rl_dataset import collate_fn, get_dataset_class
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
+from samr1_verl import dataset as dataset_module
 from samr1_verl.config import ConfigError
 from samr1_verl.dataset import PolicySize, SegmentationDataset, load_policy_image
 from samr1_verl.frames import ImageError
@@ -191,6 +192,19 @@ def test_a_model_without_an_image_processor_is_refused(tmp_path):
         create_rl_dataset([str(path)], data_config(), tokenizer, None)
     with pytest.raises(ConfigError, match="image processor"):
         PolicySize(tokenizer, None, {})
+
+
+def test_the_segmenters_service_is_told_of_an_image_when_its_rollout_starts(tmp_path, monkeypatch):
+    told = []
+
+    async def announce(segmenter, service, image, sha256):
+        told.append((segmenter.backend, service.mode, image, sha256))
+
+    monkeypatch.setattr(dataset_module, "announce", announce)
+    item = dataset([write_rows(tmp_path / "rows.parquet", make_record(tmp_path))])[0]
+    config = OmegaConf.create({"encode_ahead": {"segmenter": {"backend": "onnx"}, "service": {"mode": "ray"}}})
+    asyncio.run(SegmentationDataset.process_multi_modal_info(item["raw_prompt"], 14, config))
+    assert told == [("onnx", "ray", item["extra_info"]["image"], item["extra_info"]["sha256"])]
 
 
 def test_videos_are_refused_instead_of_ignored():

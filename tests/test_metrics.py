@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from samr1_verl.metrics import ReplayBuffer, group_metrics, reward_metrics
+from samr1_verl.metrics import ReplayBuffer, group_metrics, reward_metrics, time_metrics
 from tests.recipes import compose_recipe
 
 
@@ -55,6 +55,12 @@ def test_a_group_teaches_nothing_when_its_rewards_are_equal_or_it_is_alone() -> 
     }
 
 
+def test_a_reward_that_ends_before_the_longest_generation_costs_no_time() -> None:
+    hidden = time_metrics([1.0, 9.0], [3.0, 0.0])
+    assert hidden == {"reward/seconds/mean": 1.5, "reward/seconds/max": 3.0, "reward/exposed_seconds": 0.0}
+    assert time_metrics([1.0, 9.0], [3.0, 2.0])["reward/exposed_seconds"] == 2.0
+
+
 def test_an_asynchronous_trainer_is_told_what_to_set() -> None:
     with pytest.raises(ValueError, match="trainer_mode: found 'colocate_async', expected samr1 or sync"):
         build_buffer("colocate_async")
@@ -81,6 +87,7 @@ def put_group(partition: str, rewards: list[dict[str, float]], lengths: list[int
             "response_mask": torch.ones(length, dtype=torch.int64),
             "rm_scores": torch.tensor([0.0] * (length - 1) + [reward["score"]]),
             "extra_fields": {"reward_extra_info": reward, "global_steps": 1},
+            "metrics": {"generate_sequences": float(length), "compute_score": 0.5},
         }
         for reward, length in zip(rewards, lengths, strict=True)
     ]
@@ -103,7 +110,8 @@ def build_buffer(trainer_mode: str = "sync") -> ReplayBuffer:
 def test_the_buffer_that_the_recipe_names_logs_what_it_samples(transfer_queue: None) -> None:
     put_group("train", [{"score": 6.0, "acc": 0.9}, {"score": 2.0, "acc": 0.2}, {"score": 1.0, "acc": 0.1}], [3, 1, 5])
     put_group("train", [{"score": 2.0, "acc": 0.4}, {"score": 2.0, "acc": 0.4}], [2, 2], status="failure")
-    batch, metrics = build_buffer().sample(global_steps=1, partition_id="train", batch_size=2)
+    buffer = build_buffer()
+    batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
     assert len(batch.keys) == 5
     assert metrics == {
         "reward/score": pytest.approx(13 / 5),
@@ -115,8 +123,21 @@ def test_the_buffer_that_the_recipe_names_logs_what_it_samples(transfer_queue: N
         "critic/groups/tokens/mean": 6.5,
         "critic/groups/tokens/max": 9,
         "critic/groups/tokens/min": 4,
+        "reward/seconds/mean": 0.5,
+        "reward/seconds/max": 0.5,
+        "reward/exposed_seconds": 0.5,
     }
     tq.kv_clear(keys=batch.keys, partition_id="train")
+
+
+def test_the_second_step_knows_the_rewards_share_of_the_time_since_the_first(transfer_queue: None) -> None:
+    buffer, shares = build_buffer(), []
+    for _ in range(2):
+        put_group("train", [{"score": 6.0}], [3])
+        batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=1)
+        shares.append(metrics.get("reward/step_share"))
+        tq.kv_clear(keys=batch.keys, partition_id="train")
+    assert shares[0] is None and shares[1] > 0
 
 
 def test_validation_is_left_to_verl(transfer_queue: None) -> None:
