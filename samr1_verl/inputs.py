@@ -22,6 +22,7 @@ from samr1_verl.hub import hub_id_or_folder
 from samr1_verl.masks import MaskError, decode_rle
 from samr1_verl.record import DataError, Record, read_table, record_at, resolve_image
 from samr1_verl.segmenters import segmenter_problems
+from samr1_verl.service.client import service_problems
 
 
 def check_model(config: DictConfig, remedy: str) -> Iterator[str]:
@@ -99,7 +100,8 @@ def uses_segmenter(config: DictConfig) -> bool:
 
 
 def check_segmenter(settings: Samr1Config) -> Iterator[str]:
-    """The segmenter's backend exists here and its weights are there, unless other machines have them."""
+    """The service's packages are there, and the segmenter's backend and weights, unless other machines have them."""
+    yield from service_problems(settings.service)
     if settings.service.mode == "http":
         return
     for problem in segmenter_problems(settings.segmenter):

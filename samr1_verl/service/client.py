@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,16 @@ def _client(key: tuple[SegmenterConfig, ServiceConfig]) -> Client:
         return _clients[key]
 
 
+def service_problems(service: ServiceConfig) -> Iterator[str]:
+    """Why a mode cannot work on this machine: packages that are not installed."""
+    needed = {"embedded": (), "ray": ("mmh3", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        yield (
+            f"samr1.service.mode is {service.mode}, and {', '.join(missing)} is not installed. "
+            "Type: pip install 'samr1-verl[service]'"
+        )
+
+
 async def announce(segmenter: Any, service: Any, image: str | Path, sha256: str) -> None:
     """Tell the service of an image whose rollouts start, so that its encode runs while the policy generates.
 
@@ -70,21 +81,17 @@ async def announce(segmenter: Any, service: Any, image: str | Path, sha256: str)
 
 
 def _make(segmenter: SegmenterConfig, service: ServiceConfig) -> Client:
+    if problems := list(service_problems(service)):
+        raise ConfigError("\n".join(problems))
     # Imported where they are needed: a reward with an embedded segmenter needs neither Ray nor an HTTP client.
-    try:
-        if service.mode == "ray":
-            from samr1_verl.service.ray_client import RayClient
+    if service.mode == "ray":
+        from samr1_verl.service.ray_client import RayClient
 
-            return RayClient(segmenter, service)
-        if service.mode == "http":
-            from samr1_verl.service.http_client import HttpClient
+        return RayClient(segmenter, service)
+    if service.mode == "http":
+        from samr1_verl.service.http_client import HttpClient
 
-            assert service.http is not None
-            return HttpClient(service.http, service.timeout_s, service.attempt_s)
-    except ImportError as error:
-        raise ConfigError(
-            f"samr1.service.mode is {service.mode}, and {error.name} is not installed. "
-            "Type: pip install 'samr1-verl[service]'"
-        ) from error
+        assert service.http is not None
+        return HttpClient(service.http, service.timeout_s, service.attempt_s)
     folder = None if service.cache_dir is None else Path(service.cache_dir)
     return Engine(load_segmenter(segmenter), int(service.cache_gb * 1e9), folder, service.cache_dtype)

@@ -7,9 +7,11 @@ import threading
 import pytest
 from omegaconf import OmegaConf
 
-from samr1_verl.config import ConfigError
+from samr1_verl.config import ConfigError, samr1_config
+from samr1_verl.inputs import check_segmenter
 from samr1_verl.service import client as client_module
-from samr1_verl.service.client import get_client
+from samr1_verl.service.client import announce, get_client
+from tests.recipes import compose_recipe
 from tests.service.fake import BoxSegmenter, image_file
 
 SEGMENTER = {"backend": "onnx", "path": "weights", "device": "auto", "dtype": "float32"}
@@ -79,3 +81,47 @@ def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, servic
     with pytest.raises(ConfigError, match=message):
         get_client(SEGMENTER | segmenter, SERVICE | service)
     assert loads == []
+
+
+def test_a_mode_whose_packages_are_missing_says_what_to_type(loads, monkeypatch):
+    monkeypatch.setattr(client_module.importlib.util, "find_spec", lambda name: None)
+    for mode, section in (("ray", {"ray": RAY}), ("http", {"http": {"addresses": ["http://10.0.0.1:80"]}})):
+        with pytest.raises(
+            ConfigError, match=rf"mode is {mode}, and .*tenacity is not installed.*\[service\]"
+        ):
+            get_client(SEGMENTER, SERVICE | {"mode": mode} | section)
+    assert get_client(SEGMENTER, SERVICE) is not None
+
+
+def test_other_machines_segmenters_are_not_looked_for_here():
+    recipe = compose_recipe("samr1_tiny", "samr1.segmenter.path=nowhere/sam")
+    assert len(list(check_segmenter(samr1_config(recipe)))) == 1
+    recipe.samr1.service.mode = "http"
+    recipe.samr1.service.http = {"addresses": ["http://10.0.0.1:80"]}
+    assert list(check_segmenter(samr1_config(recipe))) == []
+
+
+def test_every_mode_composes_from_the_recipe():
+    for mode in ("embedded", "ray"):
+        settings = samr1_config(compose_recipe("samr1", f"samr1.service.mode={mode}"))
+        assert settings.service.mode == mode and settings.service.ray.gpus == "shared"
+    assert samr1_config(compose_recipe("samr1_tiny", "samr1.service.mode=ray")).service.ray.gpus == 0
+    config = compose_recipe(
+        "samr1", "samr1.service.mode=http", "samr1.service.http={addresses: ['http://10.0.0.1:80']}"
+    )
+    assert samr1_config(config).service.http.addresses == ("http://10.0.0.1:80",)
+    assert config.data.encode_ahead.service.mode == "http"
+
+
+async def test_an_embedded_segmenter_is_not_announced_to(loads, tmp_path):
+    await announce(SEGMENTER, SERVICE, *image_file(tmp_path, 7))
+    assert loads == []
+
+
+async def test_a_service_that_cannot_be_told_is_no_error(loads, tmp_path, caplog):
+    service = SERVICE | {"mode": "http", "http": {"addresses": ["http://127.0.0.1:9"]}, "timeout_s": 0.2}
+    await announce(SEGMENTER, service, *image_file(tmp_path, 7))
+    assert "encode ahead of time" in caplog.text and "7.png" in caplog.text
+    caplog.clear()
+    await announce(SEGMENTER, service | {"encode_ahead": False}, *image_file(tmp_path, 7))
+    assert caplog.text == ""
