@@ -14,7 +14,8 @@ from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.segmenters import load_segmenter
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
-from samr1_verl.service.engine import Engine, Overlap
+from samr1_verl.service.engine import Engine
+from samr1_verl.service.overlap import Overlap
 
 _log = logging.getLogger(__name__)
 

@@ -16,19 +16,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
-from samr1_verl.frames import ImageError, open_image, sha256_of
+from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import MaskError, intersection_union
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
 from samr1_verl.service.cache import FolderCache, MemoryCache, halved, restored
+from samr1_verl.service.overlap import Overlap, overlap_of
+from samr1_verl.service.source import read_image
 from samr1_verl.service.worker import Priority, Worker
 
 _log = logging.getLogger(__name__)
@@ -58,15 +55,6 @@ class Counters:
     encode_seconds: float = field(default=0.0, compare=False)
     decode_seconds: float = field(default=0.0, compare=False)
     wait_seconds: float = field(default=0.0, compare=False)  # that requests waited for embeddings, summed
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Predicted mask against ground truth, in pixels of the original image; `score` is the segmenter's own mean."""
-
-    intersection: int
-    union: int
-    score: float
 
 
 @dataclass(eq=False)
@@ -244,7 +232,7 @@ class Engine:
             return kept
         if image is None:
             raise UnknownImageError(f"the image with SHA-256 {sha256} is not known here: send it, or its path")
-        pixels = self._open(image, sha256)
+        pixels = read_image(image, sha256, self._max_pixels)
         started = time.perf_counter()
         try:
             embedding = self._segmenter.encode(pixels)
@@ -258,25 +246,6 @@ class Engine:
         if self._folder is not None:
             self._folder.put(sha256, embedding)
         return embedding
-
-    def _open(self, image: Path, sha256: str) -> np.ndarray:
-        if (found := sha256_of(image)) != sha256:
-            raise ImageError(
-                f"{image}: its SHA-256 is {found}, the row says {sha256}. The file changed after the data was "
-                "prepared: put the original back, or prepare the data again"
-            )
-        try:
-            if self._max_pixels is not None:
-                self._check_pixels(image, self._max_pixels)
-            return np.asarray(open_image(image))
-        except Image.DecompressionBombError as error:
-            raise ImageError(f"{image}: {error}") from error
-
-    @staticmethod
-    def _check_pixels(image: Path, limit: int) -> None:
-        with suppress(OSError), Image.open(image) as header:  # reads no pixel; what is no image, open_image says
-            if header.width * header.height > limit:
-                raise ImageError(f"{image}: {header.width}x{header.height} pixels, the limit is {limit}")
 
     def _decode_waiting(self, sha256: str, embedding: Embedding) -> None:
         """Answer every request that waits for this image's decoder."""
@@ -306,26 +275,16 @@ class Engine:
         for job in jobs:
             predictions = [found[prompt] for prompt in job.prompts]
             try:
-                job.future.set_result(predictions if job.truth is None else _overlap(job, predictions, embedding.size))
+                if job.truth is None:
+                    job.future.set_result(predictions)
+                else:
+                    job.future.set_result(overlap_of(job.image, embedding.size, predictions, job.truth))
             except Exception as error:
                 job.future.set_exception(error)
 
     def _count(self, **more: float) -> None:
         now = {name: getattr(self._counters, name) + number for name, number in more.items()}
         self._counters = replace(self._counters, **now)
-
-
-def _overlap(job: _Job, predictions: list[Prediction], size: tuple[int, int]) -> Overlap:
-    assert job.truth is not None
-    if job.truth.size != size:
-        raise MaskError(
-            f"{job.image or 'the image'}: the image is {size[0]}x{size[1]} (HxW), ground_truth.size is "
-            f"{job.truth.size[0]}x{job.truth.size[1]}. Prepare the data again from this image"
-        )
-    union, ignore = job.truth.union_and_ignore()
-    predicted = np.logical_or.reduce([prediction.mask for prediction in predictions])
-    score = float(np.mean([prediction.score for prediction in predictions]))
-    return Overlap(*intersection_union(predicted, union, ignore), score=score)
 
 
 def _path(image: str | Path | None) -> Path | None:

@@ -24,7 +24,7 @@ from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, decode_rle
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
-from samr1_verl.service.engine import Overlap
+from samr1_verl.service.overlap import Overlap
 from samr1_verl.service.retry import TransientError, persist
 from samr1_verl.service.serve import TOKEN_VARIABLE
 from samr1_verl.service.wire import (

@@ -24,7 +24,8 @@ from samr1_verl.config import ConfigError, RayServiceConfig, SegmenterConfig, Se
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.segmenters import load_segmenter
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
-from samr1_verl.service.engine import Counters, Engine, Overlap
+from samr1_verl.service.engine import Counters, Engine
+from samr1_verl.service.overlap import Overlap
 
 DEPLOYMENT, NAMESPACE = "segmenter", "samr1"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"

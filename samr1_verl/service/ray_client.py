@@ -17,7 +17,8 @@ from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
 from samr1_verl.service import ray_app
-from samr1_verl.service.engine import Counters, Overlap
+from samr1_verl.service.engine import Counters
+from samr1_verl.service.overlap import Overlap
 from samr1_verl.service.retry import TransientError, persist
 
 # What another attempt would meet again.

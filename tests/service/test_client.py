@@ -86,9 +86,7 @@ def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, servic
 def test_a_mode_whose_packages_are_missing_says_what_to_type(loads, monkeypatch):
     monkeypatch.setattr(client_module.importlib.util, "find_spec", lambda name: None)
     for mode, section in (("ray", {"ray": RAY}), ("http", {"http": {"addresses": ["http://10.0.0.1:80"]}})):
-        with pytest.raises(
-            ConfigError, match=rf"mode is {mode}, and .*tenacity is not installed.*\[service\]"
-        ):
+        with pytest.raises(ConfigError, match=rf"mode is {mode}, and .*tenacity is not installed.*\[service\]"):
             get_client(SEGMENTER, SERVICE | {"mode": mode} | section)
     assert get_client(SEGMENTER, SERVICE) is not None
 

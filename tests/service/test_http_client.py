@@ -19,8 +19,8 @@ from samr1_verl.frames import ImageError, open_image
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, encode_rle
 from samr1_verl.segmenters import Prompt, SegmenterError, load_segmenter
-from samr1_verl.service.engine import Overlap
 from samr1_verl.service.http_client import HttpClient
+from samr1_verl.service.overlap import Overlap
 from samr1_verl.service.retry import ServiceError
 from samr1_verl.service.serve import TOKEN_VARIABLE
 from tests.rows import make_record

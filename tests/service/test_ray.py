@@ -25,7 +25,7 @@ from samr1_verl.masks import MaskError, encode_rle
 from samr1_verl.segmenters import Prompt
 from samr1_verl.service import ray_app
 from samr1_verl.service.client import announce
-from samr1_verl.service.engine import Overlap
+from samr1_verl.service.overlap import Overlap
 from samr1_verl.service.ray_client import RayClient
 from samr1_verl.service.retry import ServiceError
 from tests.service.fake import image_file

@@ -1,0 +1,33 @@
+"""The command `samr1 serve`, where it refuses to start. tests/service/test_http_client.py starts it."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from samr1_verl.cli import app
+from samr1_verl.service.serve import TOKEN_VARIABLE, _is_loopback
+
+
+def serve(*arguments: str) -> str:
+    outcome = CliRunner(env={"COLUMNS": "1000"}).invoke(app, ["serve", *arguments])
+    assert outcome.exit_code == 2, outcome.output
+    return " ".join(outcome.output.split())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "::", "gpu-box"])
+def test_an_address_that_others_reach_needs_a_token(monkeypatch, host):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert f"set {TOKEN_VARIABLE} first" in serve("--backend", "onnx", "--path", "weights", "--host", host)
+    assert not _is_loopback(host)
+
+
+def test_loopback_needs_none():
+    assert all(_is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"))
+
+
+def test_what_the_segmenter_lacks_is_said(tmp_path):
+    assert "no file" in serve("--backend", "onnx", "--path", str(tmp_path))
+    assert "this version has onnx, segment_anything, transformers" in serve("--backend", "sam9", "--path", "weights")
+    assert "does not import" in serve("--backend", "no.such.module", "--path", "weights")
+    assert "samr1.service.cache_dtype" in serve("--backend", "onnx", "--path", "weights", "--cache-dtype", "int8")
