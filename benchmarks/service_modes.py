@@ -3,7 +3,8 @@
     python benchmarks/service_modes.py modes    embedded, ray and http, 32 concurrent rollouts, warm cache
     python benchmarks/service_modes.py memory   resident memory over 2,000 distinct images
 
-Each command prints one JSON object as its last line.
+Times are wall and processor seconds, the latter of all processes together: on a machine that others use, the second is
+the one to read. Each command prints one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -34,8 +35,19 @@ from samr1_verl.service.client import Client, get_client
 from samr1_verl.service.engine import Engine
 
 
-async def load(client: Client, scenes: list[Scene], concurrent: int) -> tuple[float, list[float]]:
-    """Wall seconds of all scenes' prompts with so many in flight, and each one's latency."""
+def processor_seconds() -> float:
+    """Of this process and of all that it started: the server, Ray's own and the replica."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            total += sum(process.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+async def load(client: Client, scenes: list[Scene], concurrent: int) -> tuple[np.ndarray, list[float]]:
+    """Wall and processor seconds of all scenes' prompts with so many in flight, and each one's latency."""
     gate, latencies = asyncio.Semaphore(concurrent), []
 
     async def rollout(scene: Scene, prompt: Prompt) -> None:
@@ -44,9 +56,9 @@ async def load(client: Client, scenes: list[Scene], concurrent: int) -> tuple[fl
             await client.overlap(scene.path, scene.sha256, [prompt], scene.truth)
             latencies.append(time.perf_counter() - start)
 
-    start = time.perf_counter()
+    wall, used = time.perf_counter(), processor_seconds()
     await asyncio.gather(*(rollout(scene, prompt) for scene in scenes for prompt in scene.prompts))
-    return time.perf_counter() - start, latencies
+    return np.array([time.perf_counter() - wall, processor_seconds() - used]), latencies
 
 
 def modes(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -83,8 +95,8 @@ def modes(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         except OSError:
             time.sleep(0.5)
 
-    async def turns() -> dict[str, list[tuple[float, list[float]]]]:
-        found: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in clients}
+    async def turns() -> dict[str, list[tuple[np.ndarray, list[float]]]]:
+        found: dict[str, list[tuple[np.ndarray, list[float]]]] = {name: [] for name in clients}
         for turn in range(arguments.repeats + 1):  # the first fills the caches
             for name, client in clients.items():
                 one = await load(client, scenes, 32)
@@ -100,12 +112,14 @@ def modes(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name, turns_ in found.items():
         latencies = np.concatenate([latencies for _, latencies in turns_])
         result[name] = {
-            "wall_s": round(statistics.median(wall for wall, _ in turns_), 3),
             "p50_ms": round(1000 * float(np.percentile(latencies, 50)), 1),
             "p99_ms": round(1000 * float(np.percentile(latencies, 99)), 1),
         }
-        ratios = [wall / base for (wall, _), (base, _) in zip(turns_, found["embedded"], strict=True)]
-        result[name]["over_embedded"] = round(statistics.median(ratios), 3)
+        for index, clock in enumerate(("wall", "cpu")):
+            seconds = [one[index] for one, _ in turns_]
+            ratios = [one / base[index] for one, (base, _) in zip(seconds, found["embedded"], strict=True)]
+            result[name][f"{clock}_s"] = round(float(statistics.median(seconds)), 2)
+            result[name][f"{clock}_over_embedded"] = round(float(statistics.median(ratios)), 3)
         print(name, result[name])
     return result
 
