@@ -14,7 +14,7 @@ from samr1_verl.segmenters import Embedding, Prompt, SegmenterError
 from samr1_verl.service.cache import halved, restored
 from samr1_verl.service.engine import UnknownImageError
 from tests.service.fake import BoxSegmenter, image_file
-from tests.service.test_engine import BOX, make_engine  # noqa: F401
+from tests.service.test_engine import BOX
 
 
 class Gated(BoxSegmenter):
@@ -35,7 +35,7 @@ class Gated(BoxSegmenter):
         return super().decode(embedding, prompts)
 
 
-async def test_after_a_prefetch_an_answer_waits_for_its_decode_only(make_engine, tmp_path):  # noqa: F811
+async def test_after_a_prefetch_an_answer_waits_for_its_decode_only(make_engine, tmp_path):
     segmenter = BoxSegmenter()
     engine, image = make_engine(segmenter), image_file(tmp_path, 7)
     await asyncio.gather(*(engine.prefetch(*image) for _ in range(8)))
@@ -47,7 +47,7 @@ async def test_after_a_prefetch_an_answer_waits_for_its_decode_only(make_engine,
     assert (counters.requests, counters.hits, counters.encodes, counters.wait_seconds) == (8, 8, 1, 0.0)
 
 
-async def test_what_somebody_waits_for_goes_before_encodes_ahead_of_time(make_engine, tmp_path):  # noqa: F811
+async def test_what_somebody_waits_for_goes_before_encodes_ahead_of_time(make_engine, tmp_path):
     segmenter = Gated()
     engine = make_engine(segmenter)
     images = {grey: image_file(tmp_path, grey) for grey in range(1, 6)}
@@ -63,7 +63,7 @@ async def test_what_somebody_waits_for_goes_before_encodes_ahead_of_time(make_en
     assert encodes == [1, 4, 3, 2]  # 1 was running; 3 was ahead of time until a request wanted it
 
 
-async def test_prompts_that_wait_for_one_image_are_decoded_together_and_answered_apart(make_engine, tmp_path):  # noqa: F811
+async def test_prompts_that_wait_for_one_image_are_decoded_together_and_answered_apart(make_engine, tmp_path):
     segmenter = Gated()
     engine, image, other = make_engine(segmenter), image_file(tmp_path, 7), image_file(tmp_path, 8)
     segmenter.gate.set()
@@ -83,7 +83,7 @@ async def test_prompts_that_wait_for_one_image_are_decoded_together_and_answered
         assert own.mask.sum() == (1 + index % 3) * 2 and box.mask.sum() == 24
 
 
-async def test_a_request_that_fails_does_not_fail_those_decoded_with_it(make_engine, tmp_path):  # noqa: F811
+async def test_a_request_that_fails_does_not_fail_those_decoded_with_it(make_engine, tmp_path):
     segmenter = BoxSegmenter(seconds=0.1)
     engine, image = make_engine(segmenter), image_file(tmp_path, 7)
     bad = segmenter.poison = Prompt(None, ((1, 1),), (1,))
@@ -94,7 +94,7 @@ async def test_a_request_that_fails_does_not_fail_those_decoded_with_it(make_eng
     assert [len(results[index]) for index in (0, 2, 3)] == [1, 1, 1]
 
 
-async def test_a_prefetch_that_fails_is_logged_and_the_request_says_why(make_engine, tmp_path, caplog):  # noqa: F811
+async def test_a_prefetch_that_fails_is_logged_and_the_request_says_why(make_engine, tmp_path, caplog):
     engine = make_engine(BoxSegmenter())
     await engine.prefetch(tmp_path / "gone.png", "0" * 64)
     await asyncio.sleep(0.05)
@@ -103,7 +103,7 @@ async def test_a_prefetch_that_fails_is_logged_and_the_request_says_why(make_eng
     assert "encode ahead of time" in caplog.text and "gone.png" in caplog.text
 
 
-async def test_float16_keeps_half_the_bytes_and_every_answer_sees_the_same_rounding(make_engine, tmp_path):  # noqa: F811
+async def test_float16_keeps_half_the_bytes_and_every_answer_sees_the_same_rounding(make_engine, tmp_path):
     class Seeing(BoxSegmenter):
         def decode(self, embedding, prompts):
             seen.append(embedding.arrays["mean"])
@@ -133,7 +133,7 @@ def test_halving_leaves_what_float16_cannot_hold():
     }
 
 
-async def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(make_engine, tmp_path):  # noqa: F811
+async def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(make_engine, tmp_path):
     segmenter = BoxSegmenter()
     image = image_file(tmp_path, 7)
     with pytest.raises(ImageError, match=r"7\.png: 20x10 pixels, the limit is 199"):
@@ -141,13 +141,13 @@ async def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(make_eng
     assert len(await make_engine(segmenter, max_pixels=200).segment(*image, [BOX])) == 1
 
 
-async def test_pillows_own_limit_is_an_image_error(make_engine, tmp_path, monkeypatch):  # noqa: F811
+async def test_pillows_own_limit_is_an_image_error(make_engine, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(ImageError, match=r"7\.png: Image size \(200 pixels\)"):
         await make_engine(BoxSegmenter()).segment(*image_file(tmp_path, 7), [BOX])
 
 
-async def test_a_digest_alone_is_enough_where_the_embedding_is_kept(make_engine, tmp_path):  # noqa: F811
+async def test_a_digest_alone_is_enough_where_the_embedding_is_kept(make_engine, tmp_path):
     engine, (path, digest) = make_engine(BoxSegmenter(), cache_dir=tmp_path / "cache"), image_file(tmp_path, 7)
     with pytest.raises(UnknownImageError, match=f"{digest} is not known here"):
         await engine.segment(None, digest, [BOX])
@@ -157,7 +157,7 @@ async def test_a_digest_alone_is_enough_where_the_embedding_is_kept(make_engine,
     assert len(await later.segment(None, digest, [BOX])) == 1
 
 
-async def test_closing_cancels_what_waits(make_engine, tmp_path):  # noqa: F811
+async def test_closing_cancels_what_waits(make_engine, tmp_path):
     engine = make_engine(BoxSegmenter(seconds=0.2))
     asked = [asyncio.ensure_future(engine.segment(*image_file(tmp_path, grey), [BOX])) for grey in (1, 2)]
     await asyncio.sleep(0.05)

@@ -16,10 +16,10 @@ from samr1_verl.segmenters import Embedding
 from samr1_verl.service.cache import FolderCache
 from samr1_verl.service.engine import Counters
 from tests.service.fake import BoxSegmenter, image_file
-from tests.service.test_engine import BOX, make_engine  # noqa: F401
+from tests.service.test_engine import BOX
 
 
-async def test_a_folder_keeps_embeddings_for_a_later_run(make_engine, tmp_path):  # noqa: F811
+async def test_a_folder_keeps_embeddings_for_a_later_run(make_engine, tmp_path):
     segmenter = BoxSegmenter()
     path, digest = image_file(tmp_path, 7)
     await make_engine(segmenter, cache_dir=tmp_path / "cache").segment(path, digest, [BOX])
@@ -34,7 +34,7 @@ async def test_a_folder_keeps_embeddings_for_a_later_run(make_engine, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 10, 2000, 4200])
-async def test_a_truncated_file_in_the_folder_is_encoded_again_and_replaced(make_engine, tmp_path, keep, caplog):  # noqa: F811
+async def test_a_truncated_file_in_the_folder_is_encoded_again_and_replaced(make_engine, tmp_path, keep, caplog):
     segmenter = BoxSegmenter()
     image = image_file(tmp_path, 7)
     await make_engine(segmenter, cache_dir=tmp_path / "cache").segment(*image, [BOX])
@@ -46,14 +46,14 @@ async def test_a_truncated_file_in_the_folder_is_encoded_again_and_replaced(make
     assert str(file) in caplog.text and "encoded again" in caplog.text
 
 
-async def test_a_folder_that_cannot_be_written_costs_the_folder_only(make_engine, tmp_path, caplog):  # noqa: F811
+async def test_a_folder_that_cannot_be_written_costs_the_folder_only(make_engine, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     engine = make_engine(BoxSegmenter(), cache_dir=tmp_path / "cache")
     assert len(await engine.segment(*image_file(tmp_path, 7), [BOX])) == 1
     assert "not kept on disk" in caplog.text
 
 
-async def test_a_full_disk_costs_the_folder_only(make_engine, tmp_path, caplog):  # noqa: F811
+async def test_a_full_disk_costs_the_folder_only(make_engine, tmp_path, caplog):
     image = image_file(tmp_path, 7)
     engine = make_engine(BoxSegmenter(kilobytes=1000), 10_000_000, tmp_path / "cache")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

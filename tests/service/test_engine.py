@@ -13,24 +13,10 @@ from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, encode_rle
 from samr1_verl.segmenters import Prompt, SegmenterError
-from samr1_verl.service.engine import Counters, Engine
+from samr1_verl.service.engine import Counters
 from tests.service.fake import BoxSegmenter, image_file
 
 BOX = Prompt((2, 1, 8, 5))  # 6 x 4 pixels
-MEGABYTE = 1_000_000
-
-
-@pytest.fixture
-def make_engine():
-    engines = []
-
-    def make(segmenter, cache_bytes=MEGABYTE, cache_dir=None, **options):
-        engines.append(Engine(segmenter, cache_bytes, cache_dir, **options))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
 
 
 async def test_eight_requests_for_a_new_image_cost_one_encode(make_engine, tmp_path):
