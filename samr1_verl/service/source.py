@@ -27,15 +27,15 @@ def read_image(image: Path, sha256: str, max_pixels: int | None) -> np.ndarray:
             f"{image}: its SHA-256 is {found}, the row says {sha256}. The file changed after the data was "
             "prepared: put the original back, or prepare the data again"
         )
-    try:
-        if max_pixels is not None:
-            _check_pixels(image, max_pixels)
-        return np.asarray(open_image(image))
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{image}: {error}") from error
+    if max_pixels is not None:
+        _check_pixels(image, max_pixels)
+    return np.asarray(open_image(image))
 
 
 def _check_pixels(image: Path, limit: int) -> None:
-    with suppress(OSError), Image.open(image) as header:  # reads no pixel; what is no image, open_image says
+    with (
+        suppress(OSError, Image.DecompressionBombError),
+        Image.open(image) as header,
+    ):  # reads no pixel; open_image says the rest
         if header.width * header.height > limit:
             raise ImageError(f"{image}: {header.width}x{header.height} pixels, the limit is {limit}")

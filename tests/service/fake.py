@@ -1,4 +1,4 @@
-"""A segmenter for tests of everything but the segmenter: its mask is the box, or the points' pixels."""
+"""A segmenter for tests of everything but the segmenter: its mask is the box, without one the points."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ class BoxSegmenter:
             if prompt.box_original is not None:
                 x1, y1, x2, y2 = (max(0, round(edge)) for edge in prompt.box_original)
                 mask[y1:y2, x1:x2] = True
-            for x, y in prompt.points_original:
-                mask[min(max(int(y), 0), mask.shape[0] - 1), min(max(int(x), 0), mask.shape[1] - 1)] = True
+            else:
+                for x, y in prompt.points_original:
+                    mask[min(max(int(y), 0), mask.shape[0] - 1), min(max(int(x), 0), mask.shape[1] - 1)] = True
             predictions.append(Prediction(mask, 0.5))
         return predictions
 

@@ -143,7 +143,7 @@ async def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(make_eng
 
 async def test_pillows_own_limit_is_an_image_error(make_engine, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(ImageError, match=r"7\.png: Image size \(200 pixels\)"):
+    with pytest.raises(ImageError, match=r"7\.png: .*Image size \(200 pixels\)"):
         await make_engine(BoxSegmenter()).segment(*image_file(tmp_path, 7), [BOX])
 
 
