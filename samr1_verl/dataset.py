@@ -107,7 +107,8 @@ class SegmentationDataset(RLHFDataset):
         raw_prompt: chat messages; the image item holds an absolute path and the policy's size
         data_source: str
         reward_model: {"ground_truth": JSON string, see Record.ground_truth}
-        extra_info: {"image": absolute path, "sha256": hex, "policy_size": [W, H], "frame", "index": row, "category"}
+        extra_info: {"image": absolute path, "sha256": hex, "policy_size": [W, H], "frame", "index": row, "category",
+            "sentence"}
 
     and the fields verl's trainer expects of every data set.
 
@@ -231,6 +232,7 @@ class SegmentationDataset(RLHFDataset):
                 "frame": self._prompt.frame,
                 "index": row,
                 "category": record.category,
+                "sentence": record.sentence,
             },
             "index": row,
             "tools_kwargs": {},
