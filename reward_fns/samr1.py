@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from samr1_verl.answers import Unusable
 from samr1_verl.config import ConfigError
 from samr1_verl.ground_truth import RowError
 from samr1_verl.masks import MaskError
+from samr1_verl.protocols import PixelCounts
 from samr1_verl.service.client import get_client
 
 WEIGHTS = {
@@ -110,8 +111,9 @@ async def compute_score(
 
     Returns:
         Always the same keys, all floats: `score`, the weighted sum of `seg`, `think`, `format` and further terms; each
-        of them before its weight; `acc`, the mask IoU, 0 where there is no mask; `intersection` and `union` in pixels;
-        `answer/<reason>`, 1 for the reason why the answer cannot be used, else 0. An unusable answer is an empty mask.
+        of them before its weight; `acc`, the mask IoU, 0 where there is no mask; `intersection`, `union`,
+        `ignored` and `ignored_predicted`, the pixels of `samr1_verl.protocols.PixelCounts`; `answer/<reason>`, 1 for
+        the reason why the answer cannot be used, else 0. An unusable answer is an empty mask.
 
     Raises:
         ConfigError: a keyword argument is wrong, or the segmenter cannot be loaded.
@@ -125,23 +127,23 @@ async def compute_score(
     rollout = read_rollout(
         data_source, solution_str, ground_truth, extra_info, constants.max_points, constants.max_objects
     )
-    intersection, union = await _overlap(rollout, segmenter, service)
-    iou = intersection / union if union else 0.0
+    counts = await _count(rollout, segmenter, service)
+    iou = counts.intersection / counts.union if counts.union else 0.0
     components = {"seg": constants.seg(iou), "think": think(rollout), "format": usable(rollout)}
     rollout = await with_asked_masks(rollout, weights, WEIGHTS, segmenter, service)
-    pixels = {"intersection": float(intersection), "union": float(union)}
+    pixels = {name: float(value) for name, value in asdict(counts).items()}
     return {"acc": iou, **weigh(rollout, components, weights), **pixels}
 
 
-async def _overlap(rollout: Rollout, segmenter: Any, service: Any) -> tuple[int, int]:
-    """Pixels in the intersection and in the union of the predicted and the true mask."""
+async def _count(rollout: Rollout, segmenter: Any, service: Any) -> PixelCounts:
+    """The predicted mask against the true one; an empty one for an unusable answer."""
     image, sha256 = image_of(rollout)
     if isinstance(rollout.answer, Unusable):
         true, ignore = true_union(rollout)
-        return 0, int(np.count_nonzero(true if ignore is None else true & ~ignore))
+        return PixelCounts.of(np.zeros_like(true), true, ignore)
     prompts = prompts_of(rollout.answer, rollout.truth, rollout.view)
     try:
         found = await get_client(segmenter, service).overlap(image, sha256, prompts, rollout.truth)
     except MaskError as error:
         raise RowError(f"{rollout.row}: {error}") from error
-    return found.intersection, found.union
+    return found.pixels

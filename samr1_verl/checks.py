@@ -65,12 +65,11 @@ def check_objective(config: DictConfig) -> Iterator[str]:
         "algorithm.adv_estimator": algorithm.adv_estimator,
         f"{ACTOR}.policy_loss.loss_mode": actor.policy_loss.loss_mode,
     }
-    uses_ours = "samr1" in chosen.values() or config.trainer.v1.trainer_mode == "samr1"
+    uses_ours = "samr1" in chosen.values()
     if uses_ours and set(chosen.values()) != {"samr1"}:
         yield (
-            f"{', '.join(f'{key} is {value}' for key, value in chosen.items())}, trainer.v1.trainer_mode is "
-            f"{config.trainer.v1.trainer_mode}: the estimator weighs what the loss sums up, so set all to samr1, or "
-            "none (trainer_mode: sync)"
+            f"{', '.join(f'{key} is {value}' for key, value in chosen.items())}: the estimator weighs what the loss "
+            "sums up, so set both to samr1, or neither"
         )
     elif uses_ours and actor.policy_loss.get("normalizer") != algorithm.get("samr1", {}).get("normalizer"):
         yield (

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -136,6 +137,9 @@ class Samr1Config(PromptConfig):
         description="constants of reward_fns/samr1.py, which checks them; null where another reward is trained"
     )
     objective: ObjectiveConfig
+    samples: NonNegativeInt = Field(
+        description="validation rows whose answers and masks are kept at every validation, for samr1 report"
+    )
     prepare: PrepareConfig
 
 

@@ -95,8 +95,8 @@ def _first_row(path: Path, record: Record) -> Iterator[str]:
 
 
 def uses_segmenter(config: DictConfig) -> bool:
-    """Whether the reward is given a segmenter; one that compares boxes needs none."""
-    return "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})
+    """Whether the reward is given a segmenter, or samples are kept; a reward that compares boxes needs none."""
+    return config.samr1.samples > 0 or "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})
 
 
 def check_segmenter(settings: Samr1Config) -> Iterator[str]:

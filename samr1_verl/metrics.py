@@ -28,6 +28,8 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils import tensordict_utils as tu
 
+from samr1_verl.validation import Validated
+
 POLL_S = 0.2  # verl looks for finished rollouts every 2 s, which is up to a sixth of a step of the tiny recipe
 
 
@@ -99,6 +101,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
             )
         super().__init__(trainer_mode, *args, poll_interval=POLL_S, **kwargs)
         self._sampled: float | None = None  # when the last batch for training left, on the monotonic clock
+        self._validated: dict[int, list[Validated]] = {}  # of the last validation, by its step
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         """verl's `sample`: the batch, and its metrics together with ours when it is for training."""
@@ -109,7 +112,31 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
             if before is not None:
                 metrics["reward/step_share"] = metrics["reward/exposed_seconds"] / (now - before)
             self._sampled = now
+        else:
+            self._validated = {global_steps: [*self._validated.get(global_steps, []), *validated(batch)]}
         return batch, metrics
+
+    def take_validated(self, global_steps: int) -> list[Validated]:
+        """The rows of the validation at a step, once."""
+        return self._validated.pop(global_steps, [])
+
+
+def validated(batch: KVBatchMeta) -> list[Validated]:
+    """Fetch the responses of a validation batch, their rows and what they earned from TransferQueue."""
+    data = tq.kv_batch_get(
+        keys=batch.keys,
+        partition_id=batch.partition_id,
+        select_fields=["responses", "data_source", "reward_model", "extra_info", "extra_fields"],
+    )
+    rows = zip(*(tu.get(data, name) for name in ("data_source", "reward_model", "extra_info")), strict=True)
+    return [
+        Validated(
+            dict(zip(("data_source", "reward_model", "extra_info"), row, strict=True)),
+            response.tolist(),
+            extra["reward_extra_info"],
+        )
+        for row, response, extra in zip(rows, data["responses"], tu.get(data, "extra_fields"), strict=True)
+    ]
 
 
 def measure(batch: KVBatchMeta) -> dict[str, float]:

@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
+from samr1_verl.masks import intersection_union
+
 Protocol = Literal["lisa", "segzero"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 _SMOOTH = 1e-5  # LISA's
@@ -27,6 +31,14 @@ class PixelCounts:
     union: float  # of P and T, without G
     ignored: float = 0  # in G
     ignored_predicted: float = 0  # in both P and G
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> PixelCounts:
+        """From masks, HxW bool each; `ignore` None: every pixel counts. Raises MaskError for different sizes."""
+        counted = intersection_union(predicted, truth, ignore)
+        if ignore is None:
+            return cls(*counted)
+        return cls(*counted, int(np.count_nonzero(ignore)), int(np.count_nonzero(predicted & ignore)))
 
     def counted(self, protocol: Protocol) -> tuple[float, float]:
         """I and U as the protocol counts them."""

@@ -53,6 +53,7 @@ async def test_the_reward_is_the_recipes_and_takes_its_keyword_arguments(name):
     with_metric = compose_recipe(name, "+reward.kwargs.terms.point_count=0")
     assert (await get_custom_reward_fn(with_metric)("test", "", TRUTH, dict(EXTRA)))["point_count"] == 0
     assert uses_segmenter(config) == (method == "star")
+    assert uses_segmenter(compose_recipe(name, "samr1.samples=4"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -85,6 +85,10 @@ def put_group(partition: str, rewards: list[dict[str, float]], lengths: list[int
         {
             "uid": uid,
             "response_mask": torch.ones(length, dtype=torch.int64),
+            "responses": torch.arange(length),
+            "data_source": "test",
+            "reward_model": {"ground_truth": "{}"},
+            "extra_info": {"index": 7},
             "rm_scores": torch.tensor([0.0] * (length - 1) + [reward["score"]]),
             "extra_fields": {"reward_extra_info": reward, "global_steps": 1},
             "metrics": {"generate_sequences": float(length), "compute_score": 0.5},
@@ -140,9 +144,16 @@ def test_the_second_step_knows_the_rewards_share_of_the_time_since_the_first(tra
     assert shares[0] is None and shares[1] > 0
 
 
-def test_validation_is_left_to_verl(transfer_queue: None) -> None:
-    put_group("val", [{"score": 6.0, "acc": 0.9}], [4])
-    batch, metrics = build_buffer().sample(global_steps=1, partition_id="val", batch_size=1)
-    assert len(batch.keys) == 1
-    assert metrics == {}
-    tq.kv_clear(keys=batch.keys, partition_id="val")
+def test_validation_is_left_to_verl_and_its_rows_are_kept_once(transfer_queue: None) -> None:
+    buffer = build_buffer()
+    for score in (6.0, 2.0):
+        put_group("val", [{"score": score, "acc": 0.9}], [4])
+        batch, metrics = buffer.sample(global_steps=1, partition_id="val", batch_size=1)
+        assert len(batch.keys) == 1
+        assert metrics == {}
+        tq.kv_clear(keys=batch.keys, partition_id="val")
+    first, second = buffer.take_validated(1)
+    assert first.item == {"data_source": "test", "reward_model": {"ground_truth": "{}"}, "extra_info": {"index": 7}}
+    assert first.response_ids == [0, 1, 2, 3]
+    assert (first.scores["score"], second.scores["score"]) == (6.0, 2.0)
+    assert buffer.take_validated(1) == []

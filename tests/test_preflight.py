@@ -113,15 +113,11 @@ def test_a_key_that_is_missing_or_cannot_be_resolved_is_named(ready):
 
 
 def test_estimator_loss_and_normaliser_must_fit(ready):
-    assert "trainer_mode: sync" in only_problem(ready, algorithm__adv_estimator="grpo")
+    assert "set both to samr1, or neither" in only_problem(ready, algorithm__adv_estimator="grpo")
     ready.algorithm.adv_estimator = "samr1"
     message = only_problem(ready, actor_rollout_ref__actor__policy_loss__normalizer="batch")
     assert "policy_loss.normalizer is batch, algorithm.samr1.normalizer is group" in message
-    verls_own = {
-        "algorithm__adv_estimator": "grpo",
-        "actor_rollout_ref__actor__policy_loss__loss_mode": "vanilla",
-        "trainer__v1__trainer_mode": "sync",
-    }
+    verls_own = {"algorithm__adv_estimator": "grpo", "actor_rollout_ref__actor__policy_loss__loss_mode": "vanilla"}
     assert problems(ready, **verls_own) == []
 
 

@@ -23,6 +23,7 @@ from samr1_verl.config import HttpServiceConfig
 from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, decode_rle
+from samr1_verl.protocols import PixelCounts
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
 from samr1_verl.service.overlap import Overlap
 from samr1_verl.service.retry import TransientError, persist
@@ -77,7 +78,9 @@ class HttpClient:
         answer = await self._persist("segment", image, sha256, _request(sha256, prompts, truth=truth), SegmentAnswer)
         if answer.overlap is None:
             raise SegmenterError(f"{image}: an answer without the overlap that was asked for")
-        return Overlap(answer.overlap.intersection, answer.overlap.union, answer.overlap.score)
+        found = answer.overlap
+        counts = PixelCounts(found.intersection, found.union, found.ignored, found.ignored_predicted)
+        return Overlap(counts, found.score)
 
     async def prefetch(self, image: str | Path, sha256: str) -> None:
         """As `engine.Engine.prefetch`. Raises ServiceError when no address answers in time."""

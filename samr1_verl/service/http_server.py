@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,9 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
         prompts, answer = [one.prompt() for one in request.prompts], SegmentAnswer(size=size)
         if request.truth is not None:
             found = await engine.overlap(path, sha256, prompts, request.truth)
-            iou = found.intersection / found.union if found.union else 0.0
-            overlap = WireOverlap(intersection=found.intersection, union=found.union, iou=iou, score=found.score)
+            pixels = found.pixels
+            iou = pixels.intersection / pixels.union if pixels.union else 0.0
+            overlap = WireOverlap(**asdict(pixels), iou=iou, score=found.score)
             answer = answer.model_copy(update={"overlap": overlap})
         if request.masks:
             predictions = await engine.segment(path, sha256, prompts)

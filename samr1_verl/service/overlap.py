@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import MaskError, intersection_union
+from samr1_verl.masks import MaskError
+from samr1_verl.protocols import PixelCounts
 from samr1_verl.segmenters.base import Prediction
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Predicted mask against ground truth, in pixels of the original image; `score` is the segmenter's own mean."""
+    """Predicted mask against ground truth; `score` is the segmenter's own mean."""
 
-    intersection: int
-    union: int
+    pixels: PixelCounts
     score: float
 
 
@@ -31,7 +31,7 @@ def overlap_of(
         image: names the image in errors.
         size: (H, W) of the image.
         predictions: at least one, with masks of that size.
-        truth: what is compared with; its ignored pixels are left out.
+        truth: what is compared with.
 
     Raises:
         MaskError: the truth does not decode, or its size is not the image's.
@@ -44,4 +44,4 @@ def overlap_of(
     union, ignore = truth.union_and_ignore()
     predicted = np.logical_or.reduce([prediction.mask for prediction in predictions])
     score = float(np.mean([prediction.score for prediction in predictions]))
-    return Overlap(*intersection_union(predicted, union, ignore), score=score)
+    return Overlap(PixelCounts.of(predicted, union, ignore), score)

@@ -92,6 +92,8 @@ class WireOverlap(_Wire):
 
     intersection: NonNegativeInt
     union: NonNegativeInt
+    ignored: NonNegativeInt = Field(description="pixels that do not count")
+    ignored_predicted: NonNegativeInt = Field(description="of these, the ones in the prompts' masks")
     iou: NonNegativeFloat = Field(description="0 where the union is empty")
     score: float = Field(description="mean of the IoUs that the segmenter predicts")
 

@@ -9,6 +9,10 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from samr1_verl.masks import decode_rle
+from samr1_verl.protocols import PixelCounts
+from samr1_verl.samples import read_samples
+
 TIMEOUT_S = 900
 
 
@@ -55,6 +59,13 @@ def test_trains_three_steps_with_a_checkpoint_between(train, tmp_path: Path, war
     assert max(logged["reward/acc"].values()) > 0.1, "the small SAM found masks"
     assert max(logged["training/rollout_probs_diff_max"].values()) < 1e-4
     assert sorted(logged["val-core/shapes/acc/mean@1"]) == [2, 3], "each start ends with a validation"
+    for step, accuracy in logged["val-core/shapes/acc/mean@1"].items():
+        assert logged["val-core/shapes/giou/segzero"][step] == pytest.approx(accuracy, abs=1e-6)
+        samples = list(read_samples(tmp_path / "run" / "samples" / f"{step}.jsonl"))
+        assert len(samples) == 8, "two sentences about each of four scenes"
+        for sample in samples:  # the mask that is shown is the one that was paid for
+            shown = [decode_rle(one, sample.size) for one in (sample.mask, sample.truth)]
+            assert PixelCounts.of(*shown, None).iou("segzero") == pytest.approx(sample.scores["acc"])
 
     latest = (tmp_path / "run" / "latest_checkpointed_iteration.txt").read_text()
     trained = load_file(tmp_path / "run" / f"global_step_{latest}" / "actor" / "huggingface" / "model.safetensors")

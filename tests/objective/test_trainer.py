@@ -8,6 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
 
+from samr1_verl.config import samr1_config
 from samr1_verl.trainer import Trainer, actor_loss, build_actor_loss
 from tests.recipes import compose_recipe
 
@@ -45,12 +46,31 @@ def test_the_loss_reaches_the_actor_once_everything_is_set_up(
     config.actor_rollout_ref.actor.use_kl_loss = use_kl
     events: list = []
     trainer = object.__new__(Trainer)  # its constructor starts the run's processes
-    trainer.config = config
+    trainer.config, trainer._samr1 = config, samr1_config(config)
+    trainer.tokenizer, trainer.val_dataset = None, [{"index": index} for index in range(31)]
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=events.append)
     monkeypatch.setattr(PPOTrainerSync, "on_init_end", lambda self: events.append("verl"))
     trainer.on_init_end()
     assert events[0] == "verl"
     assert [event.func for event in events[1:]] == [actor_loss] * use_kl
+    assert trainer._chosen == list(range(0, 31, 2)), "16 rows, spread evenly"
+
+
+def test_another_loss_keeps_verls_own_kl_term(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = "vanilla"
+    trainer = object.__new__(Trainer)
+    trainer.config, trainer._samr1 = config, samr1_config(config)
+    trainer.tokenizer, trainer.val_dataset = None, [{"index": 0}]
+    monkeypatch.setattr(PPOTrainerSync, "on_init_end", lambda self: None)
+    trainer.on_init_end()  # without actor_rollout_wg it could not set a loss
+
+
+def test_the_buffer_must_keep_what_validation_needs(config: DictConfig) -> None:
+    trainer = object.__new__(Trainer)
+    config.trainer.v1.sampler.custom_sampler.path = "pkg://verl.trainer.ppo.v1.replay_buffer"
+    trainer.config, trainer.trainer_mode = config, "sync"
+    with pytest.raises(ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.metrics"):
+        trainer._build_replay_buffer()
 
 
 def test_verl_then_takes_it_for_the_synchronous_trainer(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +83,9 @@ def test_verl_then_takes_it_for_the_synchronous_trainer(config: DictConfig, monk
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("algorithm.adv_estimator", "grpo", r"adv_estimator is 'grpo' and .*loss_mode 'samr1'. Set both to samr1"),
-        ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla", r"loss_mode 'vanilla'. Set both to samr1"),
-        ("distillation.enabled", True, r"distillation.enabled: found true, but the mode samr1 has no teacher"),
+        ("algorithm.adv_estimator", "grpo", r"adv_estimator is 'grpo', .*loss_mode 'samr1'.* Set both to samr1"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla", r"loss_mode 'vanilla'.* Set both to samr1"),
+        ("distillation.enabled", True, r"distillation.enabled: found true, but the loss samr1 has no teacher"),
     ],
 )
 def test_what_the_loss_cannot_do_is_refused(config: DictConfig, key: str, value: object, message: str) -> None:

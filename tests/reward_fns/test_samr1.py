@@ -29,7 +29,8 @@ from tests.test_answers import DEGENERATE
 SEGMENTER = {"backend": "onnx", "path": "boxes", "device": "auto", "dtype": "float32"}
 SERVICE = {"mode": "embedded", "cache_gb": 1, "cache_dir": None}
 H, W = 100, 200  # original
-KEYS = {"score", "acc", "seg", "think", "format", "intersection", "union", *(f"answer/{one.value}" for one in Reason)}
+PIXELS = {"intersection", "union", "ignored", "ignored_predicted"}
+KEYS = {"score", "acc", "seg", "think", "format", *PIXELS, *(f"answer/{one.value}" for one in Reason)}
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
@@ -131,8 +132,10 @@ async def test_ignored_pixels_count_on_neither_side(score):
     truth = truth_json(rectangle(20, 10, 120, 60), ignore=encode_rle(rectangle(20, 10, 120, 35)))  # 2,500 remain
     result = await score(response(one(20, 10, 120, 60)), truth)
     assert (result["intersection"], result["union"], result["acc"]) == (2500, 2500, 1)
+    assert (result["ignored"], result["ignored_predicted"]) == (2500, 2500)
     unusable = await score("no answer", truth)
     assert (unusable["intersection"], unusable["union"], unusable["acc"]) == (0, 2500, 0)
+    assert (unusable["ignored"], unusable["ignored_predicted"]) == (2500, 0)
 
 
 async def test_no_target_gives_no_mask_reward(score):

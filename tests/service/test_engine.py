@@ -12,8 +12,10 @@ import pytest
 from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.protocols import PixelCounts
 from samr1_verl.segmenters import Prompt, SegmenterError
 from samr1_verl.service.engine import Counters
+from samr1_verl.service.overlap import Overlap
 from tests.service.fake import BoxSegmenter, image_file
 
 BOX = Prompt((2, 1, 8, 5))  # 6 x 4 pixels
@@ -149,10 +151,10 @@ async def test_overlap_unites_objects_on_both_sides_and_leaves_ignored_pixels_ou
     prompts = [Prompt((0, 0, 4, 4)), Prompt((2, 0, 6, 4))]  # united: 6 x 4 = 24 pixels
     truth = truth_of(rectangle(0, 0, 3, 4), rectangle(10, 0, 12, 4))  # 12 + 8 = 20 pixels
     found = await engine.overlap(path, digest, prompts, truth)
-    assert (found.intersection, found.union, found.score) == (12, 24 + 20 - 12, 0.5)
+    assert found == Overlap(PixelCounts(12, 24 + 20 - 12), 0.5)
     ignoring = truth_of(rectangle(0, 0, 3, 4), rectangle(10, 0, 12, 4), ignore=rectangle(0, 0, 12, 1))
     found = await engine.overlap(path, digest, prompts, ignoring)  # one of four rows does not count
-    assert (found.intersection, found.union) == (9, 18 + 15 - 9)
+    assert found.pixels == PixelCounts(9, 18 + 15 - 9, ignored=12, ignored_predicted=6)
 
 
 async def test_a_truth_of_another_size_is_refused(make_engine, tmp_path):

@@ -74,7 +74,7 @@ async def refused(server: httpx.AsyncClient, status: int, code: str, message: st
 async def test_masks_and_overlap_by_path_and_then_by_digest(server, image):
     mask = np.zeros((10, 20), bool)
     mask[1:5, 5:12] = True
-    expected = {"intersection": 12, "union": 40, "iou": 0.3, "score": 0.5}
+    expected = {"intersection": 12, "union": 40, "ignored": 0, "ignored_predicted": 0, "iou": 0.3, "score": 0.5}
     answer = (await server.post("/v1/segment", json=body_of(image, truth=truth_of(mask)))).json()
     assert answer["size"] == [10, 20] and answer["overlap"] == expected and answer["predictions"][0]["score"] == 0.5
     by_digest = body_of({"sha256": image["sha256"]}, truth=truth_of(mask), masks=False)

@@ -18,6 +18,7 @@ from samr1_verl.config import HttpServiceConfig
 from samr1_verl.frames import ImageError, open_image
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.protocols import PixelCounts
 from samr1_verl.segmenters import Prompt, SegmenterError, load_segmenter
 from samr1_verl.service.http_client import HttpClient
 from samr1_verl.service.overlap import Overlap
@@ -37,7 +38,7 @@ def truth() -> GroundTruth:
     return GroundTruth(size=(10, 20), masks=(encode_rle(mask),))
 
 
-RIGHT = Overlap(12, 40, 0.5)
+RIGHT = Overlap(PixelCounts(12, 40), 0.5)
 
 
 def client_of(*ports: int, timeout_s: float = 60.0, attempt_s: float = 10.0) -> HttpClient:

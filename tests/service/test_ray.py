@@ -22,6 +22,7 @@ from samr1_verl.config import ConfigError, RayServiceConfig, service_configs
 from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.protocols import PixelCounts
 from samr1_verl.segmenters import Prompt
 from samr1_verl.service import ray_app
 from samr1_verl.service.client import announce
@@ -31,7 +32,7 @@ from samr1_verl.service.retry import ServiceError
 from tests.service.fake import image_file
 from tests.service.servers import environment
 
-BOX, RIGHT = Prompt((2, 1, 8, 5)), Overlap(12, 40, 0.5)
+BOX, RIGHT = Prompt((2, 1, 8, 5)), Overlap(PixelCounts(12, 40), 0.5)
 RAY = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
 
 
