@@ -9,6 +9,7 @@ Beside verl, whose placement groups reserve every GPU, `gpus: shared` asks Ray f
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,9 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.util.metrics import Gauge
 
 from samr1_verl.config import ConfigError, RayServiceConfig, SegmenterConfig, ServiceConfig
-from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.segmenters import load_segmenter
-from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
+from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.engine import Counters, Engine
-from samr1_verl.service.overlap import Overlap
 
 DEPLOYMENT, NAMESPACE = "segmenter", "samr1"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -39,7 +38,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Replica:
-    """One engine. Its methods are `engine.Engine`'s."""
+    """One engine."""
 
     def __init__(self, segmenter: SegmenterConfig, service: ServiceConfig) -> None:
         assert service.ray is not None
@@ -49,11 +48,14 @@ class Replica:
         self._engine = Engine(load_segmenter(segmenter), int(service.cache_gb * 1e9), folder, service.cache_dtype)
         self._gauges = {name: Gauge(f"samr1_{name}", f"Engine counter {name}") for name in vars(Counters())}
 
-    async def segment(self, image: str, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
-        return await self._engine.segment(image, sha256, prompts)
+    async def together(self, method: str, image: str, sha256: str, calls: Sequence[tuple]) -> list[Any]:
+        """Several calls of the engine's `segment` or `overlap` about one image.
 
-    async def overlap(self, image: str, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
-        return await self._engine.overlap(image, sha256, prompts, truth)
+        Returns:
+            Their results in order, the exception where one failed.
+        """
+        asked = (getattr(self._engine, method)(image, sha256, *arguments) for arguments in calls)
+        return await asyncio.gather(*asked, return_exceptions=True)
 
     async def prefetch(self, image: str, sha256: str) -> None:
         await self._engine.prefetch(image, sha256)

@@ -107,6 +107,45 @@ async def test_answers_and_faults_are_those_of_the_embedded_engine(make, tmp_pat
     assert counters.encodes == 1 and counters.hits >= 17
 
 
+async def test_calls_about_one_image_travel_together_and_fail_apart(make, tmp_path, monkeypatch):
+    client, image, other = make("plain"), image_file(tmp_path, 7), image_file(tmp_path, 8)
+    requests, request = [], client._request
+
+    async def count(method: str, session: str, *arguments: Any) -> Any:
+        requests.append(len(arguments[-1]))
+        return await request(method, session, *arguments)
+
+    monkeypatch.setattr(client, "_request", count)
+    asked = [asyncio.ensure_future(client.overlap(*one, [BOX], truth())) for one in (image, image, image, other)]
+    wrong = asyncio.ensure_future(client.overlap(*image, [BOX], GroundTruth(size=(20, 10), masks=())))
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    assert await asyncio.gather(*asked[1:]) == [RIGHT] * 3
+    with pytest.raises(MaskError, match="20x10"):
+        await wrong
+    assert sorted(requests) == [1, 4]
+
+
+async def test_a_request_that_nobody_waits_for_is_cancelled(make, tmp_path, monkeypatch):
+    client, image, cancelled = make("plain"), image_file(tmp_path, 7), asyncio.Event()
+
+    async def hang(*_: Any) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    monkeypatch.setattr(client, "_request", hang)
+    asked = [asyncio.ensure_future(client.overlap(*image, [BOX], truth())) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    asked[0].cancel()
+    await asyncio.sleep(0)
+    assert not cancelled.is_set()
+    asked[1].cancel()
+    await asyncio.wait_for(cancelled.wait(), 5)
+
+
 async def test_what_is_announced_needs_no_encode_when_it_is_asked(make, tmp_path):
     client = make("announced")
     image = image_file(tmp_path, 7)
