@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training import World
+
 ROOT = Path(__file__).resolve().parents[1]
 # A shell that starts the tests in the background has them ignore SIGINT, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +49,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
     shapes.main(folder, train=8, val=4, test=4, seed=0)
     return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path, drawn: Path, small_sam: Path, ray_folder: Path) -> World:
+    """Where a tiny recipe can train: `world.train(...)` puts it into tmp_path / "run"."""
+    return World(drawn, small_sam, tmp_path / "run", ray_folder)
 
 
 @pytest.fixture

@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.training import World
 from tests.vllm.settings import RECIPE, VLLM_ON_CPU
 
 STEPS = 5
-TIMEOUT_S = 600
 
 
 @pytest.fixture
-def run(tmp_path: Path, drawn: Path, warm_policy: Path, small_sam: Path, ray_folder: Path) -> Path:
-    """Folder of a finished run of five steps, validated before the first and after the last."""
-    folder = tmp_path / "run"
-    command = [
-        *(sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={RECIPE}", *VLLM_ON_CPU),
+def run(world: World, warm_policy: Path) -> World:
+    """A finished run of five steps, validated before the first and after the last."""
+    world.train(
+        RECIPE,
+        warm_policy,
+        *VLLM_ON_CPU,
         f"trainer.total_training_steps={STEPS}",
         "trainer.total_epochs=2",
         "trainer.save_freq=-1",
         f"trainer.test_freq={STEPS}",
         "trainer.val_before_train=true",
-        f"trainer.default_local_dir={folder}",
-        f"trainer.validation_data_dir={folder / 'validation'}",
-        f"data.train_files={drawn / 'train.parquet'}",
-        f"data.val_files={drawn / 'val.parquet'}",
-        f"actor_rollout_ref.model.path={warm_policy}",
-        f"samr1.segmenter.path={small_sam}",
-        "samr1.service.cache_dir=null",
-        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        f"trainer.validation_data_dir={world.run / 'validation'}",
     )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
-    return folder
-
-
-def logged(folder: Path) -> dict[str, dict[int, float]]:
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    return world
 
 
 def greedy_answers(folder: Path, step: int) -> list[str]:
@@ -56,8 +35,8 @@ def greedy_answers(folder: Path, step: int) -> list[str]:
     return [json.loads(line)["output"] for line in lines]
 
 
-def test_trains_through_verls_vllm_server(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = logged(run)
+def test_trains_through_verls_vllm_server(run: World, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = run.logged()
     steps = list(range(1, STEPS + 1))
     shown = ("training/rollout_probs_diff_mean", "training/rollout_probs_diff_max",
              "training/rollout_actor_probs_pearson_corr", "actor/kl_loss", "actor/grad_norm", "reward/score",
@@ -78,7 +57,7 @@ def test_trains_through_verls_vllm_server(run: Path, capsys: pytest.CaptureFixtu
     assert min(metrics["critic/groups/zero_advantage_frac"].values()) < 1, "masks of different quality in a group"
     assert max(metrics["reward/acc"].values()) > 0.1, "the small SAM found masks"
 
-    before, after = greedy_answers(run, 0), greedy_answers(run, STEPS)
+    before, after = greedy_answers(run.run, 0), greedy_answers(run.run, STEPS)
     assert len(before) == len(after) > 0
     assert before != after, "updated weights change the greedy answers"
     assert sorted(metrics["val-core/shapes/acc/mean@1"]) == [0, STEPS]

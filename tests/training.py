@@ -1,0 +1,53 @@
+"""verl's own command with a tiny recipe of ours, for tests that train, and what it logged."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TIMEOUT_S = 900
+
+
+@dataclass(frozen=True)
+class World:
+    """Scenes, the small SAM, and folders for the run and for Ray's sockets."""
+
+    scenes: Path
+    sam: Path
+    run: Path
+    ray: Path
+
+    def train(self, recipe: str, policy: Path, *overrides: str) -> str:
+        """The output of `python -m verl.trainer.main_ppo +recipe=…`, which ended well."""
+        command = [
+            *(sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}"),
+            f"trainer.default_local_dir={self.run}",
+            f"data.train_files={self.scenes / 'train.parquet'}",
+            f"data.val_files={self.scenes / 'val.parquet'}",
+            f"actor_rollout_ref.model.path={policy}",
+            f"samr1.segmenter.path={self.sam}",
+            "samr1.service.cache_dir=null",
+            f"+ray_kwargs.ray_init._temp_dir={self.ray}",
+            *overrides,
+        ]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        done = subprocess.run(
+            command,
+            cwd=self.run.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+        return done.stdout + done.stderr
+
+    def logged(self) -> dict[str, dict[int, float]]:
+        """Step → value of every metric, over all starts of the run."""
+        events = EventAccumulator(str(self.run / "tensorboard"))
+        events.Reload()
+        return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
