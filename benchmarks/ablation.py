@@ -95,7 +95,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) -> str:
     """Markdown: a row a variant."""
     lines = [
-        "| variant | gIoU | cIoU | mean reward | clipped above, below (%) | paper: gIoU, cIoU (%) |",
+        "| variant | gIoU | cIoU | mean reward, own tiers | tokens clipped above, below (%) | paper: gIoU, cIoU (%) |",
         "|---|---|---|---|---|---|",
         f"| before training | {before['giou']:.3f} | {before['ciou']:.3f} | {before['mean_reward']:.2f} | | |",
     ]
