@@ -11,14 +11,13 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
-from scipy import ndimage
 
-from samr1_verl.frames import ImageError, boxes_to_policy, open_image, points_to_policy
+from samr1_verl.drawing import COLOURS, draw
+from samr1_verl.frames import ImageError, open_image
 from samr1_verl.masks import decode_rle
 from samr1_verl.record import DataError, Record, count_rows, iter_rows, parse_record, resolve_image
 
 TILE, CAPTION, GAP = 360, 52, 8  # pixels
-COLOURS = [(230, 60, 60), (40, 120, 240), (40, 170, 80), (240, 170, 20), (160, 70, 200), (20, 180, 190)]
 IGNORED = (128, 128, 128)
 
 
@@ -112,23 +111,17 @@ def _tile(record: Record, path: Path, number: int) -> Image.Image:
     image = open_image(resolve_image(record, path))
     shown = image.copy()
     shown.thumbnail((TILE, TILE))
-    original_wh, shown_wh = (record.width, record.height), shown.size
     size = (record.height, record.width)
     painted = [(decode_rle(counts, size), COLOURS[i % len(COLOURS)]) for i, counts in enumerate(record.masks)]
     if record.ignore is not None:
         painted.append((decode_rle(record.ignore, size), IGNORED))
-    for mask, colour in painted:
-        # A light veil and a line around it, so that the object's own colour can still be seen.
-        small = np.asarray(Image.fromarray(mask).resize(shown_wh, Image.Resampling.NEAREST))
-        edge = small & ~ndimage.binary_erosion(small, iterations=2)
-        stencil = Image.fromarray(np.where(edge, 255, np.where(small, 60, 0)).astype(np.uint8))
-        shown.paste(Image.new("RGB", shown_wh, colour), mask=stencil)
-    draw = ImageDraw.Draw(shown)
-    for index, box in enumerate(record.boxes):
-        corners = boxes_to_policy(np.array(box), original_wh, shown_wh, "absolute").tolist()
-        draw.rectangle(corners, outline=COLOURS[index % len(COLOURS)], width=2)
-    for x, y in (points_to_policy(np.array(p), original_wh, shown_wh, "absolute") for p in chain(*record.points)):
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill="white", outline="black")
+    draw(
+        shown,
+        (record.width, record.height),
+        masks=painted,
+        boxes=[(box, COLOURS[i % len(COLOURS)]) for i, box in enumerate(record.boxes)],
+        points=[((x, y), 1) for x, y in chain(*record.points)],
+    )
     tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
     tile.paste(shown, ((TILE - shown.width) // 2, TILE - shown.height))
     target = "" if record.masks or record.boxes else " (no target)"

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from jinja2 import Template
 from omegaconf import DictConfig
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from samr1_verl.config import ConfigError, prompt_config
+from samr1_verl.config import ConfigError, PromptConfig, prompt_config
 from samr1_verl.frames import THOUSAND, open_image
 from samr1_verl.prompts import as_question, load_prompt
-from samr1_verl.record import DataError, read_table, record_at, resolve_image
+from samr1_verl.record import DataError, Record, read_table, record_at, resolve_image
 from samr1_verl.service.client import announce
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,38 @@ def load_policy_image(path: str | Path, policy_wh: tuple[int, int]) -> Image.Ima
     return open_image(path).resize(policy_wh, Image.Resampling.BICUBIC)
 
 
+def messages_of(
+    sentence: str, image: str, sha256: str, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
+) -> list[dict]:
+    """One user turn: the image, then the rendered prompt. `policy_wh` is (W, H) of the image as the policy sees it."""
+    range_wh = policy_wh if prompt.frame == "absolute" else (int(THOUSAND), int(THOUSAND))
+    text = template.render(sentence=as_question(sentence), frame=prompt.frame, width=range_wh[0], height=range_wh[1])
+    # resized_width and resized_height are the names Qwen's own tools use for a size that the caller has decided.
+    shown = {"type": "image", "image": image, "resized_width": policy_wh[0], "resized_height": policy_wh[1]}
+    shown |= {"sha256": sha256}  # names the image to the segmenter's service when its rollouts start
+    return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
+
+
+def item_of(
+    record: Record, image: str, index: int, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
+) -> dict[str, Any]:
+    """What a rollout and a reward get of row `index`: raw_prompt, data_source, reward_model and extra_info."""
+    return {
+        "raw_prompt": messages_of(record.sentence, image, record.sha256, policy_wh, prompt, template),
+        "data_source": record.data_source,
+        "reward_model": {"style": "rule", "ground_truth": record.ground_truth()},
+        "extra_info": {
+            "image": image,
+            "sha256": record.sha256,
+            "policy_size": list(policy_wh),
+            "frame": prompt.frame,
+            "index": index,
+            "category": record.category,
+            "sentence": record.sentence,
+        },
+    }
+
+
 class SegmentationDataset(RLHFDataset):
     """Rows of samr1_verl.record for verl: set `data.custom_cls` to path pkg://samr1_verl.dataset and this name.
 
@@ -166,7 +199,8 @@ class SegmentationDataset(RLHFDataset):
         columns = self._table.select(["sentence", "image", "width", "height"])
         for number, row in zip(rows, columns.take(pa.array(rows)).to_pylist(), strict=True):
             policy_wh = self._size_of(number, (row["width"], row["height"]))
-            texts.append(self._render(number, self._messages(row["sentence"], row["image"], "", policy_wh)))
+            messages = messages_of(row["sentence"], row["image"], "", policy_wh, self._prompt, self._template)
+            texts.append(self._render(number, messages))
             image_tokens.append(self._policy_size.tokens(policy_wh))
         tokens = self.processor.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return np.array([len(ids) - 1 + extra for ids, extra in zip(tokens, image_tokens, strict=True)])
@@ -192,17 +226,6 @@ class SegmentationDataset(RLHFDataset):
                 f"policy: {error}. Leave the row out, or set samr1.policy_size"
             ) from error
 
-    def _messages(self, sentence: str, image: str, sha256: str, policy_wh: tuple[int, int]) -> list[dict]:
-        """One user turn: the image, then the rendered prompt."""
-        range_wh = policy_wh if self._prompt.frame == "absolute" else (int(THOUSAND), int(THOUSAND))
-        text = self._template.render(
-            sentence=as_question(sentence), frame=self._prompt.frame, width=range_wh[0], height=range_wh[1]
-        )
-        # resized_width and resized_height are the names Qwen's own tools use for a size that the caller has decided.
-        shown = {"type": "image", "image": image, "resized_width": policy_wh[0], "resized_height": policy_wh[1]}
-        shown |= {"sha256": sha256}  # names the image to the segmenter's service when its rollouts start
-        return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
-
     def _locate(self, row: int) -> tuple[str, int]:
         """File and row in that file of a row of the concatenated table."""
         index = int(np.searchsorted(self._first_rows, row, side="right")) - 1
@@ -222,18 +245,7 @@ class SegmentationDataset(RLHFDataset):
         image = str(resolve_image(record, path))
         policy_wh = self._size_of(row, (record.width, record.height))
         return {
-            "raw_prompt": self._messages(record.sentence, image, record.sha256, policy_wh),
-            "data_source": record.data_source,
-            "reward_model": {"style": "rule", "ground_truth": record.ground_truth()},
-            "extra_info": {
-                "image": image,
-                "sha256": record.sha256,
-                "policy_size": list(policy_wh),
-                "frame": self._prompt.frame,
-                "index": row,
-                "category": record.category,
-                "sentence": record.sentence,
-            },
+            **item_of(record, image, row, policy_wh, self._prompt, self._template),
             "index": row,
             "tools_kwargs": {},
             "interaction_kwargs": {},

@@ -87,7 +87,9 @@ def open_image(path: str | Path) -> Image.Image:
             "prepare the data again where the images are, or move them to this path"
         ) from error
     except _UNREADABLE as error:
-        raise ImageError(f"{path}: unreadable as an image ({error}). Replace it and prepare the data again") from error
+        raise ImageError(
+            f"{path}: unreadable as an image ({error}). Replace it, and prepare rows made from it again"
+        ) from error
 
 
 # SyntaxError and ValueError: what Pillow's PNG and TIFF readers raise for broken chunks and tags.
@@ -128,7 +130,9 @@ def orientation_of(path: str | Path) -> tuple[int, tuple[int, int]]:
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such image; prepare the data again where the images are") from error
     except _UNREADABLE as error:
-        raise ImageError(f"{path}: unreadable as an image ({error}). Replace it and prepare the data again") from error
+        raise ImageError(
+            f"{path}: unreadable as an image ({error}). Replace it, and prepare rows made from it again"
+        ) from error
 
 
 def turn_mask(mask_stored: np.ndarray, orientation: int) -> np.ndarray:

@@ -14,8 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reward_fns.rollout import prompts_of, read_answer
-from samr1_verl.answers import Unusable
-from samr1_verl.ground_truth import Box, Point, read_row
+from samr1_verl.answers import Answer, Unusable, parse_answer, within
+from samr1_verl.frames import points_to_policy
+from samr1_verl.ground_truth import Box, GroundTruth, Point, View, read_row
 from samr1_verl.masks import encode_rle
 from samr1_verl.record import DataError, complete
 from samr1_verl.service.client import get_client
@@ -62,6 +63,7 @@ async def look(
     service: Any,
     max_points: int,
     max_objects: int,
+    lenient: bool = False,
 ) -> Sample:
     """A response to an item of SegmentationDataset, with the mask it asks for; an empty one where it is unusable.
 
@@ -71,6 +73,7 @@ async def look(
         scores: kept as they are.
         segmenter, service: the recipe's `samr1.segmenter` and `samr1.service`.
         max_points, max_objects: of a usable answer, as the reward has them.
+        lenient: read the answer as `answers.parse_answer` does for an untrained model; rewards are strict.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`; MaskError for a truth
@@ -78,7 +81,7 @@ async def look(
     """
     extra = item["extra_info"]
     truth, view, _ = read_row(item["data_source"], item["reward_model"]["ground_truth"], extra)
-    answer = read_answer(response, truth, view, max_points, max_objects)
+    answer = (_read_leniently if lenient else read_answer)(response, truth, view, max_points, max_objects)
     true_mask, _ = truth.union_and_ignore()
     predicted, prompts = np.zeros(truth.size, dtype=bool), []
     if not isinstance(answer, Unusable):
@@ -103,6 +106,17 @@ async def look(
         ignore=truth.ignore,
         scores=dict(scores),
     )
+
+
+def _read_leniently(
+    response: str, truth: GroundTruth, view: View, max_points: int, max_objects: int
+) -> Answer | Unusable:
+    answer = parse_answer(response, lenient=True, max_points=max_points, max_objects=max_objects)
+    if isinstance(answer, Unusable):
+        return answer
+    size = (truth.size[1], truth.size[0])
+    x, y = points_to_policy(np.array(size), size, view.policy_size, view.frame)
+    return within(answer, (float(x), float(y)))
 
 
 def write_samples(samples: Iterable[Sample], path: Path) -> None:

@@ -1,0 +1,37 @@
+"""What every policy outside a training is: chat messages with images in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be loaded or asked; the message says what was found, what was expected and what to do."""
+
+
+class Policy(Protocol):
+    """Answers questions. An item is a mapping with `raw_prompt`, chat messages as `dataset.item_of` makes them."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Says which policy it is and how it samples, in JSON values: equal identities give equal answers."""
+
+    @property
+    def processor(self) -> Any | None:
+        """The model's processor, which knows what image sizes it keeps; None where it is out of reach."""
+
+    @property
+    def parallel(self) -> int:
+        """Calls of `answer` that may wait at the same time."""
+
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+        """One response for each item, in order, special tokens removed.
+
+        Args:
+            seed: of a policy that samples; with greedy decoding without effect.
+
+        Raises:
+            PolicyError: there is no answer to be had.
+            ImageError: an image is missing or unreadable.
+        """

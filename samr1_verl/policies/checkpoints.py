@@ -1,0 +1,154 @@
+"""Where the files of a policy are: a folder or hub id, a LoRA adapter, or a checkpoint that verl wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from samr1_verl.hub import hub_id_or_folder
+from samr1_verl.policies.base import PolicyError
+
+STEP_FOLDER = "global_step_"
+_WEIGHTS = ("*.safetensors", "*.bin")
+_ADAPTER = "adapter_config.json"
+_LAST = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(frozen=True)
+class Files:
+    """A policy's files: `model` in the hub's format (folder or hub id), and a LoRA adapter's folder to lay over it."""
+
+    model: Path | str
+    adapter: Path | None = None
+
+
+def run_of(policy: str | None) -> Path | None:
+    """The run folder of a checkpoint that verl wrote, or None where `policy` is something else."""
+    if policy is None:
+        return None
+    path = Path(policy).expanduser().absolute()
+    if (path / _LAST).is_file():
+        return path
+    steps = [folder for folder in (path, *path.parents) if folder.name.startswith(STEP_FOLDER)]
+    return steps[0].parent if steps else None
+
+
+def find(policy: str, base: str, merge: bool = False) -> Files:
+    """The files of a policy.
+
+    Args:
+        policy: a model folder, a hub id, a LoRA adapter's folder, a run folder (its last checkpoint), a
+            `global_step_N` folder or its `actor` folder.
+        base: the model under an adapter that does not name its own.
+        merge: where a checkpoint holds verl's FSDP shards only, merge them with verl's own merger into
+            `actor/merged`, once. The merger writes bfloat16.
+
+    Raises:
+        PolicyError: there is no such folder, or it holds no weights.
+    """
+    place = hub_id_or_folder(policy)
+    if isinstance(place, str):
+        return Files(place)
+    if not place.is_dir():
+        raise PolicyError(f"policy {policy}: no such folder. Name a model folder, a hub id, or a run or its checkpoint")
+    if (place / _LAST).is_file():
+        place = _last_step(place)
+    if place.name.startswith(STEP_FOLDER):
+        place = place / "actor"
+    if (place / _ADAPTER).is_file():
+        return _with_base(place, base)
+    if (place / "huggingface").is_dir():
+        return _actor(place, base, merge)
+    return Files(_model(place))
+
+
+def _last_step(run: Path) -> Path:
+    step = (run / _LAST).read_text().strip()
+    folder = run / f"{STEP_FOLDER}{step}"
+    if not folder.is_dir():
+        kept = sorted(one.name for one in run.glob(f"{STEP_FOLDER}*"))
+        raise PolicyError(
+            f"{run / _LAST} says {step}, but there is no {folder.name}; found {', '.join(kept) or 'none'}"
+        )
+    return folder
+
+
+def _actor(actor: Path, base: str, merge: bool) -> Files:
+    """verl's `actor` folder: weights in `huggingface`, merged earlier, or shards to merge."""
+    hub, merged = actor / "huggingface", actor / "merged"
+    if _holds_weights(hub):
+        return Files(hub)
+    if not merged.is_dir():
+        shards = sorted(actor.glob("model_world_size_*_rank_*.pt"))
+        if not shards:
+            raise PolicyError(f"{actor}: holds neither weights in {hub.name}/ nor shards model_world_size_*.pt")
+        if not merge:
+            raise PolicyError(
+                f"{actor}: holds {len(shards)} FSDP shards and no merged weights. Add --merge, which writes {merged} "
+                "with verl's own merger, once"
+            )
+        _merge(actor, merged)
+    adapter = merged / "lora_adapter"
+    return Files(_model(merged), adapter if adapter.is_dir() else None)
+
+
+def _merge(actor: Path, merged: Path) -> None:
+    """verl's merger, into a folder that appears when it is complete."""
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    partial = actor / f".merged.{os.getpid()}.partial"
+    config = ModelMergerConfig(
+        operation="merge",
+        backend="fsdp",
+        local_dir=str(actor),
+        hf_model_config_path=str(actor / "huggingface"),
+        target_dir=str(partial),
+    )
+    try:
+        partial.mkdir()
+        with contextlib.redirect_stdout(sys.stderr):  # it reports by print
+            FSDPModelMerger(config).merge_and_save()
+        partial.rename(merged)
+    except Exception as error:
+        raise PolicyError(f"{actor}: verl's merger failed: {type(error).__name__}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _with_base(adapter: Path, base: str) -> Files:
+    file = adapter / _ADAPTER
+    try:
+        named = json.loads(file.read_text()).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise PolicyError(f"{file}: not a JSON object ({error})") from error
+    if not _holds_weights(adapter):
+        raise PolicyError(f"{adapter}: holds {_ADAPTER} but no adapter_model.safetensors")
+    place = hub_id_or_folder(named or base)
+    if isinstance(place, Path) and not place.is_dir():
+        source = f"{_ADAPTER} names" if named else "it names none, and actor_rollout_ref.model.path is"
+        raise PolicyError(
+            f"{adapter}: the model under this adapter is not there: {source} {place}. Correct "
+            f"base_model_name_or_path in {file}"
+        )
+    return Files(place if isinstance(place, str) else _model(place), adapter)
+
+
+def _model(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise PolicyError(
+            f"{folder}: holds no config.json, so it is no model; expected a model folder, a LoRA adapter, or a run "
+            "that verl wrote or one of its checkpoints"
+        )
+    if not _holds_weights(folder):
+        raise PolicyError(f"{folder}: holds config.json but no weights (*.safetensors)")
+    return folder
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)

@@ -1,0 +1,131 @@
+"""A policy in this process, through transformers, on the first accelerator or the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from samr1_verl.dataset import load_policy_image
+from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.checkpoints import Files
+
+
+class LocalPolicy:
+    """Answers greedily, or samples at a temperature. What the model's own generation settings add is left out.
+
+    Args:
+        files: of the policy.
+        max_new_tokens: of an answer.
+        temperature: 0 is greedy.
+
+    Raises:
+        PolicyError: the files are of another architecture, or their weights do not fit it.
+    """
+
+    parallel = 1  # a batch is the parallel part
+
+    def __init__(self, files: Files, max_new_tokens: int, temperature: float = 0.0) -> None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        self.processor = _processor(files.model)
+        self.model = _model(files).eval().to(device)
+        self._files, self._max_new_tokens, self._temperature = files, max_new_tokens, temperature
+        own = self.model.generation_config
+        sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+        # A model's own settings may hold a repetition penalty, which is neither greedy nor what training samples from.
+        self.model.generation_config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=own.pad_token_id if own.pad_token_id is not None else self.processor.tokenizer.pad_token_id,
+            **sampling,
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "policy": str(self._files.model),
+            "adapter": None if self._files.adapter is None else str(self._files.adapter),
+            "files": [_stamp(Path(place)) for place in (self._files.model, self._files.adapter) if place is not None],
+            "max_new_tokens": self._max_new_tokens,
+            "temperature": self._temperature,
+        }
+
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+        """As `Policy.answer`; in a thread, so that the segmenter can be asked meanwhile."""
+        return await asyncio.to_thread(self.generate, items, seed)
+
+    @torch.inference_mode()
+    def generate(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+        """As `answer`, in the calling thread."""
+        chats = [item["raw_prompt"] for item in items]
+        shown = [part for chat in chats for message in chat for part in message["content"] if part["type"] == "image"]
+        inputs = self.processor(
+            text=self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False),
+            images=[load_policy_image(i["image"], (i["resized_width"], i["resized_height"])) for i in shown],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        torch.manual_seed(seed)
+        tokens = self.model.generate(**inputs)
+        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _processor(model: Path | str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(model)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise PolicyError(
+                f"policy {model}: its architecture is {config.model_type!r}, which sees no images. Use a Qwen2.5-VL or "
+                "Qwen3-VL model"
+            )
+        return AutoProcessor.from_pretrained(model)
+    except PolicyError:
+        raise
+    except (OSError, ValueError) as error:  # what transformers raises for what it cannot find or does not know
+        raise PolicyError(f"policy {model}: transformers cannot read it: {_first_lines(error)}") from error
+
+
+def _model(files: Files) -> Any:
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(files.model, dtype="auto", output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PolicyError(f"policy {files.model}: its weights do not load: {_first_lines(error)}") from error
+    # transformers fills what is missing with random numbers and goes on.
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, found[kind])):
+            raise PolicyError(
+                f"policy {files.model}: its weights are of another architecture than its config.json: "
+                f"{len(keys)} {kind.replace('_', ' ')}, the first is {keys[0]}"
+            )
+    return model if files.adapter is None else _adapted(model, files.adapter)
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            # peft only warns of modules for which the adapter holds nothing
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, UserWarning) as error:
+        raise PolicyError(f"{adapter}: this adapter does not fit its model: {_first_lines(error)}") from error
+
+
+def _stamp(folder: Path) -> str:
+    """Changes with the files of a folder; the name alone where it is a hub id."""
+    files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
+    parts = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(parts or [str(folder)]).encode()).hexdigest()
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]

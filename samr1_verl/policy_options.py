@@ -1,0 +1,60 @@
+"""The options by which `samr1 predict` and `samr1 eval` name a policy, and how their errors end a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        help="model folder, hub id, LoRA adapter, run folder or one of its checkpoints; left out: the recipe's own",
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="prompt, image size and segmenter are those of this recipe; left out: of the run that the policy comes "
+        "from, else samr1, or samr1_tiny where no policy is named",
+    ),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, as on verl's command line; repeat it")]
+MergeOption = Annotated[
+    bool, typer.Option("--merge", help="merge verl's FSDP shards with verl's own merger into actor/merged, once")
+]
+
+
+class Parsing(str, Enum):
+    """How answers are read: as rewards do, or as an untrained model needs it."""
+
+    strict = "strict"
+    lenient = "lenient"
+
+
+ParsingOption = Annotated[
+    Parsing, typer.Option("--parsing", help="strict: as rewards read answers; lenient: mends an untrained model's")
+]
+
+
+@contextmanager
+def errors_end_the_command() -> Iterator[None]:
+    """What a user can mend is one message on standard error and exit status 1."""
+    from samr1_verl.config import ConfigError
+    from samr1_verl.frames import ImageError
+    from samr1_verl.ground_truth import RowError
+    from samr1_verl.masks import MaskError
+    from samr1_verl.policies.base import PolicyError
+    from samr1_verl.record import DataError
+    from samr1_verl.segmenters.base import SegmenterError
+
+    try:
+        yield
+    except (ConfigError, DataError, ImageError, MaskError, PolicyError, RowError, SegmenterError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

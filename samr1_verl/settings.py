@@ -1,0 +1,109 @@
+"""What a policy was trained to see, and which segmenter turns its answers into masks: for answers outside a training.
+
+It comes from a recipe, or from the configuration that a training run leaves in its folder (`.hydra/config.yaml`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from reward_fns.samr1 import Constants, constants_from
+from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
+from samr1_verl.config import (
+    ConfigError,
+    PromptConfig,
+    SegmenterConfig,
+    ServiceConfig,
+    prompt_config,
+    samr1_config,
+)
+
+RUN_CONFIG = Path(".hydra/config.yaml")
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that `python -m verl.trainer.main_ppo +recipe=… overrides` trains with, open to new keys.
+
+    Raises:
+        ConfigError: there is no such recipe, or an override does not fit. Hydra itself would take an unknown recipe
+            for a plain value.
+    """
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            known = GlobalHydra.instance().config_loader().get_group_options("recipe")
+            if recipe not in known:
+                raise ConfigError(f"recipe {recipe!r}: no such recipe, expected one of {', '.join(sorted(known))}")
+            config = compose("ppo_trainer", [f"+recipe={recipe}", *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"recipe {recipe} with {' '.join(overrides) or 'no overrides'}: {error}") from error
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
+    """What a training run was configured with, overrides laid over it; None for a folder without such a file."""
+    file = run / RUN_CONFIG
+    if not file.is_file():
+        return None
+    try:
+        config = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise ConfigError(f"{file}: not a readable configuration ({error}). Name a recipe with --recipe") from error
+    assert isinstance(config, DictConfig)
+    return config
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What asking a policy and reading its answer takes.
+
+    `max_points` and `max_objects` bound a usable answer as the recipe's reward does; `model` is the policy that the
+    recipe starts from, `prepare_model` what to type for it; `processor_kwargs` are verl's `data.mm_processor_kwargs`.
+    """
+
+    prompt: PromptConfig
+    segmenter: SegmenterConfig
+    service: ServiceConfig
+    max_points: int
+    max_objects: int
+    max_new_tokens: int
+    model: str
+    processor_kwargs: dict[str, Any]
+    prepare_model: str
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Settings:
+        """From a composed recipe or a run's configuration.
+
+        The service's mode `ray` is an application of a training's cluster; elsewhere its segmenter is embedded.
+
+        Raises:
+            ConfigError: a key is missing or wrong, one line each.
+        """
+        samr1 = samr1_config(config)
+        caps = Constants(max_points=MAX_POINTS, max_objects=MAX_OBJECTS)
+        if samr1.reward is not None:
+            caps = constants_from(samr1.reward)
+        service = samr1.service
+        if service.mode == "ray":
+            service = service.model_copy(update={"mode": "embedded"})
+        return cls(
+            prompt=prompt_config(config.data),
+            segmenter=samr1.segmenter,
+            service=service,
+            max_points=caps.max_points,
+            max_objects=caps.max_objects,
+            max_new_tokens=int(config.data.max_response_length),
+            model=str(config.actor_rollout_ref.model.path),
+            processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
+            prepare_model=samr1.prepare.model,
+        )
