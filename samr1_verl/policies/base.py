@@ -14,10 +14,6 @@ class Policy(Protocol):
     """Answers questions. An item is a mapping with `raw_prompt`, chat messages as `dataset.item_of` makes them."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """Says which policy it is and how it samples, in JSON values: equal identities give equal answers."""
-
-    @property
     def processor(self) -> Any | None:
         """The model's processor, which knows what image sizes it keeps; None where it is out of reach."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +26,15 @@ class Files:
 
     model: Path | str
     adapter: Path | None = None
+
+    def stamp(self) -> str:
+        """Changes when a file is replaced: of the names, sizes and times of the files; of a hub id its name."""
+        parts = [str(self.model)] if isinstance(self.model, str) else []
+        for folder in (self.model, self.adapter):
+            if isinstance(folder, Path):
+                found = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+                parts += [f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def run_of(policy: str | None) -> Path | None:
@@ -54,6 +64,7 @@ def find(policy: str, base: str, merge: bool = False) -> Files:
     place = hub_id_or_folder(policy)
     if isinstance(place, str):
         return Files(place)
+    place = place.absolute()
     if not place.is_dir():
         raise PolicyError(f"policy {policy}: no such folder. Name a model folder, a hub id, or a run or its checkpoint")
     if (place / _LAST).is_file():

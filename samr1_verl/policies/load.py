@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.inputs import check_segmenter
 from samr1_verl.policies.base import Policy, PolicyError
-from samr1_verl.policies.checkpoints import find, run_of
+from samr1_verl.policies.checkpoints import Files, find, run_of
 from samr1_verl.settings import Settings, compose_recipe, run_config
 
 TRY_OUT, PAPER = "samr1_tiny", "samr1"
@@ -37,14 +40,59 @@ def settings_for(policy: str | None, recipe: str | None, overrides: Sequence[str
     return settings
 
 
-def load_local(policy: str | None, settings: Settings, merge: bool = False, temperature: float = 0.0) -> Policy:
-    """A policy in this process; None is the one that the recipe starts from. Raises PolicyError."""
-    from samr1_verl.policies.local import LocalPolicy
+@dataclass(frozen=True)
+class PolicyChoice:
+    """A policy as somebody names it, not loaded yet.
 
-    try:
-        files = find(policy or settings.model, settings.model, merge)
-    except PolicyError as error:
-        if policy is not None:
-            raise
-        raise PolicyError(f"actor_rollout_ref.model.path: {error}. {settings.prepare_model}") from error
-    return LocalPolicy(files, settings.max_new_tokens, temperature)
+    Args:
+        settings: of `settings_for`.
+        policy: as `checkpoints.find` takes it; None: the one that the recipe starts from.
+        server: address of an OpenAI-compatible server, which then answers; `model` is its name there, None: its only one.
+        merge: merge verl's shards where there are no other weights.
+        temperature: 0 is greedy.
+        parallel: requests to a server at a time.
+    """
+
+    settings: Settings
+    policy: str | None = None
+    server: str | None = None
+    model: str | None = None
+    merge: bool = False
+    temperature: float = 0.0
+    parallel: int = 16
+
+    def identity(self) -> dict[str, Any]:
+        """Which policy it is and how it samples, in JSON values: equal ones give equal answers. Raises PolicyError."""
+        sampling = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.temperature}
+        if self.server is not None:
+            return {"server": self.server, "model": self.model, **sampling}
+        files = self._files()
+        adapter = None if files.adapter is None else str(files.adapter)
+        return {"model": str(files.model), "adapter": adapter, "files": files.stamp(), **sampling}
+
+    def load(self) -> Policy:
+        """The policy, ready to answer. Raises PolicyError, and ConfigError for a package that is not installed."""
+        if self.server is None:
+            from samr1_verl.policies.local import LocalPolicy
+
+            return LocalPolicy(self._files(), self.settings.max_new_tokens, self.temperature)
+        if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
+            raise ConfigError(
+                f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"
+            )
+        from samr1_verl.policies.server import ServerPolicy
+
+        return ServerPolicy(self.server, self.model, self.settings.max_new_tokens, self.temperature, self.parallel)
+
+    def _files(self) -> Files:
+        try:
+            return find(self.policy or self.settings.model, self.settings.model, self.merge)
+        except PolicyError as error:
+            if self.policy is not None:
+                raise
+            raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.settings.prepare_model}") from error
+
+
+def load_local(policy: str | None, settings: Settings, merge: bool = False) -> Policy:
+    """A policy in this process; None is the one that the recipe starts from. Raises PolicyError."""
+    return PolicyChoice(settings, policy, merge=merge).load()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ class LocalPolicy:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         self.processor = _processor(files.model)
         self.model = _model(files).eval().to(device)
-        self._files, self._max_new_tokens, self._temperature = files, max_new_tokens, temperature
         own = self.model.generation_config
         sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
         # A model's own settings may hold a repetition penalty, which is neither greedy nor what training samples from.
@@ -46,16 +44,6 @@ class LocalPolicy:
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else self.processor.tokenizer.pad_token_id,
             **sampling,
         )
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {
-            "policy": str(self._files.model),
-            "adapter": None if self._files.adapter is None else str(self._files.adapter),
-            "files": [_stamp(Path(place)) for place in (self._files.model, self._files.adapter) if place is not None],
-            "max_new_tokens": self._max_new_tokens,
-            "temperature": self._temperature,
-        }
 
     async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
         """As `Policy.answer`; in a thread, so that the segmenter can be asked meanwhile."""
@@ -118,13 +106,6 @@ def _adapted(model: Any, adapter: Path) -> Any:
             return PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise PolicyError(f"{adapter}: this adapter does not fit its model: {_first_lines(error)}") from error
-
-
-def _stamp(folder: Path) -> str:
-    """Changes with the files of a folder; the name alone where it is a hub id."""
-    files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
-    parts = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return hashlib.sha256("\n".join(parts or [str(folder)]).encode()).hexdigest()
 
 
 def _first_lines(error: BaseException) -> str:

@@ -1,0 +1,156 @@
+"""Predictions on disk while an evaluation runs: whole blocks of rows, appended; what a kill tore is cut off.
+
+A block is what the policy is asked together. Batches then hold the same rows however often a run was interrupted, and
+so the same padding and the same seed: the figures are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import ValidationError
+
+from samr1_verl.record import DataError, complete
+from samr1_verl.samples import Sample
+
+PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"
+INFORMATIVE = ("file",)  # settings that may change between two starts: the file's content is what counts
+
+
+class Journal:
+    """Predictions of `rows` rows in blocks of `block` consecutive rows. Made by `open_journal`."""
+
+    def __init__(self, file: BinaryIO, path: Path, rows: int, block: int) -> None:
+        self._file, self._path, self._rows, self._block = file, path, rows, block
+        self.samples: dict[int, Sample] = {}
+        self._recover()
+
+    def missing(self) -> Iterator[range]:
+        """Blocks that are not there yet, in order, as ranges of row numbers."""
+        for start in range(0, self._rows, self._block):
+            if start not in self.samples:
+                yield range(start, min(start + self._block, self._rows))
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """Add a whole block, in one piece as far as the system allows."""
+        self._file.write("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.samples.update((sample.index, sample) for sample in samples)
+
+    def ordered(self) -> list[Sample]:
+        """All samples in the order of the rows."""
+        return [self.samples[index] for index in sorted(self.samples)]
+
+    def _recover(self) -> None:
+        """Read what is there and cut it after the last whole block. Raises DataError for what no kill can have left."""
+        whole = position = 0
+        pending: list[Sample] = []
+        lines = self._file.readlines()
+        for number, line in enumerate(lines, start=1):
+            position += len(line)
+            try:
+                sample = Sample.model_validate_json(line)
+            except ValidationError as error:
+                if number == len(lines):
+                    break
+                raise DataError(
+                    f"{self._path}: line {number}: {error.errors()[0]['msg']}, expected a sample as JSON. Correct or "
+                    "remove the line's block, or begin anew with --restart"
+                ) from error
+            expected = self._expected(pending)
+            if sample.index not in expected or sample.index in self.samples:
+                raise DataError(
+                    f"{self._path}: line {number}: holds row {sample.index}, which does not belong there. Begin anew "
+                    "with --restart"
+                )
+            pending.append(sample)
+            if len(pending) == len(self._rows_of(pending[0].index)):
+                self.samples.update((one.index, one) for one in pending)
+                pending, whole = [], position
+        self._file.truncate(whole)
+        self._file.seek(whole)
+
+    def _expected(self, pending: Sequence[Sample]) -> range:
+        """Rows that may stand in the next line: the block's next one, or any block's first."""
+        if pending:
+            return range(pending[-1].index + 1, pending[-1].index + 2)
+        return range(0, self._rows, self._block)
+
+    def _rows_of(self, index: int) -> range:
+        start = index - index % self._block
+        return range(start, min(start + self._block, self._rows))
+
+
+@contextmanager
+def open_journal(folder: Path, settings: Mapping[str, Any], rows: int, block: int, restart: bool) -> Iterator[Journal]:
+    """The journal of an evaluation's folder, which is made where it is missing.
+
+    Args:
+        settings: everything an answer or its mask depends on, in JSON values.
+        rows: of the evaluation.
+        block: rows that the policy is asked together.
+        restart: forget what is there.
+
+    Raises:
+        DataError: the folder belongs to an evaluation with other settings, another process writes to it, or its
+            predictions were changed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PREDICTIONS
+    with open(path, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{path}: another process writes to it. Wait for it, or choose another --out") from error
+        if restart:
+            file.truncate(0)
+            (folder / SETTINGS).unlink(missing_ok=True)
+        file.seek(0)
+        _check_settings(folder, settings, empty=path.stat().st_size == 0)
+        yield Journal(file, path, rows, block)
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> None:
+    path = folder / SETTINGS
+    if empty:
+        with complete(path) as part:
+            part.write_text(f"{json.dumps(settings, indent=2)}\n")
+        return
+    try:
+        before = _flat(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}), but there are predictions. Choose another --out") from error
+    now = _flat(settings)
+    differences = [
+        f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key not in INFORMATIVE
+    ]
+    if differences:
+        raise DataError(
+            "\n".join(
+                [
+                    f"{folder}: was begun with other settings, and one evaluation cannot mix them:",
+                    *differences,
+                    "Choose another --out, or begin anew with --restart",
+                ]
+            )
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys, values as JSON reads them back."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return found

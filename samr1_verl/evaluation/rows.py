@@ -1,0 +1,37 @@
+"""The rows of a file that an evaluation can judge, all of them read before the first is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samr1_verl.record import DataError, Record, iter_rows, parse_record, resolve_image
+
+
+def read_rows(file: Path, limit: int | None = None) -> list[Record]:
+    """The first `limit` rows (None: all), their images as absolute paths.
+
+    Raises:
+        DataError: the file or a row cannot be used, an image is missing, or a row has boxes and no mask to compare.
+    """
+    records: list[Record] = []
+    missing: list[str] = []
+    for number, row in enumerate(iter_rows(file)):
+        if number == limit:
+            break
+        record = parse_record(row, file, number)
+        if record.boxes and not record.masks:
+            raise DataError(
+                f"{file}: row {number}: holds {len(record.boxes)} boxes and no mask, expected a mask an object: an "
+                "evaluation compares masks. Prepare the data again with masks"
+            )
+        image = resolve_image(record, file)
+        if not image.is_file():
+            missing.append(f"row {number}: {image}")
+        records.append(record.model_copy(update={"image": str(image)}))
+    if missing:
+        raise DataError(
+            f"{file}: the images of {len(missing)} of {len(records)} rows are missing, the first is {missing[0]}. "
+            f"Paths are relative to {file.absolute().parent}, or absolute: bring them there, or prepare the data where "
+            "they are"
+        )
+    return records

@@ -1,0 +1,134 @@
+"""One evaluation from rows to results, which goes on where it stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samr1_verl.evaluation.answering import answer_all
+from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, intervals, reasons, tables
+from samr1_verl.evaluation.journal import PREDICTIONS, RESULTS, open_journal
+from samr1_verl.evaluation.judge import judged
+from samr1_verl.evaluation.rows import read_rows
+from samr1_verl.frames import ImageError, sha256_of
+from samr1_verl.masks import MaskError
+from samr1_verl.policies.base import Policy
+from samr1_verl.policies.load import PolicyChoice
+from samr1_verl.protocols import PROTOCOLS, Protocol
+from samr1_verl.questions import Questions
+from samr1_verl.record import complete
+from samr1_verl.samples import Sample, look, write_samples
+from samr1_verl.segmenters.base import SegmenterError
+from samr1_verl.settings import Settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, on which rows.
+
+    Args:
+        file: parquet file of rows.
+        choice: names the policy; it is loaded only when a row is left to ask about.
+        settings: how the policy is asked, and the segmenter.
+        limit: the first rows only; None: all.
+        lenient: read answers leniently.
+        block: rows that the policy is asked together.
+        seed: of sampling and of the bootstrap.
+    """
+
+    file: Path
+    choice: PolicyChoice
+    settings: Settings
+    limit: int | None = None
+    lenient: bool = False
+    block: int = 16
+    seed: int = 0
+
+    def run(self, folder: Path, restart: bool, progress: Callable[[int, int], None]) -> list[Sample]:
+        """Judged samples of all rows, in order, also in `folder`/predictions.jsonl.
+
+        Args:
+            folder: what an earlier start left there is gone on with.
+            restart: forget it.
+            progress: told rows done and rows in all.
+
+        Raises:
+            DataError, ConfigError, PolicyError, ImageError, MaskError, SegmenterError: see modules of these names.
+        """
+        records = read_rows(self.file, self.limit)
+        with open_journal(folder, self.fingerprint(), len(records), self.block, restart) as journal:
+            progress(len(journal.samples), len(records))
+            if missing := list(journal.missing()):
+                policy = self.choice.load()
+                questions = Questions(self.settings, policy.processor)
+
+                def keep(samples: list[Sample]) -> None:
+                    journal.append(samples)
+                    progress(len(journal.samples), len(records))
+
+                blocks = (
+                    [questions.item(records[index], Path(records[index].image), index) for index in block]
+                    for block in missing
+                )
+                asyncio.run(self._answer(policy, blocks, keep))
+            samples = journal.ordered()
+            write_samples(samples, folder / PREDICTIONS)  # in the order of the rows
+        return samples
+
+    async def _answer(self, policy: Policy, blocks: Any, keep: Callable[[list[Sample]], None]) -> None:
+        await answer_all(policy, blocks, self._judge, keep, self.seed)
+
+    async def _judge(self, item: Mapping[str, Any], response: str) -> Sample:
+        one = self.settings
+        try:
+            sample = await look(
+                item, response, {}, one.segmenter, one.service, one.max_points, one.max_objects, self.lenient
+            )
+            return judged(sample)
+        except (ImageError, MaskError, SegmenterError) as error:
+            raise type(error)(f"{self.file}: row {item['extra_info']['index']}: {error}") from error
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that an answer, its mask or its scores depend on; two evaluations may mix where it is equal."""
+        one = self.settings
+        return {
+            "file": str(self.file.absolute()),
+            "file_sha256": sha256_of(self.file),
+            "limit": self.limit,
+            "policy": self.choice.identity(),
+            "prompt": one.prompt.model_dump(mode="json"),
+            "processor": one.processor_kwargs,
+            "segmenter": one.segmenter.model_dump(mode="json"),
+            "parsing": "lenient" if self.lenient else "strict",
+            "max_points": one.max_points,
+            "max_objects": one.max_objects,
+            "batch_size": self.block,
+            "seed": self.seed,
+        }
+
+
+def results_of(samples: list[Sample], protocol: Protocol, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json holds: figures over all rows by `protocol` and by both, reasons, intervals and tables."""
+    overall = figures(samples)
+    for name in PROTOCOLS:
+        overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
+    return {
+        "protocol": protocol,
+        **overall[protocol],
+        **overall,
+        "unusable": reasons(samples),
+        "bootstrap": {"over": "images", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed},
+        "settings": dict(settings),
+        "tables": tables(samples),
+    }
+
+
+def store_results(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write results.json; it appears when it is whole."""
+    with complete(folder / RESULTS) as part:
+        part.write_text(f"{json.dumps(results, indent=2)}\n")
+    return folder / RESULTS

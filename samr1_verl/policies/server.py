@@ -1,0 +1,155 @@
+"""A policy behind an OpenAI-compatible server, such as `vllm serve`.
+
+The image travels as a PNG in a data URL, at the size that the policy sees, so that answers are in its frame. vLLM lays
+the model's own generation settings (a repetition penalty, for Qwen) under what a request does not say: start it with
+`--generation-config vllm` for plain greedy decoding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from samr1_verl.dataset import load_policy_image
+from samr1_verl.policies.base import PolicyError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+ATTEMPTS = 6
+CONNECT_S, ANSWER_S = 10.0, 600.0
+_PASSING = (408, 409, 425, 429)  # statuses that another attempt may not meet, as all from 500 up
+
+
+class _Transient(Exception):
+    """A fault that another attempt may not meet."""
+
+
+class ServerPolicy:
+    """Asks a server, several questions at once.
+
+    Args:
+        address: with its version, such as http://localhost:8000/v1.
+        model: as the server names it; None: the only one that it serves.
+        max_new_tokens: of an answer.
+        temperature: 0 is greedy.
+        parallel: requests at a time.
+
+    Raises:
+        PolicyError: no server answers there, or it does not serve the model.
+
+    The key, if any, is the environment variable OPENAI_API_KEY.
+    """
+
+    processor = None
+
+    def __init__(
+        self, address: str, model: str | None, max_new_tokens: int, temperature: float = 0.0, parallel: int = 16
+    ) -> None:
+        self.parallel = parallel
+        self._address = address.rstrip("/")
+        self._max_new_tokens, self._temperature = max_new_tokens, temperature
+        key = os.environ.get(KEY_VARIABLE)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._model = self._served(model)
+
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+        """As `Policy.answer`."""
+        return list(await asyncio.gather(*(self._ask(item, seed + at) for at, item in enumerate(items))))
+
+    def _served(self, model: str | None) -> str:
+        """The model's name, held against what the server says that it serves."""
+        url = f"{self._address}/models"
+        try:
+            response = httpx.get(url, headers=self._headers, timeout=CONNECT_S, trust_env=False)
+            response.raise_for_status()
+            served = [one["id"] for one in response.json()["data"]]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise PolicyError(
+                f"server {self._address}: {url} does not answer ({type(error).__name__}: {error}). Start a server, for "
+                "example: vllm serve MODEL --generation-config vllm; its address ends on /v1"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise PolicyError(
+                f"server {self._address}: {url} answers {response.text[:100]!r}, which is no list of models. The "
+                "address of an OpenAI-compatible server ends on /v1"
+            ) from error
+        if model is None and len(served) == 1:
+            return served[0]
+        if model not in served:
+            raise PolicyError(f"server {self._address}: --model {model}: it serves {', '.join(served) or 'no model'}")
+        return model
+
+    async def _ask(self, item: Mapping[str, Any], seed: int) -> str:
+        body = {
+            "model": self._model,
+            "messages": await asyncio.to_thread(_messages, item["raw_prompt"]),
+            "max_tokens": self._max_new_tokens,
+            "temperature": self._temperature,
+            "top_p": 1.0,
+            "seed": seed,
+        }
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.5, max=30.0),
+            retry=retry_if_exception_type(_Transient),
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    return await self._post(body)
+        except (_Transient, PolicyError) as error:
+            extra = item["extra_info"]
+            tried = f" in {ATTEMPTS} attempts" if isinstance(error, _Transient) else ""
+            raise PolicyError(
+                f"row {extra['index']}, image {extra['image']}: the server {self._address} gave no answer{tried}: {error}"
+            ) from error
+        raise AssertionError("tenacity ends by a result or an exception")
+
+    async def _post(self, body: dict[str, Any]) -> str:
+        try:
+            response = await self._pool().post(f"{self._address}/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            raise _Transient(f"{type(error).__name__} {error}") from error
+        if response.status_code in _PASSING or response.status_code >= 500:
+            raise _Transient(f"status {response.status_code}, {response.text[:300]}")
+        if not response.is_success:
+            raise PolicyError(f"it refuses the question: status {response.status_code}, {response.text[:300]}")
+        try:
+            return response.json()["choices"][0]["message"]["content"] or ""
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise PolicyError(f"{response.text[:300]!r} is no chat completion") from error
+
+    def _pool(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:  # a pool belongs to its event loop
+            limits = httpx.Limits(max_connections=self.parallel, max_keepalive_connections=self.parallel)
+            self._client = httpx.AsyncClient(
+                headers=self._headers, timeout=self._timeout, limits=limits, trust_env=False
+            )
+            self._loop = loop
+        return self._client
+
+
+def _messages(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Chat messages as the API takes them, images as data URLs."""
+    return [{"role": message["role"], "content": [_part(part) for part in message["content"]]} for message in chat]
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return {"type": "text", "text": part["text"]}
+    image = load_policy_image(part["image"], (part["resized_width"], part["resized_height"]))
+    content = io.BytesIO()
+    image.save(content, "PNG")  # without loss: the server's processor must see what training showed
+    encoded = base64.b64encode(content.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
