@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reward_fns.rollout import prompts_of, read_answer
 from samr1_verl.answers import Answer, Unusable, parse_answer, within
 from samr1_verl.frames import points_to_policy
-from samr1_verl.ground_truth import Box, GroundTruth, Point, View, read_row
+from samr1_verl.ground_truth import Box, GroundTruth, Point, RowError, View, read_row
 from samr1_verl.masks import encode_rle
 from samr1_verl.record import DataError, complete
 from samr1_verl.service.client import get_client
@@ -80,7 +80,7 @@ async def look(
             that does not decode.
     """
     extra = item["extra_info"]
-    truth, view, _ = read_row(item["data_source"], item["reward_model"]["ground_truth"], extra)
+    truth, view, row = read_row(item["data_source"], item["reward_model"]["ground_truth"], extra)
     answer = (_read_leniently if lenient else read_answer)(response, truth, view, max_points, max_objects)
     true_mask, _ = truth.union_and_ignore()
     predicted, prompts = np.zeros(truth.size, dtype=bool), []
@@ -88,6 +88,11 @@ async def look(
         prompts = prompts_of(answer, truth, view)
         found = await get_client(segmenter, service).segment(extra["image"], extra["sha256"], prompts)
         predicted = np.logical_or.reduce([one.mask for one in found])
+        if predicted.shape != truth.size:
+            raise RowError(
+                f"{row}: the image is {predicted.shape[0]}x{predicted.shape[1]} (HxW), ground_truth.size is "
+                f"{truth.size[0]}x{truth.size[1]}. Prepare the data again from this image"
+            )
     return Sample(
         index=extra["index"],
         data_source=item["data_source"],

@@ -5,7 +5,7 @@ It comes from a recipe, or from the configuration that a training run leaves in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from omegaconf.errors import OmegaConfBaseException
 from reward_fns.samr1 import Constants, constants_from
 from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
 from samr1_verl.config import (
+    ROOT,
     ConfigError,
+    PrepareConfig,
     PromptConfig,
     SegmenterConfig,
     ServiceConfig,
     prompt_config,
-    samr1_config,
+    service_configs,
 )
+from samr1_verl.segmenters import segmenter_problems
+from samr1_verl.service.client import service_problems
 
 RUN_CONFIG = Path(".hydra/config.yaml")
 
@@ -67,7 +71,7 @@ class Settings:
     """What asking a policy and reading its answer takes.
 
     `max_points` and `max_objects` bound a usable answer as the recipe's reward does; `model` is the policy that the
-    recipe starts from, `prepare_model` what to type for it; `processor_kwargs` are verl's `data.mm_processor_kwargs`.
+    recipe starts from, `prepare` what to type for what is missing, `processor_kwargs` verl's `data.mm_processor_kwargs`.
     """
 
     prompt: PromptConfig
@@ -78,7 +82,7 @@ class Settings:
     max_new_tokens: int
     model: str
     processor_kwargs: dict[str, Any]
-    prepare_model: str
+    prepare: PrepareConfig
 
     @classmethod
     def of(cls, config: DictConfig) -> Settings:
@@ -89,21 +93,29 @@ class Settings:
         Raises:
             ConfigError: a key is missing or wrong, one line each.
         """
-        samr1 = samr1_config(config)
+        root = OmegaConf.select(config, ROOT)
+        if root is None:
+            raise ConfigError(f"{ROOT}: the key is missing. Use a recipe, or the run of one, that has it")
         caps = Constants(max_points=MAX_POINTS, max_objects=MAX_OBJECTS)
-        if samr1.reward is not None:
-            caps = constants_from(samr1.reward)
-        service = samr1.service
+        if (reward := root.get("reward")) is not None:
+            caps = constants_from(dict(OmegaConf.to_object(reward)))
+        segmenter, service = service_configs(root.segmenter, root.service)
         if service.mode == "ray":
             service = service.model_copy(update={"mode": "embedded"})
         return cls(
             prompt=prompt_config(config.data),
-            segmenter=samr1.segmenter,
+            segmenter=segmenter,
             service=service,
             max_points=caps.max_points,
             max_objects=caps.max_objects,
             max_new_tokens=int(config.data.max_response_length),
             model=str(config.actor_rollout_ref.model.path),
             processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
-            prepare_model=samr1.prepare.model,
+            prepare=PrepareConfig.model_validate(dict(root.prepare)),
         )
+
+    def problems(self) -> Iterator[str]:
+        """Why the segmenter cannot be asked from here, one message each, with what to type."""
+        yield from service_problems(self.service)
+        if self.service.mode != "http":
+            yield from (f"{problem}. {self.prepare.segmenter}" for problem in segmenter_problems(self.segmenter))

@@ -35,7 +35,7 @@ GROUPINGS: dict[str, Callable[[Sample], str]] = {
 
 
 def figures(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Over at least one sample: `rows`, `images`, `format_rate`, `think_rate`, and each protocol's `giou` and `ciou`."""
+    """Of at least one sample: `rows`, `images`, `format_rate`, `think_rate`, and each protocol's `giou`, `ciou`."""
     counts = [counts_in(sample) for sample in samples]
     found: dict[str, Any] = {
         "rows": len(samples),
@@ -79,8 +79,12 @@ def intervals(samples: Sequence[Sample], protocol: Protocol, seed: int) -> dict[
     counts = [counts_in(sample) for sample in samples]
     ious = np.array([one.iou(protocol) for one in counts])
     pixels = np.array([one.counted(protocol) for one in counts], dtype=np.float64)
+    images = len(image_of)
     sums = {"giou": (ious, np.ones_like(ious)), "ciou": (pixels[:, 0], pixels[:, 1])}
-    return {name: _interval(*(np.bincount(at, weights) for weights in pair), seed) for name, pair in sums.items()}
+    return {
+        name: _interval(np.bincount(at, parts, images), np.bincount(at, wholes, images), seed)
+        for name, (parts, wholes) in sums.items()
+    }
 
 
 def _interval(parts: np.ndarray, wholes: np.ndarray, seed: int) -> list[float] | None:

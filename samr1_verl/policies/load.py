@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samr1_verl.config import ConfigError, samr1_config
-from samr1_verl.inputs import check_segmenter
+from samr1_verl.config import ConfigError
 from samr1_verl.policies.base import Policy, PolicyError
 from samr1_verl.policies.checkpoints import Files, find, run_of
 from samr1_verl.settings import Settings, compose_recipe, run_config
@@ -34,8 +33,7 @@ def settings_for(policy: str | None, recipe: str | None, overrides: Sequence[str
     if config is None:
         config = compose_recipe(recipe or (PAPER if policy or server else TRY_OUT), overrides)
     settings = Settings.of(config)
-    own = samr1_config(config).model_copy(update={"service": settings.service})
-    if problems := list(check_segmenter(own)):
+    if problems := list(settings.problems()):
         raise ConfigError("\n".join(problems))
     return settings
 
@@ -47,7 +45,8 @@ class PolicyChoice:
     Args:
         settings: of `settings_for`.
         policy: as `checkpoints.find` takes it; None: the one that the recipe starts from.
-        server: address of an OpenAI-compatible server, which then answers; `model` is its name there, None: its only one.
+        server: address of an OpenAI-compatible server, which then answers.
+        model: its name there; None: the only one.
         merge: merge verl's shards where there are no other weights.
         temperature: 0 is greedy.
         parallel: requests to a server at a time.
@@ -90,7 +89,7 @@ class PolicyChoice:
         except PolicyError as error:
             if self.policy is not None:
                 raise
-            raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.settings.prepare_model}") from error
+            raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.settings.prepare.model}") from error
 
 
 def load_local(policy: str | None, settings: Settings, merge: bool = False) -> Policy:

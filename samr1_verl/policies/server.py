@@ -84,7 +84,7 @@ class ServerPolicy:
             ) from error
         if model is None and len(served) == 1:
             return served[0]
-        if model not in served:
+        if model is None or model not in served:
             raise PolicyError(f"server {self._address}: --model {model}: it serves {', '.join(served) or 'no model'}")
         return model
 
@@ -109,10 +109,9 @@ class ServerPolicy:
                     return await self._post(body)
         except (_Transient, PolicyError) as error:
             extra = item["extra_info"]
+            where = f"row {extra['index']}, image {extra['image']}"
             tried = f" in {ATTEMPTS} attempts" if isinstance(error, _Transient) else ""
-            raise PolicyError(
-                f"row {extra['index']}, image {extra['image']}: the server {self._address} gave no answer{tried}: {error}"
-            ) from error
+            raise PolicyError(f"{where}: the server {self._address} gave no answer{tried}: {error}") from error
         raise AssertionError("tenacity ends by a result or an exception")
 
     async def _post(self, body: dict[str, Any]) -> str:
