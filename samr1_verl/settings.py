@@ -71,7 +71,8 @@ class Settings:
     """What asking a policy and reading its answer takes.
 
     `max_points` and `max_objects` bound a usable answer as the recipe's reward does; `model` is the policy that the
-    recipe starts from, `prepare` what to type for what is missing, `processor_kwargs` verl's `data.mm_processor_kwargs`.
+    recipe starts from, `prepare` what to type for what is missing; `processor_kwargs` are verl's
+    `data.mm_processor_kwargs`.
     """
 
     prompt: PromptConfig
@@ -97,8 +98,8 @@ class Settings:
         if root is None:
             raise ConfigError(f"{ROOT}: the key is missing. Use a recipe, or the run of one, that has it")
         caps = Constants(max_points=MAX_POINTS, max_objects=MAX_OBJECTS)
-        if (reward := root.get("reward")) is not None:
-            caps = constants_from(dict(OmegaConf.to_object(reward)))
+        if root.get("reward") is not None:
+            caps = constants_from(root.reward)
         segmenter, service = service_configs(root.segmenter, root.service)
         if service.mode == "ray":
             service = service.model_copy(update={"mode": "embedded"})
