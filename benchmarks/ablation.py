@@ -20,9 +20,11 @@ from typing import Annotated, Any
 
 import typer
 from demo import RECIPE, figures, score_policy
-from demo_training import Training, curve, recipe_config, stored
+from demo_training import Training, curve, stored
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
+
+from samr1_verl.settings import compose_recipe
 
 console = Console()
 ROOT = Path("runs/ablation")
@@ -74,7 +76,7 @@ def train(name: str, seed: int, steps: int) -> dict[str, float]:
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
     )
-    recipe = recipe_config(RECIPE, overrides)
+    recipe = compose_recipe(RECIPE, overrides)
     folder.mkdir(parents=True, exist_ok=True)
     console.rule(f"{name}, seed {seed}")
     training = Training(RECIPE, overrides, recipe, folder, console)
@@ -118,7 +120,7 @@ def main(
     if unknown := sorted(set(only or ()) - set(VARIANTS)):
         raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
     names = [name for name in VARIANTS if not only or name in only]
-    recipe = recipe_config(RECIPE)
+    recipe = compose_recipe(RECIPE)
     ROOT.mkdir(parents=True, exist_ok=True)
     before = figures(score_policy(Path(recipe.actor_rollout_ref.model.path), recipe, ROOT / "before.json"))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

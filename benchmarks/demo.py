@@ -10,7 +10,6 @@ the last checkpoint; --restart begins anew.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import time
@@ -19,16 +18,16 @@ from typing import Annotated, Any
 
 import demo_plots
 import typer
-from demo_training import MemorySampler, Training, recipe_config, stored
+from demo_scores import Summary, rows_of, score_rows
+from demo_training import MemorySampler, Training, stored
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from reward_fns.samr1 import compute_score
-from samr1_verl.dataset import SegmentationDataset
-from samr1_verl.evaluation import Policy, Summary, dataset_of, evaluate
+from samr1_verl.policies.checkpoints import Files
+from samr1_verl.policies.local import LocalPolicy
+from samr1_verl.settings import compose_recipe
 
 RECIPE = "samr1_tiny"
 CONTROL = f"{RECIPE}_control"
@@ -37,21 +36,13 @@ CONTROL_OVERRIDES = ("samr1.objective.shuffle_rewards=true", f"trainer.experimen
 console = Console()
 
 
-def test_rows(recipe: DictConfig) -> SegmentationDataset:
-    """The held-out test split as training would show it."""
-    processor = AutoProcessor.from_pretrained(recipe.actor_rollout_ref.model.path)
-    return dataset_of(recipe, TEST_FILE, processor)
-
-
 def score_policy(folder: Path, recipe: DictConfig, kept: Path) -> list[dict[str, Any]]:
     """Greedy answers about the test split with their scores; kept in a JSON file and read back from it."""
     if kept.exists():
         return json.loads(kept.read_text())
-    rows = test_rows(recipe)
-    kwargs = recipe.reward.custom_reward_function.reward_kwargs
+    rows = rows_of(recipe, TEST_FILE)
     with console.status(f"scoring {folder} on {len(rows)} held-out sentences"):
-        policy = Policy(folder, max_new_tokens=recipe.data.max_response_length)
-        results = asyncio.run(evaluate(policy, rows, compute_score, kwargs))
+        results = score_rows(LocalPolicy(Files(folder), recipe.data.max_response_length), rows, recipe)
     kept.write_text(json.dumps(results))
     return results
 
@@ -77,8 +68,7 @@ def draw(recipe: DictConfig, run: Path, runs: dict[str, Path]) -> None:
     """reward.png with every finished run's curve, masks.png with this run's masks."""
     demo_plots.reward_curves(runs[RECIPE], runs.get(CONTROL), run / "reward.png")
     before, after = (json.loads((run / f"{when}.json").read_text()) for when in ("before", "after"))
-    kwargs = recipe.reward.custom_reward_function.reward_kwargs
-    demo_plots.contact_sheet(test_rows(recipe), before, after, kwargs, run / "masks.png")
+    demo_plots.contact_sheet(rows_of(recipe, TEST_FILE), before, after, recipe, run / "masks.png")
 
 
 def main(
@@ -88,7 +78,7 @@ def main(
     """Run the demo, or go on with it."""
     transformers_logging.disable_progress_bar()
     overrides = CONTROL_OVERRIDES if control else ()
-    recipe = recipe_config(RECIPE, overrides)
+    recipe = compose_recipe(RECIPE, overrides)
     run = Path(recipe.trainer.default_local_dir)
     if restart:
         shutil.rmtree(run, ignore_errors=True)

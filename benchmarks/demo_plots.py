@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
+from demo_scores import predicted_mask
 from demo_training import curve
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
 from samr1_verl.dataset import SegmentationDataset
-from samr1_verl.evaluation import predicted_mask
 from samr1_verl.frames import open_image
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import intersection_union
@@ -53,7 +52,7 @@ def contact_sheet(
     rows: SegmentationDataset,
     before: Sequence[dict[str, Any]],
     after: Sequence[dict[str, Any]],
-    reward_kwargs: DictConfig,
+    recipe: DictConfig,
     out: Path,
 ) -> None:
     """Twelve test scenes: the image with its sentence, then what the masks before, after and the truth keep of it."""
@@ -65,7 +64,7 @@ def contact_sheet(
         image = np.asarray(open_image(item["extra_info"]["image"]))
         truth, _ = GroundTruth.model_validate_json(item["reward_model"]["ground_truth"]).union_and_ignore()
         responses = [results[row]["response"] for results in (before, after)]
-        masks = [asyncio.run(predicted_mask(item, response, reward_kwargs)) for response in responses]
+        masks = [predicted_mask(item, response, recipe) for response in responses]
         cells[0].imshow(image)
         cells[0].set_title(item["raw_prompt"][0]["content"][1]["text"], fontsize=9, loc="left")
         names = [f"{when} {iou(mask, truth):.2f}" for when, mask in zip(("before", "after"), masks, strict=True)]

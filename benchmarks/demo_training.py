@@ -13,21 +13,12 @@ from typing import Any
 
 import psutil
 import typer
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 STEP = re.compile(r"\bstep:(\d+) - .*?\breward/score:([-\d.e]+)")
 SAMPLE_S = 5.0
-
-
-def recipe_config(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that `python -m verl.trainer.main_ppo +recipe=… overrides` trains with."""
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", [f"+recipe={recipe}", *overrides])
-    OmegaConf.set_struct(config, False)
-    return config
 
 
 class MemorySampler:

@@ -54,12 +54,12 @@ class Journal:
         pending: list[Sample] = []
         lines = self._file.readlines()
         for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
             position += len(line)
             try:
                 sample = Sample.model_validate_json(line)
             except ValidationError as error:
-                if number == len(lines):
-                    break
                 raise DataError(
                     f"{self._path}: line {number}: {error.errors()[0]['msg']}, expected a sample as JSON. Correct or "
                     "remove the line's block, or begin anew with --restart"

@@ -7,10 +7,10 @@ import json
 import ablation
 import pytest
 import typer
-from demo_training import recipe_config
 
 from samr1_verl import checks
 from samr1_verl.config import samr1_config
+from samr1_verl.settings import compose_recipe
 
 SCORES = {"score": 3.0, "acc": 0.25, "format": 1.0, "intersection": 5.0, "union": 10.0}
 FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "clip_low": 0.001, "clip_high": 0.002}
@@ -18,14 +18,14 @@ FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "cl
 
 @pytest.mark.parametrize("name", ablation.VARIANTS)
 def test_every_variant_is_a_recipe_that_may_start(name):
-    recipe = recipe_config(ablation.RECIPE, ablation.VARIANTS[name].overrides)
+    recipe = compose_recipe(ablation.RECIPE, ablation.VARIANTS[name].overrides)
     samr1_config(recipe)
     assert [*checks.check_types(recipe), *checks.check_objective(recipe), *checks.advice(recipe)] == []
 
 
 def test_the_variants_change_what_their_titles_name():
     def keys(name):
-        recipe = recipe_config(ablation.RECIPE, ablation.VARIANTS[name].overrides)
+        recipe = compose_recipe(ablation.RECIPE, ablation.VARIANTS[name].overrides)
         actor = recipe.actor_rollout_ref.actor
         paid = {iou: score for iou, score in recipe.samr1.reward.thresholds.items() if score}
         return (

@@ -1,0 +1,93 @@
+"""An evaluation whose parts a test decides: a policy that follows a rule, masks that are the answer's boxes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samr1_verl.config import PrepareConfig, PromptConfig, SegmenterConfig, ServiceConfig
+from samr1_verl.evaluation.run import Evaluation
+from samr1_verl.settings import Settings
+from tests.rows import make_record, write_rows
+
+SIZE_WH = (64, 48)
+Rule = Callable[[Mapping[str, Any], int], str]  # item, seed → response
+
+
+def settings(segmenter: str = "boxes,0") -> Settings:
+    """Answers in pixels of the original image; every box is its own mask."""
+    return Settings(
+        prompt=PromptConfig(policy_size=SIZE_WH, frame="absolute", prompt="tiny"),
+        segmenter=SegmenterConfig(backend="tests.service.fake", path=segmenter, device="cpu", dtype="float32"),
+        service=ServiceConfig(mode="embedded", cache_gb=0.01, cache_dir=None),
+        max_points=16,
+        max_objects=16,
+        max_new_tokens=48,
+        model="none",
+        processor_kwargs={},
+        prepare=PrepareConfig(data="", model="", segmenter=""),
+    )
+
+
+def answer(*boxes: Sequence[int]) -> str:
+    """A usable response with these boxes."""
+    objects = [{"bbox_2d": list(box), "point_2d": [box[0], box[1]]} for box in boxes]
+    return f"<think>here</think><answer>{json.dumps(objects)}</answer>"
+
+
+def noisy(item: Mapping[str, Any], seed: int) -> str:
+    """A box that row and seed decide; sometimes none."""
+    draw = random.Random(f"{item['extra_info']['index']} {seed}")
+    x, y = draw.randint(8, 24), draw.randint(6, 18)
+    return "I see nothing." if draw.random() < 0.2 else answer([x, y, x + 16, y + 12])
+
+
+@dataclass
+class RulePolicy:
+    """Answers by a rule, after some seconds."""
+
+    rule: Rule
+    seconds: float = 0.0
+    parallel: int = 1
+    processor: Any = None
+    asked: int = 0
+
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+        self.asked += 1
+        await asyncio.sleep(self.seconds)
+        return [self.rule(item, seed) for item in items]
+
+
+@dataclass
+class Choice:
+    """Stands in for `PolicyChoice`."""
+
+    policy: RulePolicy
+    name: str = "rule"
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.name}
+
+    def load(self) -> RulePolicy:
+        return self.policy
+
+
+def evaluation(file: Path, policy: RulePolicy, segmenter: str = "boxes,0", **more: Any) -> Evaluation:
+    return Evaluation(file, Choice(policy, more.pop("name", "rule")), settings(segmenter), **{"block": 4, **more})
+
+
+def rows(folder: Path, count: int) -> Path:
+    """`count` sentences, two an image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [make_record(folder, f"{i // 2}.png", SIZE_WH, sentence=f"sentence {i}") for i in range(count)]
+    return write_rows(folder / "rows.parquet", *records)
+
+
+def run_slowly(file: str, folder: str, seconds: float) -> None:
+    """In a process of its own: an evaluation whose every batch takes some seconds."""
+    evaluation(Path(file), RulePolicy(noisy, seconds), "killed,0", seed=7).run(Path(folder), False, lambda *_: None)

@@ -1,0 +1,84 @@
+"""An OpenAI-compatible server with a real policy behind it, as far as `samr1 eval` asks one, on a port of its own."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from PIL import Image
+
+from samr1_verl.policies.local import LocalPolicy
+from tests.service.servers import free_port
+
+NAME = "tiny"
+
+
+class ChatServer:
+    """Answers `/v1/models` and `/v1/chat/completions`; keeps what it was asked.
+
+    `faults` are statuses that the next questions get instead of an answer.
+    """
+
+    def __init__(self, policy: LocalPolicy | None) -> None:
+        self.policy, self.asked, self.faults = policy, [], []
+        self.waiting = self.most = 0
+        self._lock, self._folder = threading.Lock(), tempfile.TemporaryDirectory()
+        self.app = FastAPI()
+        self.app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": NAME, "object": "model"}]})
+        self.app.post("/v1/chat/completions")(self.complete)
+
+    def complete(self, body: dict[str, Any]) -> Any:
+        with self._lock:
+            self.asked.append(body)
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            fault = self.faults.pop(0) if self.faults else None
+        try:
+            time.sleep(0.02)
+            if fault is not None:
+                return Response(f"fault {fault}", status_code=fault)
+            with self._lock:
+                text = self.policy.generate([self._item(body["messages"])])[0]
+            return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+        finally:
+            with self._lock:
+                self.waiting -= 1
+
+    def _item(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """The question as a local policy takes it, the image from its data URL."""
+        parts = []
+        for part in messages[0]["content"]:
+            if part["type"] == "image_url":
+                head, _, data = part["image_url"]["url"].partition(",")
+                assert head == "data:image/png;base64"
+                path = Path(self._folder.name, f"{len(self.asked)}.png")
+                path.write_bytes(base64.b64decode(data))
+                width, height = Image.open(path).size
+                parts.append({"type": "image", "image": str(path), "resized_width": width, "resized_height": height})
+            else:
+                parts.append(part)
+        return {"raw_prompt": [{"role": messages[0]["role"], "content": parts}]}
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The application's address while it is served, from a thread of this process."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,150 @@
+"""Every kind of checkpoint is found and loads with its own weights, and what is none says so."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.checkpoints import Files, find, run_of
+from samr1_verl.policies.local import LocalPolicy
+from tests.policies.checkpoints import edit_json, sharded_run, without_weights, write_adapter
+
+NO_BASE = "no/such/base"
+
+
+def weights(policy: LocalPolicy) -> dict[str, torch.Tensor]:
+    return policy.model.state_dict()
+
+
+@pytest.fixture
+def run(warm_policy: Path, tmp_path: Path) -> Path:
+    """A run with two checkpoints that hold merged weights."""
+    for step in (8, 16):
+        shutil.copytree(warm_policy, tmp_path / "run" / f"global_step_{step}" / "actor" / "huggingface")
+    (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("16")
+    return tmp_path / "run"
+
+
+def test_a_run_means_its_last_checkpoint_and_a_checkpoint_itself(run: Path) -> None:
+    first, last = (run / f"global_step_{step}" for step in (8, 16))
+    assert find(str(run), NO_BASE) == Files(last / "actor" / "huggingface")
+    for place in (first, first / "actor", first / "actor" / "huggingface"):
+        assert find(str(place), NO_BASE) == Files(first / "actor" / "huggingface")
+        assert run_of(str(place)) == run
+    assert run_of(str(run)) == run and run_of(str(run.parent)) is None and run_of(None) is None
+    assert find("Qwen/Qwen2.5-VL-7B-Instruct", NO_BASE) == Files("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+def test_a_stamp_changes_with_the_weights(run: Path) -> None:
+    files = find(str(run), NO_BASE)
+    before = files.stamp()
+    assert before == files.stamp()
+    (files.model / "model.safetensors").touch()
+    assert files.stamp() != before
+
+
+def test_verls_shards_are_merged_by_its_own_merger_once(warm_policy: Path, tmp_path: Path) -> None:
+    actor = sharded_run(warm_policy, tmp_path / "run", 3)
+    with pytest.raises(PolicyError, match=r"holds 2 FSDP shards and no merged weights. Add --merge"):
+        find(str(tmp_path / "run"), NO_BASE)
+    files = find(str(tmp_path / "run"), NO_BASE, merge=True)
+    assert files == Files(actor / "merged")
+    merged = weights(LocalPolicy(files, 8))
+    original = weights(LocalPolicy(Files(warm_policy), 8))
+    assert merged.keys() == original.keys()
+    assert all(torch.equal(merged[name], original[name].bfloat16()) for name in original)
+    for shard in actor.glob("*.pt"):
+        shard.unlink()
+    assert find(str(actor), NO_BASE) == files, "merged before: no flag, no shards"
+
+
+def test_a_merge_that_fails_leaves_nothing_behind(warm_policy: Path, tmp_path: Path) -> None:
+    actor = tmp_path / "run" / "global_step_1" / "actor"
+    without_weights(warm_policy, actor / "huggingface")
+    (actor / "model_world_size_1_rank_0.pt").write_bytes(b"torn")
+    (actor / "fsdp_config.json").write_text('{"world_size": 1}')
+    with pytest.raises(PolicyError, match="verl's merger failed"):
+        find(str(actor), NO_BASE, merge=True)
+    assert sorted(path.name for path in actor.iterdir()) == [
+        "fsdp_config.json",
+        "huggingface",
+        "model_world_size_1_rank_0.pt",
+    ]
+
+
+def test_a_lora_adapter_is_laid_over_the_model_it_names_or_the_recipes(warm_policy: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(warm_policy, tmp_path / "adapter")
+    files = find(str(adapter), NO_BASE)
+    assert files == Files(warm_policy, adapter)
+    loaded = weights(LocalPolicy(files, 8))
+    base = AutoModelForImageTextToText.from_pretrained(warm_policy)
+    reference = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    assert loaded.keys() == reference.keys()
+    assert all(torch.equal(loaded[name], reference[name]) for name in reference)
+    changed = [
+        name for name, tensor in weights(LocalPolicy(Files(warm_policy), 8)).items() if (tensor != loaded[name]).any()
+    ]
+    assert changed and all("q_proj" in name or "v_proj" in name for name in changed)
+
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
+    assert find(str(adapter), str(warm_policy)) == files
+    with pytest.raises(PolicyError, match="the model under this adapter is not there: it names none"):
+        find(str(adapter), str(tmp_path / "gone"))
+
+
+def test_an_adapter_that_does_not_fit_its_model_is_refused(warm_policy: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(warm_policy, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "v_proj" not in name},
+        adapter / "adapter_model.safetensors",
+    )
+    with pytest.raises(PolicyError, match="this adapter does not fit its model: Found missing adapter keys"):
+        LocalPolicy(find(str(adapter), NO_BASE), 8)
+    save_file(
+        {name: tensor[:, :1].contiguous() for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors"
+    )
+    with pytest.raises(PolicyError, match=r"this adapter does not fit its model: .*size mismatch"):
+        LocalPolicy(find(str(adapter), NO_BASE), 8)
+
+
+def test_what_is_no_checkpoint_says_what_is_missing(run: Path, warm_policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="none/here: no such folder"):
+        find(str(tmp_path / "none" / "here"), NO_BASE)
+    with pytest.raises(PolicyError, match=r"holds no config.json, so it is no model"):
+        find(str(tmp_path), NO_BASE)
+    with pytest.raises(PolicyError, match=r"holds config.json but no weights"):
+        find(str(without_weights(warm_policy, tmp_path / "empty")), NO_BASE)
+    (run / "latest_checkpointed_iteration.txt").write_text("24")
+    with pytest.raises(
+        PolicyError, match="says 24, but there is no global_step_24; found global_step_16, global_step_8"
+    ):
+        find(str(run), NO_BASE)
+
+
+def test_another_architecture_is_named(warm_policy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(warm_policy, tmp_path / "text"))
+    edit_json(folder / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    with pytest.raises(PolicyError, match="its architecture is 'gpt2', which sees no images"):
+        LocalPolicy(Files(folder), 8)
+    edit_json(folder / "config.json", model_type="no_such_model")
+    with pytest.raises(PolicyError, match=r"transformers cannot read it: .*no_such_model"):
+        LocalPolicy(Files(folder), 8)
+
+
+def test_weights_of_another_architecture_are_not_filled_with_random_numbers(warm_policy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(warm_policy, tmp_path / "renamed"))
+    tensors = load_file(folder / "model.safetensors")
+    few = {name: tensor for name, tensor in tensors.items() if "layers.0.self_attn" not in name}
+    save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PolicyError, match=r"\d+ missing keys, the first is model.*layers.0.self_attn"):
+        LocalPolicy(Files(folder), 8)
+    other = {name: tensor[..., :64].contiguous() for name, tensor in tensors.items()}
+    save_file(other, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PolicyError, match=r"another architecture|do not load"):
+        LocalPolicy(Files(folder), 8)

@@ -1,0 +1,118 @@
+"""A policy behind an OpenAI-compatible server answers like the same policy in this process; faults are told apart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from samr1_verl.config import PromptConfig
+from samr1_verl.dataset import item_of
+from samr1_verl.policies import server as server_module
+from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.checkpoints import Files
+from samr1_verl.policies.local import LocalPolicy
+from samr1_verl.policies.server import ServerPolicy
+from samr1_verl.prompts import load_prompt
+from samr1_verl.record import iter_rows, parse_record, resolve_image
+from tests.policies.chat_server import NAME, ChatServer, serving
+from tests.service.servers import free_port
+
+PROMPT = PromptConfig(policy_size=(140, 140), frame="absolute", prompt="tiny")
+
+
+@pytest.fixture(scope="module")
+def local(warm_policy: Path) -> LocalPolicy:
+    return LocalPolicy(Files(warm_policy), 48)
+
+
+@pytest.fixture
+def chat(local: LocalPolicy) -> ChatServer:
+    return ChatServer(local)
+
+
+@pytest.fixture
+def address(chat: ChatServer) -> Iterator[str]:
+    with serving(chat.app) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "wait_random_exponential", lambda **_: lambda state: 0.01)
+
+
+def questions(drawn: Path) -> list[dict]:
+    file = drawn / "test.parquet"
+    records = [parse_record(row, file, number) for number, row in enumerate(iter_rows(file))]
+    return [
+        item_of(record, str(resolve_image(record, file)), number, PROMPT.policy_size, PROMPT, load_prompt("tiny"))
+        for number, record in enumerate(records)
+    ]
+
+
+async def test_it_answers_as_the_same_policy_does_here(
+    local: LocalPolicy, chat: ChatServer, address: str, drawn: Path
+) -> None:
+    items = questions(drawn)
+    served = await ServerPolicy(address, NAME, 48, parallel=4).answer(items, seed=5)
+    assert served == await local.answer(items) and all("<answer>" in text for text in served)
+    assert 1 < chat.most <= 4, "several at a time, and no more than asked for"
+    asked = sorted(chat.asked, key=lambda body: body["seed"])
+    assert [body["seed"] for body in asked] == list(range(5, 5 + len(items)))
+    assert all((body["model"], body["temperature"], body["max_tokens"]) == (NAME, 0.0, 48) for body in asked)
+
+
+async def test_a_fault_that_passes_is_tried_again(chat: ChatServer, address: str, drawn: Path) -> None:
+    chat.faults = [503, 429, 500]
+    policy = ServerPolicy(address, None, 48)
+    assert len(await policy.answer(questions(drawn)[:1])) == 1 and len(chat.asked) == 4
+
+
+async def test_a_fault_that_stays_ends_with_the_row(chat: ChatServer, address: str, drawn: Path) -> None:
+    item = questions(drawn)[2]
+    chat.faults = [503] * 100
+    with pytest.raises(PolicyError, match=r"row 2, image .*gave no answer in 6 attempts: status 503, fault 503"):
+        await ServerPolicy(address, NAME, 48).answer([item])
+    chat.faults = [400]
+    with pytest.raises(PolicyError, match=r"row 2, image .*it refuses the question: status 400, fault 400"):
+        await ServerPolicy(address, NAME, 48).answer([item])
+
+
+def test_a_server_that_is_not_there_is_said_before_anything_is_asked() -> None:
+    address = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(PolicyError, match=r"models does not answer \(ConnectError.*vllm serve"):
+        ServerPolicy(address, NAME, 48)
+    with pytest.raises(PolicyError, match="does not answer"):
+        ServerPolicy("localhost:8000", NAME, 48)
+
+
+def test_a_model_that_is_not_served_is_said(address: str) -> None:
+    with pytest.raises(PolicyError, match=r"--model other: it serves tiny"):
+        ServerPolicy(address, "other", 48)
+    with pytest.raises(PolicyError, match=r"does not answer \(HTTPStatusError.*ends on /v1"):
+        ServerPolicy(address.removesuffix("/v1"), NAME, 48)
+
+
+def test_a_server_of_another_kind_is_said() -> None:
+    other = FastAPI()
+    other.get("/v1/models")(lambda: {"welcome": "here"})
+    with serving(other) as address, pytest.raises(PolicyError, match="which is no list of models"):
+        ServerPolicy(address, NAME, 48)
+
+
+async def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi import Request
+
+    seen = []
+    other = FastAPI()
+
+    def models(request: Request) -> dict:
+        seen.append(request.headers.get("authorization"))
+        return {"data": [{"id": NAME}]}
+
+    other.get("/v1/models")(models)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with serving(other) as address:
+        ServerPolicy(address, NAME, 48)
+    assert seen == ["Bearer secret"]
