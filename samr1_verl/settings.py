@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from reward_fns.samr1 import Constants, constants_from
 from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
@@ -60,7 +62,7 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
         return None
     try:
         config = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, OSError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{file}: not a readable configuration ({error}). Name a recipe with --recipe") from error
     assert isinstance(config, DictConfig)
     return config
@@ -94,9 +96,15 @@ class Settings:
         Raises:
             ConfigError: a key is missing or wrong, one line each.
         """
-        root = OmegaConf.select(config, ROOT)
-        if root is None:
-            raise ConfigError(f"{ROOT}: the key is missing. Use a recipe, or the run of one, that has it")
+        try:
+            return cls._read(config)
+        except (OmegaConfBaseException, ValidationError) as error:
+            what = str(error).splitlines()[0]
+            raise ConfigError(f"{what}. Name one of our recipes, or the run of one") from error
+
+    @classmethod
+    def _read(cls, config: DictConfig) -> Settings:
+        root = config[ROOT]
         caps = Constants(max_points=MAX_POINTS, max_objects=MAX_OBJECTS)
         if root.get("reward") is not None:
             caps = constants_from(root.reward)

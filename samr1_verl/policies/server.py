@@ -72,6 +72,11 @@ class ServerPolicy:
             response = httpx.get(url, headers=self._headers, timeout=CONNECT_S, trust_env=False)
             response.raise_for_status()
             served = [one["id"] for one in response.json()["data"]]
+        except httpx.HTTPStatusError as error:
+            raise PolicyError(
+                f"server {self._address}: {url} answers with status {error.response.status_code}. The address of an "
+                f"OpenAI-compatible server ends on /v1; its key is read from {KEY_VARIABLE}"
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PolicyError(
                 f"server {self._address}: {url} does not answer ({type(error).__name__}: {error}). Start a server, for "

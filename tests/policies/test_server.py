@@ -90,7 +90,7 @@ def test_a_server_that_is_not_there_is_said_before_anything_is_asked() -> None:
 def test_a_model_that_is_not_served_is_said(address: str) -> None:
     with pytest.raises(PolicyError, match=r"--model other: it serves tiny"):
         ServerPolicy(address, "other", 48)
-    with pytest.raises(PolicyError, match=r"does not answer \(HTTPStatusError.*ends on /v1"):
+    with pytest.raises(PolicyError, match=r"answers with status 404.*ends on /v1"):
         ServerPolicy(address.removesuffix("/v1"), NAME, 48)
 
 

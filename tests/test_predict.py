@@ -1,0 +1,142 @@
+"""`samr1 predict`: text, files and pictures say the same, for one image and for several."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from typer.testing import CliRunner
+
+from samr1_verl.cli import app
+from samr1_verl.config import ConfigError
+from samr1_verl.frames import ImageError
+from samr1_verl.masks import decode_rle
+from samr1_verl.policies.load import settings_for
+from samr1_verl.predict import Predictor
+from samr1_verl.samples import Sample
+from samr1_verl.settings import compose_recipe
+from tests.evaluation.world import RulePolicy, answer, settings
+
+
+def predict(*arguments: Any) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def options(small_sam: Path, warm_policy: Path) -> list[str]:
+    values = {"samr1.segmenter.path": small_sam, "actor_rollout_ref.model.path": warm_policy}
+    return [part for key, path in values.items() for part in ("--set", f"{key}={path}")]
+
+
+def images(drawn: Path) -> list[Path]:
+    return sorted((drawn / "images").glob("test_*.png"))
+
+
+def test_the_tiny_policy_answers_about_several_images(options: list[str], drawn: Path, tmp_path: Path) -> None:
+    first, second = images(drawn)[:2]
+    status, output = predict(first, second, "Segment the Red square.", *options, "--out", tmp_path)
+    assert status == 0, output
+    for image in (first, second):
+        stem = tmp_path / f"{image.stem}.segment_the_red_square"
+        sample = Sample.model_validate_json(Path(f"{stem}.json").read_text())
+        assert sample.image == str(image) and sample.truth is None and sample.scores == {} and sample.reason is None
+        mask = np.asarray(Image.open(f"{stem}.mask.png"))
+        assert set(np.unique(mask)) == {0, 255} and np.array_equal(mask == 255, decode_rle(sample.mask, sample.size))
+        before, after = np.asarray(Image.open(image).convert("RGB")), np.asarray(Image.open(f"{stem}.overlay.png"))
+        changed = (before != after).any(axis=2)
+        assert changed[mask == 255].mean() > 0.9 and not changed.all()
+        assert str(image) in output and sample.response.split("<think>")[1].split("</think>")[0] in output
+        (box,) = [shape.box for shape in sample.shapes]
+        assert f"box       {', '.join(f'{edge:.1f}' for edge in box)}" in output
+        assert f"{int((mask == 255).sum()):,} pixels" in output
+    assert output.count("file ") == 6 and len(list(tmp_path.iterdir())) == 6
+
+
+async def test_questions_are_answered_together_and_in_order(drawn: Path) -> None:
+    policy = RulePolicy(lambda item, seed: answer([item["extra_info"]["index"], 2, 20, 20]))
+    predictor = Predictor(policy, settings(), batch_size=3)
+    asked = [(image, f"sentence {number}") for number, image in enumerate(images(drawn)[:4] * 2)]
+    samples = await predictor.predict_all(asked)
+    assert policy.asked == 3 and [(Path(one.image), one.sentence) for one in samples] == asked
+    scale = samples[0].size[1] / 64
+    assert [one.shapes[0].box[0] for one in samples] == pytest.approx([number * scale for number in range(8)])
+    assert (await predictor.predict(*asked[0])).model_dump() == samples[0].model_dump()
+
+
+async def test_an_unusable_answer_is_an_empty_mask_and_lenient_parsing_reads_more(drawn: Path) -> None:
+    image = images(drawn)[0]
+    policy = RulePolicy(lambda item, seed: 'It is here: {"bbox": ["8", "6", "32", "24"]}')
+    strict = await Predictor(policy, settings()).predict(image, "it")
+    assert strict.reason == "no_answer" and not decode_rle(strict.mask, strict.size).any() and strict.shapes == ()
+    lenient = await Predictor(policy, settings(), lenient=True).predict(image, "it")
+    assert lenient.reason is None and decode_rle(lenient.mask, lenient.size).mean() == pytest.approx(1 / 7.1, rel=0.1)
+    off = RulePolicy(lambda item, seed: '{"bbox": [80, 60, 90, 70]}')
+    assert (await Predictor(off, settings(), lenient=True).predict(image, "it")).reason == "outside"
+
+
+async def test_what_is_no_image_is_said_before_anybody_is_asked(drawn: Path, tmp_path: Path) -> None:
+    policy = RulePolicy(lambda item, seed: "")
+    predictor = Predictor(policy, settings())
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"gone\.png: no such image"):
+        await predictor.predict_all([(images(drawn)[0], "it"), (tmp_path / "gone.png", "it")])
+    with pytest.raises(ImageError, match=r"text\.png: unreadable as an image"):
+        await predictor.predict_all([(images(drawn)[0], "it"), (tmp_path / "text.png", "it")])
+    assert policy.asked == 0
+
+
+def test_the_command_says_what_is_wrong(options: list[str], drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for image, said in (("gone.png", "no such image"), ("text.png", "unreadable as an image")):
+        status, output = predict(tmp_path / image, "it", *options, "--out", tmp_path / "out")
+        assert status == 1 and f"{image}: {said}" in output and "Traceback" not in output
+    status, output = predict(images(drawn)[0], "it", *options, "--policy", tmp_path / "gone", "--recipe", "samr1_tiny")
+    assert status == 1 and "no such folder" in output
+    status, output = predict(images(drawn)[0], "it", "--set", "actor_rollout_ref.model.path=none/here/at_all")
+    assert status == 1 and "actor_rollout_ref.model.path: " in output and "data/warm_up.py makes it again" in output
+
+
+def test_images_of_one_name_and_several_folders_do_not_overwrite_each_other(
+    options: list[str], drawn: Path, tmp_path: Path
+) -> None:
+    copies = [
+        Path(shutil.copy(image, tmp_path / name))
+        for image, name in zip(images(drawn), ("a.png", "b.png"), strict=False)
+    ]
+    (tmp_path / "other").mkdir()
+    twin = Path(shutil.copy(copies[1], tmp_path / "other" / "a.png"))
+    assert predict(copies[0], twin, "it", *options, "--out", tmp_path / "out")[0] == 0
+    stored = [json.loads(file.read_text())["image"] for file in sorted((tmp_path / "out").glob("*.json"))]
+    assert stored == [str(twin), str(copies[0])]
+
+
+def test_a_checkpoint_is_asked_as_its_run_was_trained(small_sam: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    (run / "latest_checkpointed_iteration.txt").write_text("4")
+    config = compose_recipe("samr1_tiny", ["samr1.policy_size=[112,112]", f"samr1.segmenter.path={small_sam}"])
+    del config.samr1["samples"]  # a key that older runs do not have
+    OmegaConf.save(config, run / ".hydra" / "config.yaml")
+    found = settings_for(str(run), None, [], server=False)
+    assert found.prompt.policy_size == (112, 112) and found.max_new_tokens == 48
+    assert settings_for(str(run / "global_step_4" / "actor"), None, [], server=False) == found
+    changed = settings_for(str(run), None, ["data.max_response_length=7"], server=False)
+    assert changed.max_new_tokens == 7
+    named = settings_for(str(run), "samr1_tiny", [f"samr1.segmenter.path={small_sam}"], server=False)
+    assert named.prompt.policy_size == (140, 140), "a recipe that is named goes before the run's"
+    (run / ".hydra" / "config.yaml").write_text("samr1: [1")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not a readable configuration"):
+        settings_for(str(run), None, [], server=False)
+    (run / ".hydra" / "config.yaml").write_text("data: {max_response_length: 8}")
+    with pytest.raises(ConfigError, match=r"samr1.*Name one of our recipes"):
+        settings_for(str(run), None, [], server=False)
+
+
+def test_a_service_in_a_trainings_cluster_is_embedded_here(small_sam: Path) -> None:
+    overrides = ["samr1.service.mode=ray", f"samr1.segmenter.path={small_sam}"]
+    assert settings_for(None, "samr1_tiny", overrides, server=False).service.mode == "embedded"
