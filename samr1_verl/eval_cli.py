@@ -16,11 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from samr1_verl.policy_options import (
     MergeOption,
+    ModelOption,
     Parsing,
     ParsingOption,
     PolicyOption,
     RecipeOption,
+    ServerOption,
     SetOption,
+    check_one_policy,
     errors_end_the_command,
 )
 
@@ -35,10 +38,8 @@ class Shown(str, Enum):
 def evaluate(
     file: Annotated[Path, typer.Argument(help="parquet file of rows")],
     policy: PolicyOption = None,
-    server: Annotated[
-        str | None, typer.Option(help="an OpenAI-compatible server answers, such as http://localhost:8000/v1")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="its name on the server; left out: the only one there")] = None,
+    server: ServerOption = None,
+    model: ModelOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     merge: MergeOption = False,
@@ -61,10 +62,7 @@ def evaluate(
     from samr1_verl.evaluation.table import show
     from samr1_verl.policies.load import PolicyChoice, settings_for
 
-    if server is not None and (policy is not None or merge):
-        raise typer.BadParameter("name a policy by --server or by --policy, not by both")
-    if server is None and model is not None:
-        raise typer.BadParameter("--model is a name on a --server; a folder or hub id is a --policy")
+    check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
     folder = out or Path("outputs/eval") / _name(policy, server, model, file)
     with errors_end_the_command():

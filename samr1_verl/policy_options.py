@@ -16,6 +16,13 @@ PolicyOption = Annotated[
         help="model folder, hub id, LoRA adapter, run folder or one of its checkpoints; left out: the recipe's own",
     ),
 ]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", help="an OpenAI-compatible server answers, such as http://localhost:8000/v1"),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="its name on the server; left out: the only one there")
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -40,6 +47,14 @@ class Parsing(str, Enum):
 ParsingOption = Annotated[
     Parsing, typer.Option("--parsing", help="strict: as rewards read answers; lenient: mends an untrained model's")
 ]
+
+
+def check_one_policy(policy: str | None, server: str | None, model: str | None, merge: bool) -> None:
+    """Raises typer.BadParameter where options name two policies, or a server's model without a server."""
+    if server is not None and (policy is not None or merge):
+        raise typer.BadParameter("name a policy by --server or by --policy, not by both")
+    if server is None and model is not None:
+        raise typer.BadParameter("--model is a name on a --server; a folder or hub id is a --policy")
 
 
 @contextmanager

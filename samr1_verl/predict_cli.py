@@ -10,11 +10,14 @@ import typer
 
 from samr1_verl.policy_options import (
     MergeOption,
+    ModelOption,
     Parsing,
     ParsingOption,
     PolicyOption,
     RecipeOption,
+    ServerOption,
     SetOption,
+    check_one_policy,
     errors_end_the_command,
 )
 
@@ -26,6 +29,8 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="image files", metavar="IMAGE...")],
     sentence: Annotated[str, typer.Argument(help="what to segment, in words")],
     policy: PolicyOption = None,
+    server: ServerOption = None,
+    model: ModelOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     merge: MergeOption = False,
@@ -39,13 +44,15 @@ def predict(
 
     from transformers.utils import logging as transformers_logging
 
-    from samr1_verl.policies.load import load_local, settings_for
+    from samr1_verl.policies.load import PolicyChoice, settings_for
     from samr1_verl.predict import Predictor
 
+    check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
     with errors_end_the_command():
-        settings = settings_for(policy, recipe, set_ or [], server=False)
-        predictor = Predictor(load_local(policy, settings, merge), settings, lenient=parsing is Parsing.lenient)
+        settings = settings_for(policy, recipe, set_ or [], server is not None)
+        asked = PolicyChoice(settings, policy, server, model, merge).load()
+        predictor = Predictor(asked, settings, lenient=parsing is Parsing.lenient)
         samples = asyncio.run(predictor.predict_all([(image, sentence) for image in images]))
     out.mkdir(parents=True, exist_ok=True)
     for sample, name in zip(samples, _names(images, sentence), strict=True):

@@ -17,6 +17,7 @@ from samr1_verl.policies.base import PolicyError
 STEP_FOLDER = "global_step_"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _ADAPTER = "adapter_config.json"
+_TRAINED_LORA = "lora_train_meta.json"  # verl then saves hf_model under names that no model has
 _LAST = "latest_checkpointed_iteration.txt"
 
 
@@ -92,7 +93,7 @@ def _last_step(run: Path) -> Path:
 def _actor(actor: Path, base: str, merge: bool) -> Files:
     """verl's `actor` folder: weights in `huggingface`, merged earlier, or shards to merge."""
     hub, merged = actor / "huggingface", actor / "merged"
-    if _holds_weights(hub):
+    if _holds_weights(hub) and not (actor / _TRAINED_LORA).is_file():
         return Files(hub)
     if not merged.is_dir():
         shards = sorted(actor.glob("model_world_size_*_rank_*.pt"))

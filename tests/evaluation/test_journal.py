@@ -72,6 +72,11 @@ def test_a_finished_evaluation_asks_nobody_and_restart_forgets(tmp_path: Path) -
     assert [policy.asked for policy in policies] == [2, 0, 2]
 
 
+def test_a_limit_takes_the_first_rows(tmp_path: Path) -> None:
+    samples = evaluation(rows(tmp_path / "data", 9), RulePolicy(noisy), limit=5).run(tmp_path / "out", False, nothing)
+    assert [sample.sentence for sample in samples] == [f"sentence {number}" for number in range(5)]
+
+
 def test_rows_that_finish_in_another_order_are_stored_in_theirs(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 20)
     many = evaluation(file, RulePolicy(noisy, seconds=0.01, parallel=7), block=1)

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import AutoModelForImageTextToText
@@ -41,16 +42,33 @@ def sharded_run(policy: Path, run: Path, step: int) -> Path:
     return actor
 
 
-def write_adapter(policy: Path, folder: Path) -> Path:
-    """A LoRA adapter on a policy's attention, strong enough to change its answers."""
+def adapted(policy: Path) -> PeftModel:
+    """A policy with LoRA on its attention, strong enough to change its answers."""
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(policy)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
-    for name, weight in adapted.named_parameters():
+    found = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    for name, weight in found.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
-    adapted.save_pretrained(folder)
+    return found
+
+
+def write_adapter(policy: Path, folder: Path) -> Path:
+    """The adapter alone, as peft saves it."""
+    adapted(policy).save_pretrained(folder)
     return folder
+
+
+def lora_run(policy: Path, run: Path) -> Path:
+    """A checkpoint of a LoRA training on one GPU, as verl writes it, hf_model under peft's names included."""
+    actor = run / "global_step_1" / "actor"
+    without_weights(policy, actor / "huggingface")
+    weights = adapted(policy).state_dict()
+    torch.save(weights, actor / "model_world_size_1_rank_0.pt")
+    save_file(weights, actor / "huggingface" / "model.safetensors", metadata={"format": "pt"})
+    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 1}))
+    (actor / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}))
+    return actor
 
 
 def edit_json(path: Path, **changes: object) -> None:

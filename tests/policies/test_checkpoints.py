@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.policies.checkpoints import Files, find, run_of
 from samr1_verl.policies.local import LocalPolicy
-from tests.policies.checkpoints import edit_json, sharded_run, without_weights, write_adapter
+from tests.policies.checkpoints import adapted, edit_json, lora_run, sharded_run, without_weights, write_adapter
 
 NO_BASE = "no/such/base"
 
@@ -95,6 +95,20 @@ def test_a_lora_adapter_is_laid_over_the_model_it_names_or_the_recipes(warm_poli
     assert find(str(adapter), str(warm_policy)) == files
     with pytest.raises(PolicyError, match="the model under this adapter is not there: it names none"):
         find(str(adapter), str(tmp_path / "gone"))
+
+
+def test_a_checkpoint_of_a_lora_training_is_merged_with_its_adapter_beside_it(
+    warm_policy: Path, tmp_path: Path
+) -> None:
+    actor = lora_run(warm_policy, tmp_path / "run")
+    with pytest.raises(PolicyError, match="Add --merge"):
+        find(str(actor), NO_BASE)
+    files = find(str(actor), NO_BASE, merge=True)
+    assert files == Files(actor / "merged", actor / "merged" / "lora_adapter")
+    found, expected = weights(LocalPolicy(files, 8)), adapted(warm_policy).merge_and_unload().state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].float(), tensor, rtol=0.01, atol=0.01)
 
 
 def test_an_adapter_that_does_not_fit_its_model_is_refused(warm_policy: Path, tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ async def test_it_answers_as_the_same_policy_does_here(
     assert all((body["model"], body["temperature"], body["max_tokens"]) == (NAME, 0.0, 48) for body in asked)
 
 
+async def test_sampling_depends_on_the_seed_alone(warm_policy: Path, drawn: Path) -> None:
+    policy = LocalPolicy(Files(warm_policy), 48, temperature=1.5)
+    items = questions(drawn)
+    first, again, other = [await policy.answer(items, seed=seed) for seed in (1, 1, 2)]
+    assert first == again != other
+
+
 async def test_a_fault_that_passes_is_tried_again(chat: ChatServer, address: str, drawn: Path) -> None:
     chat.faults = [503, 429, 500]
     policy = ServerPolicy(address, None, 48)
