@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="image files", metavar="IMAGE...")],
-    sentence: Annotated[str, typer.Argument(help="what to segment, in words")],
+    images: Annotated[list[Path], typer.Argument(help="image files", metavar="IMAGE")],
+    sentence: Annotated[str, typer.Argument(help="what to segment, in words", metavar="SENTENCE")],
     policy: PolicyOption = None,
     server: ServerOption = None,
     model: ModelOption = None,

@@ -73,7 +73,7 @@ class Settings:
     """What asking a policy and reading its answer takes.
 
     `max_points` and `max_objects` bound a usable answer as the recipe's reward does; `model` is the policy that the
-    recipe starts from, `prepare` what to type for what is missing; `processor_kwargs` are verl's
+    recipe starts from, `dtype` the rollout's; `prepare` what to type for what is missing; `processor_kwargs` are verl's
     `data.mm_processor_kwargs`.
     """
 
@@ -84,6 +84,7 @@ class Settings:
     max_objects: int
     max_new_tokens: int
     model: str
+    dtype: str
     processor_kwargs: dict[str, Any]
     prepare: PrepareConfig
 
@@ -119,6 +120,7 @@ class Settings:
             max_objects=caps.max_objects,
             max_new_tokens=int(config.data.max_response_length),
             model=str(config.actor_rollout_ref.model.path),
+            dtype=str(config.actor_rollout_ref.rollout.dtype),
             processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
             prepare=PrepareConfig.model_validate(dict(root.prepare)),
         )

@@ -123,7 +123,7 @@ def test_a_checkpoint_is_asked_as_its_run_was_trained(small_sam: Path, tmp_path:
     del config.samr1["samples"]  # a key that older runs do not have
     OmegaConf.save(config, run / ".hydra" / "config.yaml")
     found = settings_for(str(run), None, [], server=False)
-    assert found.prompt.policy_size == (112, 112) and found.max_new_tokens == 48
+    assert found.prompt.policy_size == (112, 112) and (found.max_new_tokens, found.dtype) == (48, "float32")
     assert settings_for(str(run / "global_step_4" / "actor"), None, [], server=False) == found
     changed = settings_for(str(run), None, ["data.max_response_length=7"], server=False)
     assert changed.max_new_tokens == 7

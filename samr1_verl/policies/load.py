@@ -67,14 +67,15 @@ class PolicyChoice:
             return {"server": self.server, "model": self.model, **sampling}
         files = self._files()
         adapter = None if files.adapter is None else str(files.adapter)
-        return {"model": str(files.model), "adapter": adapter, "files": files.stamp(), **sampling}
+        found = {"model": str(files.model), "adapter": adapter, "files": files.stamp(), "dtype": self.settings.dtype}
+        return found | sampling
 
     def load(self) -> Policy:
         """The policy, ready to answer. Raises PolicyError, and ConfigError for a package that is not installed."""
         if self.server is None:
             from samr1_verl.policies.local import LocalPolicy
 
-            return LocalPolicy(self._files(), self.settings.max_new_tokens, self.temperature)
+            return LocalPolicy(self._files(), self.settings.max_new_tokens, self.temperature, self.settings.dtype)
         if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
                 f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"

@@ -24,6 +24,8 @@ class LocalPolicy:
         files: of the policy.
         max_new_tokens: of an answer.
         temperature: 0 is greedy.
+        dtype: of the weights, such as bfloat16; auto: as config.json says. verl writes bfloat16 there for whatever it
+            trained, so take the rollout's.
 
     Raises:
         PolicyError: the files are of another architecture, or their weights do not fit it.
@@ -31,10 +33,10 @@ class LocalPolicy:
 
     parallel = 1  # a batch is the parallel part
 
-    def __init__(self, files: Files, max_new_tokens: int, temperature: float = 0.0) -> None:
+    def __init__(self, files: Files, max_new_tokens: int, temperature: float = 0.0, dtype: str = "auto") -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         self.processor = _processor(files.model)
-        self.model = _model(files).eval().to(device)
+        self.model = _model(files, dtype).eval().to(device)
         own = self.model.generation_config
         sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
         # A model's own settings may hold a repetition penalty, which is neither greedy nor what training samples from.
@@ -81,9 +83,9 @@ def _processor(model: Path | str) -> Any:
         raise PolicyError(f"policy {model}: transformers cannot read it: {_first_lines(error)}") from error
 
 
-def _model(files: Files) -> Any:
+def _model(files: Files, dtype: str) -> Any:
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(files.model, dtype="auto", output_loading_info=True)
+        model, found = AutoModelForImageTextToText.from_pretrained(files.model, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise PolicyError(f"policy {files.model}: its weights do not load: {_first_lines(error)}") from error
     # transformers fills what is missing with random numbers and goes on.

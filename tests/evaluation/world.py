@@ -29,6 +29,7 @@ def settings(segmenter: str = "boxes,0") -> Settings:
         max_objects=16,
         max_new_tokens=48,
         model="none",
+        dtype="float32",
         processor_kwargs={},
         prepare=PrepareConfig(data="", model="", segmenter=""),
     )

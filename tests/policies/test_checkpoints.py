@@ -48,6 +48,17 @@ def test_a_stamp_changes_with_the_weights(run: Path) -> None:
     assert files.stamp() != before
 
 
+def test_weights_are_loaded_as_the_rollout_had_them_whatever_verl_wrote_beside_them(
+    warm_policy: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(warm_policy, tmp_path / "saved"))
+    edit_json(folder / "config.json", dtype="bfloat16")  # as verl's hf_model says of float32 weights
+    assert LocalPolicy(Files(folder), 8).model.dtype == torch.bfloat16
+    policy = LocalPolicy(Files(folder), 8, dtype="float32")
+    original = weights(LocalPolicy(Files(warm_policy), 8))
+    assert all(torch.equal(tensor, original[name]) for name, tensor in weights(policy).items())
+
+
 def test_verls_shards_are_merged_by_its_own_merger_once(warm_policy: Path, tmp_path: Path) -> None:
     actor = sharded_run(warm_policy, tmp_path / "run", 3)
     with pytest.raises(PolicyError, match=r"holds 2 FSDP shards and no merged weights. Add --merge"):
