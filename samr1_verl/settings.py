@@ -73,8 +73,8 @@ class Settings:
     """What asking a policy and reading its answer takes.
 
     `max_points` and `max_objects` bound a usable answer as the recipe's reward does; `model` is the policy that the
-    recipe starts from, `dtype` the rollout's; `prepare` what to type for what is missing; `processor_kwargs` are verl's
-    `data.mm_processor_kwargs`.
+    recipe starts from, `dtype` the rollout's; `processor_kwargs` and `template_kwargs` are verl's
+    `data.mm_processor_kwargs` and `data.apply_chat_template_kwargs`; `prepare` is what to type for what is missing.
     """
 
     prompt: PromptConfig
@@ -86,6 +86,7 @@ class Settings:
     model: str
     dtype: str
     processor_kwargs: dict[str, Any]
+    template_kwargs: dict[str, Any]
     prepare: PrepareConfig
 
     @classmethod
@@ -122,6 +123,7 @@ class Settings:
             model=str(config.actor_rollout_ref.model.path),
             dtype=str(config.actor_rollout_ref.rollout.dtype),
             processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
+            template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}),
             prepare=PrepareConfig.model_validate(dict(root.prepare)),
         )
 

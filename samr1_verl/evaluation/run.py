@@ -102,6 +102,7 @@ class Evaluation:
             "policy": self.choice.identity(),
             "prompt": one.prompt.model_dump(mode="json"),
             "processor": one.processor_kwargs,
+            "template": one.template_kwargs,
             "segmenter": one.segmenter.model_dump(mode="json"),
             "parsing": "lenient" if self.lenient else "strict",
             "max_points": one.max_points,

@@ -72,17 +72,19 @@ class PolicyChoice:
 
     def load(self) -> Policy:
         """The policy, ready to answer. Raises PolicyError, and ConfigError for a package that is not installed."""
+        one = self.settings
+        extra = {"processor_kwargs": one.processor_kwargs, "template_kwargs": one.template_kwargs}
         if self.server is None:
             from samr1_verl.policies.local import LocalPolicy
 
-            return LocalPolicy(self._files(), self.settings.max_new_tokens, self.temperature, self.settings.dtype)
+            return LocalPolicy(self._files(), one.max_new_tokens, self.temperature, one.dtype, **extra)
         if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
                 f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"
             )
         from samr1_verl.policies.server import ServerPolicy
 
-        return ServerPolicy(self.server, self.model, self.settings.max_new_tokens, self.temperature, self.parallel)
+        return ServerPolicy(self.server, self.model, one.max_new_tokens, self.temperature, self.parallel, **extra)
 
     def _files(self) -> Files:
         try:

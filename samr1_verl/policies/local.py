@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from samr1_verl.dataset import load_policy_image
@@ -26,6 +26,7 @@ class LocalPolicy:
         temperature: 0 is greedy.
         dtype: of the weights, such as bfloat16; auto: as config.json says. verl writes bfloat16 there for whatever it
             trained, so take the rollout's.
+        processor_kwargs, template_kwargs: of the processor's and the chat template's calls, as `Settings` has them.
 
     Raises:
         PolicyError: the files are of another architecture, or their weights do not fit it.
@@ -33,10 +34,19 @@ class LocalPolicy:
 
     parallel = 1  # a batch is the parallel part
 
-    def __init__(self, files: Files, max_new_tokens: int, temperature: float = 0.0, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        files: Files,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        dtype: str = "auto",
+        processor_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         self.processor = _processor(files.model)
         self.model = _model(files, dtype).eval().to(device)
+        self._processor_kwargs, self._template_kwargs = dict(processor_kwargs or {}), dict(template_kwargs or {})
         own = self.model.generation_config
         sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
         # A model's own settings may hold a repetition penalty, which is neither greedy nor what training samples from.
@@ -54,18 +64,26 @@ class LocalPolicy:
     @torch.inference_mode()
     def generate(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
         """As `answer`, in the calling thread."""
+        inputs = self.inputs(items).to(self.model.device)
+        torch.manual_seed(seed)
+        tokens = self.model.generate(**inputs)
+        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def inputs(self, items: Sequence[Mapping[str, Any]]) -> BatchFeature:
+        """The model's inputs for a batch of questions, padded on the left. Raises ImageError."""
         chats = [item["raw_prompt"] for item in items]
         shown = [part for chat in chats for message in chat for part in message["content"] if part["type"] == "image"]
-        inputs = self.processor(
-            text=self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False),
+        texts = self.processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=False, **self._template_kwargs
+        )
+        return self.processor(
+            text=texts,
             images=[load_policy_image(i["image"], (i["resized_width"], i["resized_height"])) for i in shown],
             padding=True,
             padding_side="left",
             return_tensors="pt",
-        ).to(self.model.device)
-        torch.manual_seed(seed)
-        tokens = self.model.generate(**inputs)
-        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            **self._processor_kwargs,
+        )
 
 
 def _processor(model: Path | str) -> Any:

@@ -39,6 +39,7 @@ class ServerPolicy:
         max_new_tokens: of an answer.
         temperature: 0 is greedy.
         parallel: requests at a time.
+        processor_kwargs, template_kwargs: as `Settings` has them, sent where there are any, under vLLM's names.
 
     Raises:
         PolicyError: no server answers there, or it does not serve the model.
@@ -49,11 +50,20 @@ class ServerPolicy:
     processor = None
 
     def __init__(
-        self, address: str, model: str | None, max_new_tokens: int, temperature: float = 0.0, parallel: int = 16
+        self,
+        address: str,
+        model: str | None,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        parallel: int = 16,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.parallel = parallel
         self._address = address.rstrip("/")
         self._max_new_tokens, self._temperature = max_new_tokens, temperature
+        extra = {"mm_processor_kwargs": processor_kwargs, "chat_template_kwargs": template_kwargs}
+        self._extra = {name: dict(values) for name, values in extra.items() if values}
         key = os.environ.get(KEY_VARIABLE)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
@@ -101,6 +111,7 @@ class ServerPolicy:
             "temperature": self._temperature,
             "top_p": 1.0,
             "seed": seed,
+            **self._extra,
         }
         retrying = AsyncRetrying(
             stop=stop_after_attempt(ATTEMPTS),

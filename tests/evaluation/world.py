@@ -31,6 +31,7 @@ def settings(segmenter: str = "boxes,0") -> Settings:
         model="none",
         dtype="float32",
         processor_kwargs={},
+        template_kwargs={},
         prepare=PrepareConfig(data="", model="", segmenter=""),
     )
 

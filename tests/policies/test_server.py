@@ -63,6 +63,25 @@ async def test_it_answers_as_the_same_policy_does_here(
     assert all((body["model"], body["temperature"], body["max_tokens"]) == (NAME, 0.0, 48) for body in asked)
 
 
+async def test_what_training_tells_the_processor_and_the_template_is_told_here_too(
+    warm_policy: Path, chat: ChatServer, address: str, drawn: Path
+) -> None:
+    extra = {"processor_kwargs": {"min_pixels": 56 * 56, "max_pixels": 112 * 112}, "template_kwargs": {"bos": "x"}}
+    items = questions(drawn)[:2]
+    told = LocalPolicy(Files(warm_policy), 48, **extra)
+    told.processor.chat_template = "{{ bos }}" + told.processor.chat_template
+    assert told.inputs(items)["image_grid_thw"].tolist() == [[1, 8, 8]] * 2
+    plain = LocalPolicy(Files(warm_policy), 48).inputs(items)
+    assert plain["image_grid_thw"].tolist() == [[1, 10, 10]] * 2
+    assert (
+        told.processor.decode(told.inputs(items)["input_ids"][0])[:6]
+        != told.processor.decode(plain["input_ids"][0])[:6]
+    )
+    await ServerPolicy(address, NAME, 48, **extra).answer(items[:1])
+    assert chat.asked[0]["mm_processor_kwargs"] == extra["processor_kwargs"]
+    assert chat.asked[0]["chat_template_kwargs"] == extra["template_kwargs"]
+
+
 async def test_sampling_depends_on_the_seed_alone(warm_policy: Path, drawn: Path) -> None:
     policy = LocalPolicy(Files(warm_policy), 48, temperature=1.5)
     items = questions(drawn)
