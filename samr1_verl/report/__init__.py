@@ -1,0 +1,1 @@
+"""What a training run did, as one HTML file: `samr1 report`."""

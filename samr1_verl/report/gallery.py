@@ -1,0 +1,136 @@
+"""Samples as the page draws them: each image, row and mask once, in the size in which it is shown.
+
+Masks are brought to the size of the thumbnail; coordinates and scores stay as they were logged.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from samr1_verl.frames import ImageError, open_image, sha256_of
+from samr1_verl.masks import decode_rle, encode_rle
+from samr1_verl.samples import Sample
+
+LONG_SIDE = 384  # pixels of a thumbnail
+PIXELS = 100 * LONG_SIDE**2  # of all thumbnails: more images make smaller ones, so that the page stays small
+QUALITY = 80  # WebP's
+
+
+class Gallery:
+    """Collects images, rows and masks; `sample` gives what refers to them by position.
+
+    Args:
+        images: how many different images will come.
+        long_side: bound of a thumbnail, pixels.
+    """
+
+    def __init__(self, images: int, long_side: int = LONG_SIDE) -> None:
+        self._side = min(long_side, int((PIXELS / max(images, 1)) ** 0.5))
+        self._images: dict[str, int] = {}
+        self._rows: dict[tuple, int] = {}
+        self._masks: dict[tuple, int] = {}
+        self._counts: list[str] = []
+        self.images: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.problems: list[str] = []  # images that cannot be shown
+
+    def as_json(self) -> dict[str, Any]:
+        return {"images": self.images, "rows": self.rows, "masks": self._counts}
+
+    def step(self, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+        """The samples of one step. Several of one row are told apart by their order."""
+        seen: dict[tuple, int] = {}
+        found = []
+        for sample in samples:
+            key = _identity(sample)
+            seen[key] = seen.get(key, -1) + 1
+            found.append(self.sample(sample, seen[key]))
+        return found
+
+    def sample(self, sample: Sample, repeat: int = 0) -> dict[str, Any]:
+        """One sample; `repeat` counts the earlier ones of the same row and step. Raises MaskError."""
+        row = self._row(sample, repeat)
+        return {
+            "row": row,
+            "response": sample.response,
+            "reason": sample.reason,
+            "shapes": [
+                {
+                    "box": None if shape.box is None else _rounded(shape.box),
+                    "points": [_rounded(point) for point in shape.points],
+                    "labels": list(shape.labels),
+                }
+                for shape in sample.shapes
+            ],
+            "mask": self._mask(sample.mask, sample, self.rows[row]["image"]),
+            "scores": sample.scores,
+        }
+
+    def _row(self, sample: Sample, repeat: int) -> int:
+        key = (*_identity(sample), repeat)
+        if key not in self._rows:
+            image = self._image(sample)
+            self._rows[key] = len(self.rows)
+            self.rows.append(
+                {
+                    "key": f"{sample.data_source}:{sample.index}" + (f":{repeat}" if repeat else ""),
+                    "source": sample.data_source,
+                    "category": sample.category,
+                    "sentence": sample.sentence,
+                    "size": list(sample.size),
+                    "image": image,
+                    "truth": None if sample.truth is None else self._mask(sample.truth, sample, image),
+                    "ignore": None if sample.ignore is None else self._mask(sample.ignore, sample, image),
+                }
+            )
+        return self._rows[key]
+
+    def _image(self, sample: Sample) -> int:
+        if sample.sha256 not in self._images:
+            height, width = sample.size
+            scale = min(1.0, self._side / max(height, width))
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            source, problem = None, None
+            try:
+                if (found := sha256_of(sample.image)) != sample.sha256:
+                    raise ImageError(f"{sample.image}: the file has changed: SHA-256 {found}, expected {sample.sha256}")
+                source = _data_url(open_image(sample.image), size)
+            except (ImageError, OSError) as error:
+                problem = str(error)
+                self.problems.append(problem)
+            self._images[sample.sha256] = len(self.images)
+            self.images.append({"src": source, "size": list(size), "path": sample.image, "problem": problem})
+        return self._images[sample.sha256]
+
+    def _mask(self, counts: str, sample: Sample, image: int) -> int:
+        """Position of a mask, HxW of `sample.size`, in the thumbnail's size."""
+        key = (counts, sample.size)
+        if key not in self._masks:
+            mask = decode_rle(counts, sample.size)
+            width, height = self.images[image]["size"]
+            if (height, width) != sample.size:
+                shares = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+                mask = np.asarray(shares) >= 128
+            self._masks[key] = len(self._counts)
+            self._counts.append(encode_rle(mask))
+        return self._masks[key]
+
+
+def _identity(sample: Sample) -> tuple:
+    return sample.data_source, sample.index, sample.sha256, sample.sentence, sample.truth, sample.ignore
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 2) for value in values]
+
+
+def _data_url(image: Image.Image, size: tuple[int, int]) -> str:
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

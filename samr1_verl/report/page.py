@@ -1,0 +1,106 @@
+"""One HTML file out of the page's modules, its style and its data: nothing in it asks for anything else.
+
+A content security policy in the page forbids every request, and every script and style but the two that are in it, by
+their SHA-256: text that gets into the page as markup by some error would still not run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from samr1_verl import __version__
+from samr1_verl.report.gallery import Gallery
+from samr1_verl.report.panels import panels_of
+from samr1_verl.report.run import Curve, Run
+
+STATIC = Path(__file__).parent / "static"
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export ", re.MULTILINE)
+
+
+def report(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """The page of one run, or of two side by side; and the images that could not be shown.
+
+    Raises:
+        MaskError: a sample's mask does not decode.
+    """
+    everything = [sample for run in runs for samples in run.samples.values() for sample in samples]
+    gallery = Gallery(len({sample.sha256 for sample in everything}))
+    panels = panels_of([run.curves for run in runs])
+    tags = {series.tag for panel in panels for series in panel.series}
+    shown = [
+        {
+            "name": run.name,
+            "steps": max([step for curve in run.curves.values() for step in curve] + list(run.samples)),
+            "curves": {tag: _columns(curve) for tag, curve in run.curves.items() if tag in tags},
+            "samples": {step: gallery.step(samples) for step, samples in run.samples.items()},
+        }
+        for run in runs
+    ]
+    data = {"runs": shown, "panels": [panel.as_json() for panel in panels], **gallery.as_json()}
+    title = " and ".join(run.name for run in runs)
+    return render("report", title, data), gallery.problems
+
+
+def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:
+    """The page `name`: NAME.jinja with style.css, NAME.js and the modules that it imports.
+
+    Args:
+        name: `report` or `demo`.
+        title: of the page; any text.
+        data: JSON-able; the page's scripts find it.
+        connect: what its scripts may talk to, as a source expression of the policy.
+    """
+    script, style = bundle(name), (STATIC / "style.css").read_text()
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
+    pages = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined)
+    return pages.get_template(f"{name}.jinja").render(
+        title=title,
+        policy=policy,
+        script=Markup(script),
+        style=Markup(style),
+        data=Markup(as_block(data)),
+        version=__version__,
+    )
+
+
+def bundle(name: str) -> str:
+    """The module NAME.js and all that it imports as one script, each after what it needs, without import and export."""
+    done: list[str] = []
+
+    def add(module: str) -> str:
+        if module in done:
+            return ""
+        done.append(module)
+        source = (STATIC / f"{module}.js").read_text()
+        needed = "".join(add(other) for other in _IMPORT.findall(source))
+        return f"{needed}{_EXPORT.sub('', _IMPORT.sub('', source))}\n"
+
+    return add(name)
+
+
+def as_block(data: Any) -> str:
+    """JSON for a script element of type application/json: no `<` that could end it or begin a comment."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _columns(curve: Curve) -> list[list[Any]]:
+    """Steps and values; None where a value is no finite number, which JSON cannot hold."""
+    return [list(curve), [value if math.isfinite(value) else None for value in curve.values()]]
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

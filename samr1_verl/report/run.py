@@ -1,0 +1,79 @@
+"""What a run's folder holds: the logged curves and the samples of its validations."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from samr1_verl.samples import FOLDER, Sample, read_samples
+
+EVENTS = "tensorboard"  # of a run's folder
+
+Curve = dict[int, float]  # step → value, in the order of the steps
+
+
+class RunError(ValueError):
+    """A run's folder that cannot be reported on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run. Samples are ordered by step; either of both may be empty, not both."""
+
+    folder: Path
+    curves: dict[str, Curve]  # by tag
+    samples: dict[int, list[Sample]]  # by step
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+def read_run(folder: Path) -> Run:
+    """Read the folder that training wrote (`trainer.default_local_dir`).
+
+    Raises:
+        RunError: no such folder, it holds neither log nor samples, or a file of samples is not named after a step.
+        DataError: a line of a file of samples is none.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder. Name the folder of a run: its trainer.default_local_dir")
+    run = Run(folder, read_curves(folder), _read_steps(folder / FOLDER))
+    if not run.curves and not run.samples:
+        raise RunError(
+            f"{folder}: no run: neither a figure in {EVENTS}/ nor a file in {FOLDER}/. Name the folder of a run (its "
+            "trainer.default_local_dir) that has finished a step and logs to tensorboard (trainer.logger)"
+        )
+    return run
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """Every scalar that a run logged to tensorboard, by tag, over all the starts of the run.
+
+    Where a run was started again from a checkpoint, the later value of a step counts. Empty where nothing was logged.
+
+    Raises:
+        RunError: tensorboard is not installed.
+    """
+    if not (folder / EVENTS).is_dir():
+        return {}
+    if importlib.util.find_spec("tensorboard") is None:
+        raise RunError("tensorboard is needed to read a run's log. Type: pip install 'samr1-verl[report]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / EVENTS), size_guidance={"scalars": 0})  # 0: all of them
+    events.Reload()
+    return {
+        tag: dict(sorted({event.step: event.value for event in events.Scalars(tag)}.items()))
+        for tag in sorted(events.Tags()["scalars"])
+    }
+
+
+def _read_steps(folder: Path) -> dict[int, list[Sample]]:
+    files = {}
+    for path in folder.glob("*.jsonl"):
+        if not path.stem.isdecimal():
+            raise RunError(f"{path}: expected a file named after its step, as 16.jsonl. Move it elsewhere")
+        files[int(path.stem)] = path
+    return {step: list(read_samples(path)) for step, path in sorted(files.items())}
