@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,13 @@ class Gallery:
         self._rows: dict[tuple, int] = {}
         self._masks: dict[tuple, int] = {}
         self._counts: list[str] = []
+        self._names: list[str] = []  # of scores
         self.images: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.problems: list[str] = []  # images that cannot be shown
 
     def as_json(self) -> dict[str, Any]:
-        return {"images": self.images, "rows": self.rows, "masks": self._counts}
+        return {"images": self.images, "rows": self.rows, "masks": self._counts, "names": self._names}
 
     def step(self, samples: Iterable[Sample]) -> list[dict[str, Any]]:
         """The samples of one step. Several of one row are told apart by their order."""
@@ -69,8 +71,14 @@ class Gallery:
                 for shape in sample.shapes
             ],
             "mask": self._mask(sample.mask, sample, self.rows[row]["image"]),
-            "scores": sample.scores,
+            "scores": self._scores(sample.scores),
         }
+
+    def _scores(self, scores: Mapping[str, float]) -> list[float | None]:
+        """Values in the order of the names; None for one that is missing or no finite number, which JSON cannot hold."""
+        self._names += [name for name in scores if name not in self._names]
+        values = (scores.get(name) for name in self._names)
+        return [value if value is not None and math.isfinite(value) else None for value in values]
 
     def _row(self, sample: Sample, repeat: int) -> int:
         key = (*_identity(sample), repeat)

@@ -24,8 +24,8 @@ from samr1_verl.report.panels import panels_of
 from samr1_verl.report.run import Curve, Run
 
 STATIC = Path(__file__).parent / "static"
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export ", re.MULTILINE)
+_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 
 
 def report(runs: Sequence[Run]) -> tuple[str, list[str]]:
@@ -78,18 +78,23 @@ def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:
 
 
 def bundle(name: str) -> str:
-    """The module NAME.js and all that it imports as one script, each after what it needs, without import and export."""
-    done: list[str] = []
+    """The module NAME.js and all that it imports as one script: each a function's scope, after what it needs.
 
-    def add(module: str) -> str:
-        if module in done:
-            return ""
-        done.append(module)
+    Two forms of module syntax are known, each on a line of its own: `import {…} from "./MODULE.js";`, and `export`
+    before `function` or `const`.
+    """
+    done: dict[str, str] = {}
+
+    def add(module: str) -> None:
         source = (STATIC / f"{module}.js").read_text()
-        needed = "".join(add(other) for other in _IMPORT.findall(source))
-        return f"{needed}{_EXPORT.sub('', _IMPORT.sub('', source))}\n"
+        for _, needed in _IMPORT.findall(source):
+            if needed not in done:
+                add(needed)
+        body = _EXPORT.sub("", _IMPORT.sub(r"const \1 = \2_js;", source))
+        done[module] = f"const {module}_js = (() => {{\n{body}return {{{', '.join(_EXPORT.findall(source))}}};\n}})();\n"
 
-    return add(name)
+    add(name)
+    return "".join(done.values())
 
 
 def as_block(data: Any) -> str:

@@ -47,14 +47,14 @@ class _Rule:
 _NO_TERM = r"(?:score|acc|intersection|union|ignored|ignored_predicted|step_share|exposed_seconds)$"
 _SOURCE = r"(?P<panel>[^/]+(?:/[^/]+)*?)"
 _RULES = (
-    _Rule("Reward", "Reward", "Mean over the rollouts of a step", r"reward/score$", "reward"),
+    _Rule("Rollouts", "Reward", "Mean over the rollouts of a step", r"reward/score$", "reward"),
     _Rule(
-        "Reward", "Terms of the reward", "Mean over the rollouts of a step", rf"reward/(?!{_NO_TERM})(?P<label>[^/]+)$"
+        "Rollouts", "Terms of the reward", "Mean over the rollouts of a step", rf"reward/(?!{_NO_TERM})(?P<label>[^/]+)$"
     ),
-    _Rule("Reward", "Mask IoU", "Mean over the rollouts of a step, unusable answers as 0", r"reward/acc$", "IoU"),
-    _Rule("Reward", "Unusable answers", "Share of the rollouts, by reason", r"reward/answer/(?P<label>.+)$", "", True),
+    _Rule("Rollouts", "Mask IoU", "Mean over the rollouts of a step, unusable answers as 0", r"reward/acc$", "IoU"),
+    _Rule("Rollouts", "Unusable answers", "Share of the rollouts, by reason", r"reward/answer/(?P<label>.+)$", "", True),
     _Rule(
-        "Reward",
+        "Rollouts",
         "Groups without a gradient",
         "Share of groups whose rewards are all equal",
         r"critic/groups/zero_advantage_frac$",
@@ -89,9 +89,6 @@ _RULES = (
         "Policy", "Clip fractions", "Share of tokens whose ratio was clipped", r"actor/pg_clipfrac_(?P<label>high|low)$"
     ),
     _Rule("Policy", "Response length", "Tokens", r"response_length/(?P<label>mean|max|min)$"),
-    _Rule(
-        "Policy", "Responses cut off", "Share that reached the longest length", r"response_length/clip_ratio$", "share"
-    ),
     _Rule("Policy", "Entropy", "Of the next token, nats", r"actor/entropy$", "entropy"),
     _Rule("Policy", "Gradient norm", "Before clipping", r"actor/grad_norm$", "norm"),
     _Rule(

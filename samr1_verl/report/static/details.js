@@ -1,0 +1,78 @@
+// What a sample says and earned, in words and numbers.
+
+import { h, short } from "./dom.js";
+
+export const REASONS = {
+  no_answer: "no answer",
+  many_answers: "several answers",
+  not_json: "not JSON",
+  no_target: "says: nothing there",
+  no_object: "no object",
+  many_objects: "too many objects",
+  missing_box: "no box",
+  bad_box: "box is not four numbers",
+  empty_box: "empty box",
+  missing_points: "no points",
+  bad_points: "points are not pairs",
+  many_points: "too many points",
+  outside: "outside the image",
+};
+
+export function reasonName(reason) {
+  return REASONS[reason] ?? reason;
+}
+
+export function scoreOf(data, sample, name) {
+  return sample.scores[data.names.indexOf(name)] ?? null;
+}
+
+// [the reasoning or null, the response without it].
+export function parts(response) {
+  const found = /<think>([\s\S]*?)<\/think>/.exec(response);
+  if (!found) return [null, response];
+  return [found[1].trim(), (response.slice(0, found.index) + response.slice(found.index + found[0].length)).trim()];
+}
+
+export function chips(data, sample) {
+  const list = h("ul", { class: "chips" });
+  const chip = (name, kind, ...text) => list.append(h("li", { class: `chip ${kind}`, "data-score": name }, ...text));
+  if (sample.reason !== null) chip("reason", "bad", reasonName(sample.reason));
+  const iou = scoreOf(data, sample, "acc"), score = scoreOf(data, sample, "score");
+  if (iou !== null) chip("acc", "", "IoU ", h("b", {}, iou.toFixed(2)));
+  if (score !== null) chip("score", "", "reward ", h("b", {}, short(score)));
+  return list;
+}
+
+export function reasoning(sample) {
+  const [thought, answer] = parts(sample.response);
+  return [
+    h("h3", {}, "Reasoning"),
+    h("p", { class: "thought" }, thought ?? "none: the response has no <think>…</think>"),
+    h("h3", {}, "Answer"),
+    h("pre", { class: "answer", tabindex: 0 }, answer || "none"),
+  ];
+}
+
+export function prompts(sample) {
+  if (!sample.shapes.length) return h("p", { class: "quiet" }, "No prompts for the segmenter.");
+  const lines = sample.shapes.map(({ box, points, labels }) => {
+    const named = points.map((point, i) => `${labels[i] ? "" : "not "}(${point.join(", ")})`);
+    return h("li", {}, `${box ? `box ${box.join(", ")}` : "no box"}; ${named.length ? `points ${named.join(" ")}` : "no points"}`);
+  });
+  return h("ul", { class: "figures" }, lines);
+}
+
+// Reward terms that are not 0, then what is; the answer's reasons only where one holds.
+export function scoreTable(data, samples, headings) {
+  const names = data.names.filter((name) => samples.some((one) => one && scoreOf(data, one, name) !== null));
+  const shown = names.filter((name) => !name.startsWith("answer/") || samples.some((one) => one && scoreOf(data, one, name)));
+  const head = h("tr", {}, h("th", { scope: "col" }, "term"), headings.map((text) => h("th", { scope: "col" }, text)));
+  const rows = shown.map((name) =>
+    h("tr", { "data-score": name }, h("th", { scope: "row" }, name), samples.map((one) => h("td", {}, number(one && scoreOf(data, one, name))))),
+  );
+  return h("table", { class: "scores" }, h("thead", {}, head), h("tbody", {}, rows));
+}
+
+function number(value) {
+  return value === null || value === undefined ? "–" : String(value);
+}

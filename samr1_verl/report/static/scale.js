@@ -1,0 +1,37 @@
+// Axes: round ticks over a range, and exponential smoothing.
+
+export function ticks(low, high, count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+
+// A range that holds all values with a little room, and 0 where that is near.
+export function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) {
+    if (value === null) continue;
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  if (low > high) return [0, 1];
+  if (low === high) return low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
+  if (low > 0 && low < 0.5 * high) low = 0;
+  const room = 0.05 * (high - low);
+  return [low === 0 ? 0 : low - room, high + room];
+}
+
+// Mean with weights that fall by `weight` a step, without the start's bias towards 0; gaps stay gaps.
+export function smooth(values, weight) {
+  if (!weight) return values;
+  let sum = 0, total = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
