@@ -20,10 +20,11 @@ from typing import Annotated, Any
 
 import typer
 from demo import RECIPE, figures, score_policy
-from demo_training import Training, curve, stored
+from demo_training import Training, stored
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from samr1_verl.report.run import read_curves
 from samr1_verl.settings import compose_recipe
 
 console = Console()
@@ -82,8 +83,9 @@ def train(name: str, seed: int, steps: int) -> dict[str, float]:
     training = Training(RECIPE, overrides, recipe, folder, console)
     training.finish()
     result = figures(score_policy(training.policy_folder(), recipe, folder / "after.json"))
+    curves = read_curves(folder)
     for key, tag in LOGGED.items():
-        result[key] = statistics.fmean(curve(folder, tag).values())
+        result[key] = statistics.fmean(curves[tag].values())
     (folder / "result.json").write_text(json.dumps(result, indent=2))
     return result
 

@@ -11,7 +11,6 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from demo_scores import predicted_mask
-from demo_training import curve
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
@@ -19,6 +18,7 @@ from samr1_verl.dataset import SegmentationDataset
 from samr1_verl.frames import open_image
 from samr1_verl.ground_truth import GroundTruth
 from samr1_verl.masks import intersection_union
+from samr1_verl.report.run import read_curves
 
 BLUE, GREY, GREEN, ORANGE = "#2563eb", "#6b7280", "#16a34a", "#ea580c"
 SMOOTH = 9  # steps of the running mean
@@ -31,12 +31,13 @@ def reward_curves(run: Path, control: Path | None, out: Path) -> None:
     for name, folder, colour in (("mask reward", run, BLUE), ("control: shuffled", control, GREY)):
         if folder is None:
             continue
-        rewards = curve(folder, "reward/score")
+        curves = read_curves(folder)
+        rewards = curves.get("reward/score", {})
         steps, values = np.array(list(rewards)), np.array(list(rewards.values()))
         left.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         width = min(SMOOTH, len(values))
         left.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color=colour, label=name)
-        validation = curve(folder, VALIDATION_IOU)
+        validation = curves.get(VALIDATION_IOU, {})
         right.plot(list(validation), list(validation.values()), "o-", color=colour, markersize=4, label=name)
     left.set(xlabel="step", ylabel="mean reward (0 to 6)", title="Reward of the rollouts")
     right.set(xlabel="step", ylabel="gIoU", title="Validation scenes, greedy")

