@@ -77,7 +77,7 @@ class Gallery:
         }
 
     def _scores(self, scores: Mapping[str, float]) -> list[float | None]:
-        """Values in the order of the names; None for one that is missing or no finite number, which JSON cannot hold."""
+        """Values in the order of the names; None for one that is missing, or no finite number: JSON holds none."""
         self._names += [name for name in scores if name not in self._names]
         values = (scores.get(name) for name in self._names)
         return [value if value is not None and math.isfinite(value) else None for value in values]

@@ -26,7 +26,7 @@ CONTRAST = """() => {
   };
   let worst = [99, ""];
   for (const element of document.querySelectorAll("body *")) {
-    const text = [...element.childNodes].filter((node) => node.nodeType === 3 && node.data.trim()).map((n) => n.data).join("");
+    const text = [...element.childNodes].map((node) => (node.nodeType === 3 ? node.data.trim() : "")).join("");
     if (!text || !element.checkVisibility() || element.matches("script, :disabled")) continue;
     const style = getComputedStyle(element), back = behind(element);
     const ink = over(rgba(element.namespaceURI.endsWith("svg") ? style.fill : style.color), back);
@@ -38,7 +38,8 @@ CONTRAST = """() => {
 }"""
 ALPHA = """(canvas) => {
   const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  return [canvas.width, canvas.height, Array.from(pixels.filter((_, i) => i % 4 === 3), (alpha) => (alpha ? 1 : 0)).join("")];
+  const opaque = Array.from(pixels.filter((_, i) => i % 4 === 3), (alpha) => (alpha ? 1 : 0));
+  return [canvas.width, canvas.height, opaque.join("")];
 }"""
 
 
