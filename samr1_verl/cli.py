@@ -12,6 +12,7 @@ from samr1_verl.data_cli import app as data_app
 from samr1_verl.eval_cli import evaluate
 from samr1_verl.predict_cli import predict
 from samr1_verl.report.command import report
+from samr1_verl.report.demo_command import demo
 from samr1_verl.service.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="SAM-R1 for verl.")
@@ -20,6 +21,7 @@ app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(report)
+app.command()(demo)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,7 @@ class Gallery:
     def _image(self, sample: Sample) -> int:
         if sample.sha256 not in self._images:
             height, width = sample.size
-            scale = min(1.0, self._side / max(height, width))
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            size = _fitted((width, height), self._side)
             source, problem = None, None
             try:
                 if (found := sha256_of(sample.image)) != sample.sha256:
@@ -142,6 +142,18 @@ def _identity(sample: Sample) -> tuple:
 
 def _rounded(values: Iterable[float]) -> list[float]:
     return [round(value, 2) for value in values]
+
+
+def data_url(path: str | Path, long_side: int) -> str:
+    """An image file as a thumbnail, WebP in a data URL. Raises ImageError."""
+    image = open_image(path)
+    return _data_url(image, _fitted(image.size, long_side))
+
+
+def _fitted(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(W, H) made smaller so that the longer is `long_side`; never larger."""
+    scale = min(1.0, long_side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _data_url(image: Image.Image, size: tuple[int, int]) -> str:

@@ -82,7 +82,7 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
     app = FastAPI(title="samr1 segmenter", responses=errors, dependencies=scheme)
     app.add_middleware(Guard, token=token, max_body=limits.max_body, max_queue=limits.max_queue, registry=registry)
     _add_routes(app, engine, images, registry, limits)
-    _add_refusals(app)
+    add_refusals(app)
     return app
 
 
@@ -144,7 +144,8 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_refusals(app: FastAPI) -> None:
+def add_refusals(app: FastAPI) -> None:
+    """Answer what the requests of an application cannot have with an ErrorAnswer."""
     for kind, status, code in REFUSALS:
 
         async def refuse(_: Request, error: Exception, status: int = status, code: ErrorCode = code) -> Response:

@@ -64,7 +64,7 @@ def test_data_cannot_end_its_element(text):
     assert "<" not in block and json.loads(block) == {"text": text}
 
 
-@pytest.mark.parametrize("name", ["report"])
+@pytest.mark.parametrize("name", ["report", "demo"])
 def test_the_bundle_holds_every_module_once_after_what_it_needs(name):
     script = bundle(name)
     found = re.findall(r"^const (\w+)_js = \(\(\) => \{$", script, re.MULTILINE)
