@@ -1,7 +1,7 @@
 """A picture of a report, as docs/report.md shows it: the summary, the first charts and the samples of one step.
 
-    samr1 report runs/samr1_tiny --compare runs/samr1_tiny_control
-    python benchmarks/screenshot.py runs/samr1_tiny/report.html docs/report.png
+samr1 report runs/samr1_tiny --compare runs/samr1_tiny_control
+python benchmarks/screenshot.py runs/samr1_tiny/report.html docs/report.png
 """
 
 from __future__ import annotations

@@ -38,18 +38,20 @@ def report(runs: Sequence[Run]) -> tuple[str, list[str]]:
     gallery = Gallery(len({sample.sha256 for sample in everything}))
     panels = panels_of([run.curves for run in runs])
     tags = {series.tag for panel in panels for series in panel.series}
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
     shown = [
         {
-            "name": run.name,
+            "name": name,
             "steps": max([step for curve in run.curves.values() for step in curve] + list(run.samples)),
             "curves": {tag: _columns(curve) for tag, curve in run.curves.items() if tag in tags},
             "samples": {step: gallery.step(samples) for step, samples in run.samples.items()},
         }
-        for run in runs
+        for name, run in zip(names, runs, strict=True)
     ]
     data = {"runs": shown, "panels": [panel.as_json() for panel in panels], **gallery.as_json()}
-    title = " and ".join(run.name for run in runs)
-    return render("report", title, data), gallery.problems
+    return render("report", " and ".join(names), data), gallery.problems
 
 
 def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:

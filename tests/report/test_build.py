@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from report import make_run
@@ -80,6 +81,13 @@ def test_the_page_names_no_other_place(run):
     assert problems == []
     assert set(re.findall(r"https?://[^\s\"'<]*", page)) == {"http://www.w3.org/2000/svg"}
     assert re.search(r"""default-src 'none'; script-src 'sha256-[^' ]+'; style-src""", page.replace("&#39;", "'"))
+
+
+def test_two_runs_of_one_name_are_told_apart(run):
+    elsewhere = replace(run, folder=run.folder.parent / "elsewhere" / run.folder.name)
+    for page, named in ((report([run])[0], [run.name]), (report([run, elsewhere])[0], [run.folder, elsewhere.folder])):
+        data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+        assert [one["name"] for one in data["runs"]] == list(map(str, named))
 
 
 def test_a_long_run_stays_below_ten_megabytes(tmp_path):

@@ -33,7 +33,7 @@ export function paint(canvas, mask, width, height, fill, edge) {
   canvas.height = height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
-  const thick = Math.max(1, Math.round(Math.max(width, height) / 250));
+  const thick = Math.ceil(Math.max(width, height) / 200);
   const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x] === 1;
   for (let y = 0; y < height; y++)
     for (let x = 0; x < width; x++) {
