@@ -45,6 +45,7 @@ def test_every_figure_of_the_charts_is_the_logged_one(chromium, run, url):
         tags = [series["tag"] for panel in json.loads(tab.inner_text("#data"))["panels"] for series in panel["series"]]
         for values in tab.locator(".chart .values > summary").all():
             values.click()
+        expect(tab.locator(".chart .values table")).to_have_count(tab.locator(".chart").count())
         shown = []
         for table in tab.locator(".chart .values table").all():
             rows = [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
