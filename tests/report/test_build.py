@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from report import make_run
@@ -63,6 +64,15 @@ def test_reasons_that_never_held_are_named_and_not_drawn():
 def test_data_cannot_end_its_element(text):
     block = as_block({"text": text})
     assert "<" not in block and json.loads(block) == {"text": text}
+
+
+@pytest.mark.parametrize(("page", "tests"), [("report", "test_page.py"), ("demo", "test_demo.py")])
+def test_every_control_of_a_page_is_used_in_the_browser(page, tests):
+    controls = re.findall(r"<(?:button|input|select)[^>]* id=\"([\w-]+)\"", (STATIC / f"{page}.jinja").read_text())
+    used = (Path(__file__).parent / tests).read_text()
+    layers = [name for name in controls if name.startswith("layer-")]
+    assert len(layers) >= 3 and "#layer-{layer}" in used
+    assert [name for name in controls if name not in layers and f"#{name}" not in used] == []
 
 
 @pytest.mark.parametrize("name", ["report", "demo"])
