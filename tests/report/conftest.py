@@ -12,7 +12,7 @@ from fetch_chromium import launch
 from report import make_run
 
 from samr1_verl.report.page import report
-from samr1_verl.report.run import Run, read_run
+from samr1_verl.report.run import EVENTS, Run, read_run
 
 NASTY = '<script>window.ran = 1</script><img src=x onerror="window.ran = 2">&amp; </script><!-- "quoted"'
 
@@ -64,6 +64,18 @@ def nasty(run: Run) -> Run:
     }
     curves = {**run.curves, f"reward/{NASTY.replace('/', '')}": {1: 0.5, 2: 0.25}}
     return dataclasses.replace(run, folder=run.folder.with_name("<b>third"), samples=spoiled, curves=curves)
+
+
+def logged(folder: Path) -> dict[str, dict[int, float]]:
+    """The scalars of a run's event files, record by record: tag → step → value."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted((folder / EVENTS).iterdir()):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.tensor.float_val[0]
+    return found
 
 
 def page_of(folder: Path, *runs: Run) -> str:

@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from samr1_verl.masks import decode_rle
 from tests.report.browser import ALPHA, CONTRAST, PHONE, opened, wider_than_the_window
-from tests.report.conftest import NASTY, page_of
+from tests.report.conftest import NASTY, logged, page_of
 
 BREAK_IN = """async (elsewhere) => {
   const script = document.createElement("script");
@@ -40,7 +40,7 @@ def keys(tab):
     return [card.get_attribute("data-row") for card in tab.query_selector_all(".card")]
 
 
-def test_every_figure_of_the_charts_is_the_logged_one(chromium, run, url):
+def test_every_figure_of_the_charts_is_that_of_the_event_files(chromium, run, url):
     with opened(chromium, url) as tab:
         tags = [series["tag"] for panel in json.loads(tab.inner_text("#data"))["panels"] for series in panel["series"]]
         for values in tab.locator(".chart .values > summary").all():
@@ -51,7 +51,8 @@ def test_every_figure_of_the_charts_is_the_logged_one(chromium, run, url):
             rows = [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
             steps = [int(row[0]) for row in rows]
             shown += [dict(zip(steps, map(float, column), strict=True)) for column in list(zip(*rows, strict=True))[1:]]
-        assert shown == [run.curves[tag] for tag in tags] and len(tags) > 25
+        figures = logged(run.folder)
+        assert shown == [figures[tag] for tag in tags] and len(tags) > 25
         last = tab.locator("#summary .figure b").first.inner_text()
         assert float(last) == pytest.approx(run.curves["val-core/noise_0/giou/lisa"][4], rel=1e-3)
 
