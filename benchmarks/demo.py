@@ -42,7 +42,9 @@ def score_policy(folder: Path, recipe: DictConfig, kept: Path) -> list[dict[str,
         return json.loads(kept.read_text())
     rows = rows_of(recipe, TEST_FILE)
     with console.status(f"scoring {folder} on {len(rows)} held-out sentences"):
-        results = score_rows(LocalPolicy(Files(folder), recipe.data.max_response_length), rows, recipe)
+        dtype = recipe.actor_rollout_ref.rollout.dtype  # as it was validated; its config.json says bfloat16
+        policy = LocalPolicy(Files(folder), recipe.data.max_response_length, dtype=dtype)
+        results = score_rows(policy, rows, recipe)
     kept.write_text(json.dumps(results))
     return results
 

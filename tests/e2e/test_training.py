@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 
 from samr1_verl.masks import decode_rle
 from samr1_verl.protocols import PixelCounts
+from samr1_verl.report.page import report
+from samr1_verl.report.run import read_run
 from samr1_verl.samples import read_samples
 from tests.training import World
 
@@ -32,6 +34,11 @@ def test_trains_three_steps_with_a_checkpoint_between(world: World, warm_policy:
         for sample in samples:  # the mask that is shown is the one that was paid for
             shown = [decode_rle(one, sample.size) for one in (sample.mask, sample.truth)]
             assert PixelCounts.of(*shown, None).iou("segzero") == pytest.approx(sample.scores["acc"])
+
+    run = read_run(world.run)
+    page, _ = report([run])
+    assert run.curves["reward/score"] == logged["reward/score"] and sorted(run.samples) == [2, 3]
+    assert all(sample.sentence in page for sample in run.samples[3])
 
     latest = (world.run / "latest_checkpointed_iteration.txt").read_text()
     trained = load_file(world.run / f"global_step_{latest}" / "actor" / "huggingface" / "model.safetensors")
