@@ -21,7 +21,7 @@ import numpy as np
 
 from reward_fns.rollout import Rollout, check_keywords, image_of, prompts_of, read_rollout, true_union
 from reward_fns.terms import think, usable, weigh, weights_of, with_asked_masks
-from samr1_verl.answers import Unusable
+from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS, Unusable
 from samr1_verl.config import ConfigError
 from samr1_verl.ground_truth import RowError
 from samr1_verl.masks import MaskError
@@ -67,6 +67,17 @@ def constants_from(reward: Mapping[str, Any]) -> Constants:
             raise ConfigError(f"samr1.reward.max_points is {max_points!r}, expected a whole number of at least 1")
         changes["max_points"] = max_points
     return Constants(**changes)
+
+
+def caps_of(reward: Mapping[str, Any] | None) -> tuple[int, int]:
+    """`max_points` and `max_objects` of a usable answer, for a recipe's `samr1.reward`.
+
+    None, where a recipe trains another reward, gives the parser's own. Raises ConfigError as `constants_from`.
+    """
+    if reward is None:
+        return MAX_POINTS, MAX_OBJECTS
+    constants = constants_from(reward)
+    return constants.max_points, constants.max_objects
 
 
 def _tiers(thresholds: Any) -> tuple[tuple[float, float], ...]:

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from reward_fns.samr1 import Constants, constants_from
-from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
+from reward_fns.samr1 import caps_of
 from samr1_verl.config import (
     ROOT,
     ConfigError,
@@ -107,9 +106,7 @@ class Settings:
     @classmethod
     def _read(cls, config: DictConfig) -> Settings:
         root = config[ROOT]
-        caps = Constants(max_points=MAX_POINTS, max_objects=MAX_OBJECTS)
-        if root.get("reward") is not None:
-            caps = constants_from(root.reward)
+        max_points, max_objects = caps_of(root.get("reward"))
         segmenter, service = service_configs(root.segmenter, root.service)
         if service.mode == "ray":
             service = service.model_copy(update={"mode": "embedded"})
@@ -117,8 +114,8 @@ class Settings:
             prompt=prompt_config(config.data),
             segmenter=segmenter,
             service=service,
-            max_points=caps.max_points,
-            max_objects=caps.max_objects,
+            max_points=max_points,
+            max_objects=max_objects,
             max_new_tokens=int(config.data.max_response_length),
             model=str(config.actor_rollout_ref.model.path),
             dtype=str(config.actor_rollout_ref.rollout.dtype),

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_fns.samr1 import constants_from
-from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
+from reward_fns.samr1 import caps_of
 from samr1_verl.config import ConfigError, Samr1Config
 from samr1_verl.frames import ImageError
 from samr1_verl.ground_truth import RowError
@@ -69,11 +68,7 @@ class SampleWriter:
 
     def __init__(self, config: Samr1Config, run: Path, tokenizer: Any):
         self._config, self._run, self._tokenizer = config, run, tokenizer
-        if config.reward is None:
-            self._caps = MAX_POINTS, MAX_OBJECTS
-        else:
-            constants = constants_from(config.reward)
-            self._caps = constants.max_points, constants.max_objects
+        self._caps = caps_of(config.reward)
 
     def chosen(self, dataset: Sequence[Mapping[str, Any]]) -> list[int]:
         """The `index` of the rows that are kept, spread evenly over a data set."""
