@@ -102,9 +102,11 @@ def read_rollout(
     return Rollout(text, truth, view, row, read_answer(text, truth, view, max_points, max_objects))
 
 
-def read_answer(text: str, truth: GroundTruth, view: View, max_points: int, max_objects: int) -> Answer | Unusable:
-    """The answer in the policy frame, its boxes clipped to the image."""
-    answer = parse_answer(text, max_points=max_points, max_objects=max_objects)
+def read_answer(
+    text: str, truth: GroundTruth, view: View, max_points: int, max_objects: int, lenient: bool = False
+) -> Answer | Unusable:
+    """The answer in the policy frame, its boxes clipped to the image; rewards are strict."""
+    answer = parse_answer(text, lenient=lenient, max_points=max_points, max_objects=max_objects)
     return answer if isinstance(answer, Unusable) else within(answer, _extent(truth, view))
 
 

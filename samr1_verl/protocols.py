@@ -10,8 +10,8 @@ is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import numpy as np
@@ -39,6 +39,12 @@ class PixelCounts:
         if ignore is None:
             return cls(*counted)
         return cls(*counted, int(np.count_nonzero(ignore)), int(np.count_nonzero(predicted & ignore)))
+
+    @classmethod
+    def in_scores(cls, scores: Mapping[str, float]) -> PixelCounts | None:
+        """What a reward or an evaluation counted, by the names of these fields; None where it counts no pixels."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(scores[name] for name in names)) if all(name in scores for name in names) else None
 
     def counted(self, protocol: Protocol) -> tuple[float, float]:
         """I and U as the protocol counts them."""

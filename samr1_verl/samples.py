@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reward_fns.rollout import prompts_of, read_answer
-from samr1_verl.answers import Answer, Unusable, parse_answer, within
-from samr1_verl.frames import points_to_policy
-from samr1_verl.ground_truth import Box, GroundTruth, Point, RowError, View, read_row
+from samr1_verl.answers import Unusable
+from samr1_verl.ground_truth import Box, Point, RowError, read_row
 from samr1_verl.masks import encode_rle
 from samr1_verl.record import DataError, complete
 from samr1_verl.service.client import get_client
@@ -81,7 +80,7 @@ async def look(
     """
     extra = item["extra_info"]
     truth, view, row = read_row(item["data_source"], item["reward_model"]["ground_truth"], extra)
-    answer = (_read_leniently if lenient else read_answer)(response, truth, view, max_points, max_objects)
+    answer = read_answer(response, truth, view, max_points, max_objects, lenient)
     true_mask, _ = truth.union_and_ignore()
     predicted, prompts = np.zeros(truth.size, dtype=bool), []
     if not isinstance(answer, Unusable):
@@ -111,17 +110,6 @@ async def look(
         ignore=truth.ignore,
         scores=dict(scores),
     )
-
-
-def _read_leniently(
-    response: str, truth: GroundTruth, view: View, max_points: int, max_objects: int
-) -> Answer | Unusable:
-    answer = parse_answer(response, lenient=True, max_points=max_points, max_objects=max_objects)
-    if isinstance(answer, Unusable):
-        return answer
-    size = (truth.size[1], truth.size[0])
-    x, y = points_to_policy(np.array(size), size, view.policy_size, view.frame)
-    return within(answer, (float(x), float(y)))
 
 
 def write_samples(samples: Iterable[Sample], path: Path) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from samr1_verl.samples import FOLDER, look, write_samples
 from samr1_verl.segmenters.base import SegmenterError
 
 _log = logging.getLogger(__name__)
-_COUNTS = tuple(field.name for field in fields(PixelCounts))
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
     """gIoU and cIoU in [0, 1] of each data source by each protocol; none where the reward counts no pixels."""
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:
-        if all(name in row.scores for name in _COUNTS):
-            counts[row.item["data_source"]].append(PixelCounts(*(row.scores[name] for name in _COUNTS)))
+        if (one := PixelCounts.in_scores(row.scores)) is not None:
+            counts[row.item["data_source"]].append(one)
     metrics = {}
     for source, found in counts.items():
         for protocol in PROTOCOLS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 from samr1_verl.answers import has_think_format
 from samr1_verl.masks import decode_rle
@@ -27,4 +27,6 @@ def judged(sample: Sample) -> Sample:
 
 def counts_in(sample: Sample) -> PixelCounts:
     """The pixel counts of a judged sample."""
-    return PixelCounts(*(sample.scores[field.name] for field in fields(PixelCounts)))
+    counts = PixelCounts.in_scores(sample.scores)
+    assert counts is not None
+    return counts

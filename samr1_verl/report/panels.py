@@ -33,8 +33,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A panel of all tags that match `pattern`. What its first group matches, if it has one, is the legend's name;
-    a second makes a panel for each of its values, and `{}` in the title stands for it."""
+    """A panel of all tags that match `pattern`. Its group `label`, if it has one, is the legend's name; a group `panel`
+    makes a panel for each of its values, and `{}` in the title stands for it."""
 
     group: str
     title: str

@@ -25,7 +25,7 @@ from samr1_verl.service.retry import TransientError, persist
 
 # What another attempt would meet again.
 FINAL = (ImageError, MaskError, ConfigError)
-GATHER_S = 0.002  # calls about one image within it travel together: a request costs processes some 5 ms of computation
+GATHER_S = 0.002  # calls about one image within it travel together: each request costs both processes computation
 
 
 @dataclass
