@@ -25,7 +25,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from samr1_verl.report.run import read_curves
-from samr1_verl.settings import compose_recipe
+from samr1_verl.policies.inference_config import compose_recipe
 
 console = Console()
 ROOT = Path("runs/ablation")

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.policies.local import LocalPolicy
-from samr1_verl.settings import compose_recipe
+from samr1_verl.policies.inference_config import compose_recipe
 
 RECIPE = "samr1_tiny"
 CONTROL = f"{RECIPE}_control"

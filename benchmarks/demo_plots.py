@@ -14,10 +14,10 @@ from demo_scores import predicted_mask
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
-from samr1_verl.dataset import SegmentationDataset
-from samr1_verl.frames import open_image
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import intersection_union
+from samr1_verl.training.dataset import SegmentationDataset
+from samr1_verl.geometry.images import open_image
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import intersection_union
 from samr1_verl.report.run import read_curves
 
 BLUE, GREY, GREEN, ORANGE = "#2563eb", "#6b7280", "#16a34a", "#ea580c"

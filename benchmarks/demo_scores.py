@@ -17,12 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoProcessor
 
 from reward_fns.samr1 import compute_score
-from samr1_verl.dataset import SegmentationDataset
+from samr1_verl.training.dataset import SegmentationDataset
 from samr1_verl.evaluation.answering import answer_all
-from samr1_verl.masks import decode_rle
+from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.policies.base import Policy
-from samr1_verl.samples import look
-from samr1_verl.settings import Settings
+from samr1_verl.scoring.sample import look
+from samr1_verl.policies.inference_config import Settings
 
 BLOCK = 32
 

@@ -33,10 +33,10 @@ from samr1_verl.evaluation.rows import read_rows
 from samr1_verl.evaluation.run import Evaluation
 from samr1_verl.policies.base import Policy
 from samr1_verl.policies.load import PolicyChoice, settings_for
-from samr1_verl.questions import Questions
-from samr1_verl.samples import Sample, look
+from samr1_verl.prompts.questions import Questions
+from samr1_verl.scoring.sample import Sample, look
 from samr1_verl.service.client import get_client
-from samr1_verl.settings import Settings
+from samr1_verl.policies.inference_config import Settings
 
 console = Console()
 

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 from fetch_chromium import launch
 
 from samr1_verl.answers import Reason
-from samr1_verl.masks import box_of, encode_rle, inscribed_points, intersection_union
+from samr1_verl.geometry.masks import box_of, encode_rle, inscribed_points, intersection_union
 from samr1_verl.report.page import report
 from samr1_verl.report.run import EVENTS, read_run
-from samr1_verl.samples import FOLDER, Sample, Shape, write_samples
+from samr1_verl.scoring.sample import FOLDER, Sample, Shape, write_samples
 
 TERMS = ("seg", "think", "format")
 REASONS = (Reason.NOT_JSON, Reason.MISSING_POINTS, Reason.OUTSIDE)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from reward_fns import composed, dr_seg, samr1, seg_zero, star, vision_reasoner
 from samr1_verl.answers import has_think_format, parse_answer
-from samr1_verl.masks import encode_rle
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt
 from samr1_verl.service import client as service_client
 

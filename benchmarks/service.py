@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from service_scenes import GIGABYTE, Clock, Scene, both, segmenter_config, timed
 
-from samr1_verl.frames import open_image, sha256_of
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import encode_rle
+from samr1_verl.geometry.images import open_image, sha256_of
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.segmenters import Prompt, load_segmenter
 from samr1_verl.service.engine import Engine
 

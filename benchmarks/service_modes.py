@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from service_scenes import ROOT, Scene, segmenter_config
 
-from samr1_verl.frames import sha256_of
+from samr1_verl.geometry.images import sha256_of
 from samr1_verl.segmenters import Embedding, Prediction, Prompt
 from samr1_verl.service.client import Client, get_client
 from samr1_verl.service.engine import Engine

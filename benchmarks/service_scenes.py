@@ -14,9 +14,9 @@ from PIL import Image
 from skimage import data as photographs
 
 from samr1_verl.config import SegmenterConfig
-from samr1_verl.frames import open_image, sha256_of
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import encode_rle, intersection_union
+from samr1_verl.geometry.images import open_image, sha256_of
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import encode_rle, intersection_union
 from samr1_verl.segmenters import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from reward_fns.rollout import Rollout
+from samr1_verl.scoring.rollout import Rollout
 
 # What reading and comparing the values of an arbitrary JSON text can raise.
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, RecursionError)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reward_fns.rollout import check_keywords, read_rollout
+from samr1_verl.scoring.rollout import check_keywords, read_rollout
 from reward_fns.terms import mask_iou, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_POINTS
 from samr1_verl.config import ConfigError

@@ -34,7 +34,7 @@ import numpy as np
 
 from reward_fns.boxes import CONSTANTS as BOXES
 from reward_fns.boxes import Pairs, best_matching, format_of, pairs_of
-from reward_fns.rollout import check_keywords, read_rollout
+from samr1_verl.scoring.rollout import check_keywords, read_rollout
 from reward_fns.terms import non_repetition, think, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_POINTS
 from samr1_verl.config import ConfigError

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from reward_fns.rollout import Rollout, check_keywords, image_of, prompts_of, read_rollout, true_union
+from samr1_verl.scoring.rollout import Rollout, check_keywords, image_of, prompts_of, read_rollout, true_union
 from reward_fns.terms import think, usable, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS, Unusable
 from samr1_verl.config import ConfigError
-from samr1_verl.ground_truth import RowError
-from samr1_verl.masks import MaskError
-from samr1_verl.protocols import PixelCounts
+from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.geometry.masks import MaskError
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.service.client import get_client
 
 WEIGHTS = {
@@ -123,7 +123,7 @@ async def compute_score(
     Returns:
         Always the same keys, all floats: `score`, the weighted sum of `seg`, `think`, `format` and further terms; each
         of them before its weight; `acc`, the mask IoU, 0 where there is no mask; `intersection`, `union`,
-        `ignored` and `ignored_predicted`, the pixels of `samr1_verl.protocols.PixelCounts`; `answer/<reason>`, 1 for
+        `ignored` and `ignored_predicted`, the pixels of `samr1_verl.geometry.giou.PixelCounts`; `answer/<reason>`, 1 for
         the reason why the answer cannot be used, else 0. An unusable answer is an empty mask.
 
     Raises:

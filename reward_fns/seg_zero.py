@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from reward_fns.boxes import MALFORMED, inclusive_iou
-from reward_fns.rollout import Rollout, check_keywords, read_rollout
+from samr1_verl.scoring.rollout import Rollout, check_keywords, read_rollout
 from reward_fns.terms import think, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
-from samr1_verl.ground_truth import RowError
+from samr1_verl.rows.ground_truth import RowError
 
 WEIGHTS = {"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "points": 1.0}  # the paper sums them
 FORMAT_TERMS = ("think", "format")  # what an answer can earn without a correct object

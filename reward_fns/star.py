@@ -27,11 +27,11 @@ from pycocotools import mask as coco_mask
 
 from reward_fns.boxes import CONSTANTS as BOXES
 from reward_fns.boxes import Pairs, best_matching, format_of, objects_of, pairs_of
-from reward_fns.rollout import Rollout, check_keywords, image_of, read_rollout, segment, within_image
+from samr1_verl.scoring.rollout import Rollout, check_keywords, image_of, read_rollout, segment, within_image
 from reward_fns.terms import non_repetition, segmenter_of, think, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_POINTS, Target
-from samr1_verl.ground_truth import RowError
-from samr1_verl.masks import MaskError, coco_rle, decode_rle
+from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.geometry.masks import MaskError, coco_rle, decode_rle
 
 PAIR_TERMS = ("mask", "box_iou", "box_l1", "point")  # matched with their weights
 WEIGHTS = dict.fromkeys(("think", "format", *PAIR_TERMS, "count", "non_repetition"), 1.0)  # the first stage's, its code

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from reward_fns.rollout import Rollout, with_masks
+from samr1_verl.scoring.rollout import Rollout, with_masks
 from samr1_verl.answers import Answer, Reason, Unusable, has_think_format, thinking
 from samr1_verl.config import ConfigError
 

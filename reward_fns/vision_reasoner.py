@@ -17,7 +17,7 @@ from typing import Any
 
 from reward_fns.boxes import CONSTANTS as BOXES
 from reward_fns.boxes import best_matching, format_of, pairs_of
-from reward_fns.rollout import Rollout, check_keywords, read_rollout
+from samr1_verl.scoring.rollout import Rollout, check_keywords, read_rollout
 from reward_fns.terms import non_repetition, think, weigh, weights_of, with_asked_masks
 from samr1_verl.answers import MAX_POINTS
 

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from samr1_verl.frames import Frame
-from samr1_verl.prompts import prompt_names
+from samr1_verl.geometry.frames import Frame
+from samr1_verl.prompts.templates import prompt_names
 
 ROOT = "samr1"
 

@@ -29,9 +29,9 @@ def register() -> None:
     if not accelerator_present():
         # Before anything imports verl's engines, which look the platform up while they are imported.
         importlib.import_module("samr1_verl.cpu").register()
-    importlib.import_module("samr1_verl.objective")
+    importlib.import_module("samr1_verl.training.objective")
     # verl's trainers take seconds to import and most processes need none, so ours is imported when they are.
-    wrapt.register_post_import_hook(lambda _: importlib.import_module("samr1_verl.trainer"), "verl.trainer.ppo.v1")
+    wrapt.register_post_import_hook(lambda _: importlib.import_module("samr1_verl.training.trainer"), "verl.trainer.ppo.v1")
 
 
 register()

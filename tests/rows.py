@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from samr1_verl.frames import sha256_of
-from samr1_verl.masks import encode_rle
-from samr1_verl.record import Record, write_records
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.record import Record, write_records
 
 
 def make_record(folder: Path, name: str = "a.png", size_wh: tuple[int, int] = (64, 48), **changes: object) -> Record:

@@ -10,10 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.data_check import Problem, Summary, check_files
-from samr1_verl.frames import sha256_of
-from samr1_verl.masks import encode_rle
-from samr1_verl.record import Record
+from samr1_verl.rows.check import Problem, Summary, check_files
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.record import Record
 from tests.rows import make_record, write_rows
 
 

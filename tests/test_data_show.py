@@ -7,8 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.data_show import GAP, TILE, look
-from samr1_verl.masks import encode_rle
+from samr1_verl.rows.show import GAP, TILE, look
+from samr1_verl.geometry.masks import encode_rle
 from tests.rows import make_record, write_rows
 
 

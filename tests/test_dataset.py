@@ -10,11 +10,12 @@ from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.dataset.rl_dataset import collate_fn, get_dataset_class
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
-from samr1_verl import dataset as dataset_module
+from samr1_verl.training import dataset as dataset_module
 from samr1_verl.config import ConfigError
-from samr1_verl.dataset import PolicySize, SegmentationDataset, load_policy_image
-from samr1_verl.frames import ImageError
-from samr1_verl.record import DataError
+from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
+from samr1_verl.training.dataset import SegmentationDataset
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.record import DataError
 from tests.processors import qwen_processor
 from tests.rows import make_record, write_rows
 
@@ -24,7 +25,7 @@ SIZES = [(64, 48), (640, 480), (17, 300), (1, 1), (5000, 900), (700, 700)]
 def data_config(**changes):
     segmentation = {"policy_size": None, "frame": "absolute", "prompt": "seg_zero"}
     base = {
-        "custom_cls": {"path": "pkg://samr1_verl.dataset", "name": "SegmentationDataset"},
+        "custom_cls": {"path": "pkg://samr1_verl.training.dataset", "name": "SegmentationDataset"},
         "segmentation": segmentation,
         "max_prompt_length": 3000,
         "filter_overlong_prompts": False,

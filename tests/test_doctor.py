@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from samr1_verl import doctor
+from samr1_verl.preflight import doctor
 from samr1_verl.cli import app
 from tests.rows import write_rows
 
@@ -15,7 +15,7 @@ import sys
 
 class Broken:
     def find_spec(self, name, path=None, target=None):
-        if name == "samr1_verl.objective":
+        if name == "samr1_verl.training.objective":
             raise RuntimeError("broken on purpose")
 
 sys.meta_path.insert(0, Broken())

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from samr1_verl.config import samr1_config
-from samr1_verl.inputs import check_reward, uses_segmenter
-from samr1_verl.masks import encode_rle
+from samr1_verl.preflight.inputs import check_reward, uses_segmenter
+from samr1_verl.geometry.masks import encode_rle
 from tests.recipes import compose_recipe
 from tests.rows import make_record, write_rows
 

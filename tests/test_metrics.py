@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from samr1_verl.metrics import ReplayBuffer, group_metrics, reward_metrics, time_metrics
+from samr1_verl.training.replay_buffer import ReplayBuffer, group_metrics, reward_metrics, time_metrics
 from tests.recipes import compose_recipe
 
 

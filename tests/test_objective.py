@@ -5,8 +5,8 @@ import pytest
 import torch
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 
-from samr1_verl import objective
-from samr1_verl.objective import PolicyLossConfig, compute_advantage
+from samr1_verl.training import objective
+from samr1_verl.training.objective import PolicyLossConfig, compute_advantage
 
 SETTINGS = {"normalizer": "group", "standardize": True, "shuffle_rewards": False}
 

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from samr1_verl.parallel import AHEAD, CHUNK, cores, ordered_map
+from samr1_verl.rows.parallel import AHEAD, CHUNK, cores, ordered_map
 
 
 def square(number: int) -> tuple[int, int]:

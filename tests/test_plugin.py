@@ -15,7 +15,7 @@ import json, sys
 import verl
 from verl.plugin.platform import PlatformRegistry, get_platform
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-early = sorted({"samr1_verl.trainer", "verl.trainer.ppo.v1", "verl.workers.engine"} & set(sys.modules))
+early = sorted({"samr1_verl.training.trainer", "verl.trainer.ppo.v1", "verl.workers.engine"} & set(sys.modules))
 from verl.trainer.ppo.v1 import get_trainer_cls
 print(json.dumps({
     "loss": "samr1" in POLICY_LOSS_REGISTRY,
@@ -55,7 +55,7 @@ def test_importing_verl_registers_objective_trainer_and_cpu_platform(tmp_path):
         "cpu": True,
         "device": "cpu",
         "early": [],  # what takes seconds to import waits until it is needed
-        "trainer": "samr1_verl.trainer",
+        "trainer": "samr1_verl.training.trainer",
     }
 
 

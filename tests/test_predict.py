@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from samr1_verl.cli import app
 from samr1_verl.config import ConfigError
-from samr1_verl.frames import ImageError
-from samr1_verl.masks import decode_rle
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.policies.load import settings_for
-from samr1_verl.predict import Predictor
-from samr1_verl.samples import Sample
-from samr1_verl.settings import compose_recipe
+from samr1_verl.policies.predict import Predictor
+from samr1_verl.scoring.sample import Sample
+from samr1_verl.policies.inference_config import compose_recipe
 from tests.evaluation.world import RulePolicy, answer, settings
 
 

@@ -13,9 +13,10 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from samr1_verl import checks, inputs
+from samr1_verl.preflight import checks
+from samr1_verl.preflight import inputs
 from samr1_verl.config import samr1_config
-from samr1_verl.preflight import Preflight, examine_config
+from samr1_verl.preflight.callback import Preflight, examine_config
 from tests.recipes import compose_recipe
 from tests.rows import make_record, write_rows
 

@@ -15,11 +15,11 @@ from verl.utils.dataset.rl_dataset import get_dataset_class
 from verl.utils.import_utils import load_extern_type
 from verl.workers.config import FSDPActorConfig, HFModelConfig, RewardModelConfig, RolloutConfig
 
-from samr1_verl.checks import check_lengths, check_objective, check_types
+from samr1_verl.preflight.checks import check_lengths, check_objective, check_types
 from samr1_verl.config import samr1_config
-from samr1_verl.inputs import check_reward
-from samr1_verl.objective import PolicyLossConfig
-from samr1_verl.trainer import Trainer
+from samr1_verl.preflight.inputs import check_reward
+from samr1_verl.training.objective import PolicyLossConfig
+from samr1_verl.training.trainer import Trainer
 from tests.recipes import FOLDER, NAMES, compose_recipe
 
 # Sections that verl turns into dataclasses, and what they must become.
@@ -106,7 +106,7 @@ def test_everything_a_recipe_names_can_be_loaded(name):
     assert get_trainer_cls(config.trainer.v1.trainer_mode) is Trainer
     assert callable(get_custom_reward_fn(config)) and resolve_reward_manager_cls(config)
     sampler = config.trainer.v1.sampler.custom_sampler
-    assert load_extern_type(sampler.path, sampler.name).__module__ == "samr1_verl.metrics"
+    assert load_extern_type(sampler.path, sampler.name).__module__ == "samr1_verl.training.replay_buffer"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from samr1_verl.frames import ImageError, open_image
+from samr1_verl.geometry.images import ImageError, open_image
 from samr1_verl.policies.base import Policy
 
 Result = TypeVar("Result")

@@ -11,9 +11,9 @@ from pycocotools import mask as coco_mask
 from scipy import stats
 
 from samr1_verl.evaluation.judge import counts_in
-from samr1_verl.masks import coco_rle
-from samr1_verl.protocols import PROTOCOLS, Protocol, giou_ciou
-from samr1_verl.samples import Sample
+from samr1_verl.geometry.masks import coco_rle
+from samr1_verl.geometry.giou import PROTOCOLS, Protocol, giou_ciou
+from samr1_verl.scoring.sample import Sample
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
 SIZES = ("none", "small", "medium", "large")

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from samr1_verl.record import DataError, complete
-from samr1_verl.samples import Sample
+from samr1_verl.rows.record import DataError
+from samr1_verl.rows.files import complete
+from samr1_verl.scoring.sample import Sample
 
 PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"
 INFORMATIVE = ("file",)  # settings that may change between two starts: the file's content is what counts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from samr1_verl.answers import has_think_format
-from samr1_verl.masks import decode_rle
-from samr1_verl.protocols import PROTOCOLS, PixelCounts
-from samr1_verl.samples import Sample
+from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts
+from samr1_verl.scoring.sample import Sample
 
 
 def count_pixels(sample: Sample) -> PixelCounts:

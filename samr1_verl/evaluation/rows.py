@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samr1_verl.record import DataError, Record, iter_rows, parse_record, resolve_image
+from samr1_verl.rows.record import DataError, Record, iter_rows, parse_record, resolve_image
 
 
 def read_rows(file: Path, limit: int | None = None) -> list[Record]:

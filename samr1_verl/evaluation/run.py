@@ -14,16 +14,16 @@ from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, interv
 from samr1_verl.evaluation.journal import PREDICTIONS, RESULTS, open_journal
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.rows import read_rows
-from samr1_verl.frames import ImageError, sha256_of
-from samr1_verl.masks import MaskError
+from samr1_verl.geometry.images import ImageError, sha256_of
+from samr1_verl.geometry.masks import MaskError
 from samr1_verl.policies.base import Policy
 from samr1_verl.policies.load import PolicyChoice
-from samr1_verl.protocols import PROTOCOLS, Protocol
-from samr1_verl.questions import Questions
-from samr1_verl.record import complete
-from samr1_verl.samples import Sample, look, write_samples
+from samr1_verl.geometry.giou import PROTOCOLS, Protocol
+from samr1_verl.prompts.questions import Questions
+from samr1_verl.rows.files import complete
+from samr1_verl.scoring.sample import Sample, look, write_samples
 from samr1_verl.segmenters.base import SegmenterError
-from samr1_verl.settings import Settings
+from samr1_verl.policies.inference_config import Settings
 
 
 @dataclass(frozen=True)

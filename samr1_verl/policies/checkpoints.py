@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from samr1_verl.hub import hub_id_or_folder
+from samr1_verl.config import hub_id_or_folder
 from samr1_verl.policies.base import PolicyError
 
 STEP_FOLDER = "global_step_"

@@ -10,7 +10,7 @@ from typing import Any
 from samr1_verl.config import ConfigError
 from samr1_verl.policies.base import Policy, PolicyError
 from samr1_verl.policies.checkpoints import Files, find, run_of
-from samr1_verl.settings import Settings, compose_recipe, run_config
+from samr1_verl.policies.inference_config import Settings, compose_recipe, run_config
 
 TRY_OUT, PAPER = "samr1_tiny", "samr1"
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from samr1_verl.dataset import load_policy_image
+from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.policies.checkpoints import Files
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from samr1_verl.dataset import load_policy_image
+from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.policies.base import PolicyError
 
 KEY_VARIABLE = "OPENAI_API_KEY"

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from samr1_verl.frames import ImageError, open_image, sha256_of
-from samr1_verl.masks import decode_rle, encode_rle
-from samr1_verl.samples import Sample
+from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.masks import decode_rle, encode_rle
+from samr1_verl.scoring.sample import Sample
 
 LONG_SIDE = 384  # pixels of a thumbnail
 PIXELS = 100 * LONG_SIDE**2  # of all thumbnails: more images make smaller ones, so that the page stays small

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from samr1_verl.samples import FOLDER, Sample, read_samples
+from samr1_verl.scoring.sample import FOLDER, Sample, read_samples
 
 EVENTS = "tensorboard"  # of a run's folder
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.frames import ImageError, sha256_of
+from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
 
 ENCODER, DECODER = "encoder.onnx", "sam.onnx"

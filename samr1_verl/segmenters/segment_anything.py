@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.frames import ImageError, sha256_of
+from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
 from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 

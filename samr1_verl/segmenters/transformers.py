@@ -24,8 +24,8 @@ import transformers
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.frames import ImageError, sha256_of
-from samr1_verl.hub import hub_id_or_folder
+from samr1_verl.geometry.images import ImageError, sha256_of
+from samr1_verl.config import hub_id_or_folder
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
 from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 

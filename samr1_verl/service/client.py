@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from samr1_verl.config import ConfigError, SegmenterConfig, ServiceConfig, service_configs
-from samr1_verl.frames import ImageError
-from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import load_segmenter
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
 from samr1_verl.service.engine import Engine
-from samr1_verl.service.overlap import Overlap
+from samr1_verl.geometry.overlap import Overlap
 
 _log = logging.getLogger(__name__)
 

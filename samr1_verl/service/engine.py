@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samr1_verl.frames import ImageError
-from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
 from samr1_verl.service.cache import FolderCache, MemoryCache, halved, restored
-from samr1_verl.service.overlap import Overlap, overlap_of
+from samr1_verl.geometry.overlap import Overlap, overlap_of
 from samr1_verl.service.source import read_image
 from samr1_verl.service.worker import Priority, Worker
 

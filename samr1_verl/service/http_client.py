@@ -20,14 +20,14 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from samr1_verl.config import HttpServiceConfig
-from samr1_verl.frames import ImageError
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import MaskError, decode_rle
-from samr1_verl.protocols import PixelCounts
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import MaskError, decode_rle
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
-from samr1_verl.service.overlap import Overlap
+from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.service.retry import TransientError, persist
-from samr1_verl.service.serve import TOKEN_VARIABLE
+from samr1_verl.service.wire import TOKEN_VARIABLE
 from samr1_verl.service.wire import (
     Accepted,
     ErrorAnswer,

@@ -21,8 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from samr1_verl.frames import ImageError
-from samr1_verl.masks import MaskError, encode_rle
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.engine import Engine, UnknownImageError
 from samr1_verl.service.guard import Guard, error_response

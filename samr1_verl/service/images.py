@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from samr1_verl.frames import ImageError
+from samr1_verl.geometry.images import ImageError
 from samr1_verl.service.engine import UnknownImageError
 
 

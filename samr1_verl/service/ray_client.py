@@ -14,13 +14,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from samr1_verl.config import ConfigError, SegmenterConfig, ServiceConfig
-from samr1_verl.frames import ImageError
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import MaskError
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import MaskError
 from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
 from samr1_verl.service import ray_app
 from samr1_verl.service.engine import Counters
-from samr1_verl.service.overlap import Overlap
+from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.service.retry import TransientError, persist
 
 # What another attempt would meet again.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from samr1_verl.frames import ImageError, open_image, sha256_of
+from samr1_verl.geometry.images import ImageError, open_image, sha256_of
 
 
 def read_image(image: Path, sha256: str, max_pixels: int | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from samr1_verl.ground_truth import GroundTruth
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters.base import Prompt
 
 MAX_PROMPTS = 256  # of a request

@@ -8,9 +8,9 @@ import ablation
 import pytest
 import typer
 
-from samr1_verl import checks
+from samr1_verl.preflight import checks
 from samr1_verl.config import samr1_config
-from samr1_verl.settings import compose_recipe
+from samr1_verl.policies.inference_config import compose_recipe
 
 SCORES = {"score": 3.0, "acc": 0.25, "format": 1.0, "intersection": 5.0, "union": 10.0}
 FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "clip_low": 0.001, "clip_high": 0.002}

@@ -10,12 +10,12 @@ import pytest
 from demo_scores import Summary, predicted_mask, rows_of, score_rows
 from omegaconf import DictConfig
 
-from samr1_verl.frames import boxes_to_policy, points_to_policy
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import intersection_union
+from samr1_verl.geometry.frames import boxes_to_policy, points_to_policy
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import intersection_union
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.policies.local import LocalPolicy
-from samr1_verl.settings import compose_recipe
+from samr1_verl.policies.inference_config import compose_recipe
 from tests.evaluation.world import RulePolicy
 
 

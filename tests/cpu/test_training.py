@@ -31,7 +31,7 @@ def overrides(folder: Path, policy: Path, rows: Path, world_size: int, temp_dir:
         "data.max_prompt_length=64",
         f"data.max_response_length={TOKENS}",
         "data.dataloader_num_workers=0",
-        "data.custom_cls.path=pkg://samr1_verl.dataset",
+        "data.custom_cls.path=pkg://samr1_verl.training.dataset",
         "data.custom_cls.name=SegmentationDataset",
         "+data.segmentation={policy_size: [140, 140], frame: absolute, prompt: tiny}",
         f"reward.custom_reward_function.path={folder}/reward.py",

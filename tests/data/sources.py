@@ -16,7 +16,7 @@ import typer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from samr1_verl.record import Record, parse_record, read_table
+from samr1_verl.rows.record import Record, parse_record, read_table
 
 ARC, VOC = 1, 2  # image ids
 NAMES = {ARC: "COCO_train2014_000000000001.jpg", VOC: "COCO_train2014_000000000002.jpg"}

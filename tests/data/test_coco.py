@@ -7,7 +7,7 @@ from typing import Any
 import coco
 import numpy as np
 
-from samr1_verl.masks import decode_rle, union_rle
+from samr1_verl.geometry.masks import decode_rle, union_rle
 from tests.data.sources import (
     ARC,
     NAMES,
@@ -77,7 +77,7 @@ def test_lvis_files_are_read(tmp_path: Path) -> None:
 
 
 def test_compressed_run_lengths_are_read(tmp_path: Path) -> None:
-    from samr1_verl.masks import encode_rle
+    from samr1_verl.geometry.masks import encode_rle
 
     content = instances()
     mask = photographs()[ARC][1][0]

@@ -14,7 +14,7 @@ import convert
 import pytest
 import typer
 
-from samr1_verl.record import DataError, Record, read_table
+from samr1_verl.rows.record import DataError, Record, read_table
 from tests.data.sources import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]

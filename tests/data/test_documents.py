@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from samr1_verl.record import parse_record
+from samr1_verl.rows.record import parse_record
 from tests.data.sources import rows_of
 from tests.recipes import compose_recipe
 

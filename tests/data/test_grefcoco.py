@@ -7,7 +7,7 @@ from typing import Any
 import grefcoco
 import numpy as np
 
-from samr1_verl.masks import decode_rle, union_rle
+from samr1_verl.geometry.masks import decode_rle, union_rle
 from tests.data.sources import (
     ARC,
     VOC,

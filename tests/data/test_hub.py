@@ -8,12 +8,12 @@ import datasets
 import hub
 import numpy as np
 import pytest
-from annotations import Exif
-from columns import BoxFormat
+from samr1_verl.rows.convert.annotations import Exif
+from samr1_verl.rows.convert.columns import BoxFormat
 from PIL import Image
 
-from samr1_verl.frames import open_image, sha256_of
-from samr1_verl.masks import box_of, decode_rle
+from samr1_verl.geometry.images import open_image, sha256_of
+from samr1_verl.geometry.masks import box_of, decode_rle
 from tests.data.sources import ARC, VOC, photographs, polygon_mask, polygons_of, problems_of, rows_of, status_of
 
 

@@ -10,8 +10,8 @@ import pytest
 import reasonseg
 from PIL import Image
 
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import decode_rle, intersection_union
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import decode_rle, intersection_union
 from tests.data.sources import ARC, VOC, photographs, polygons_of, problems_of, rows_of, status_of
 
 BOX = [[100, 100], [300, 100], [300, 300], [100, 300]]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import refcoco
-from annotations import Exif
+from samr1_verl.rows.convert.annotations import Exif
 from PIL import Image
 
-from samr1_verl.frames import sha256_of
-from samr1_verl.masks import decode_rle
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import decode_rle
 from tests.data.sources import (
     ARC,
     NAMES,

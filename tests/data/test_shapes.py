@@ -8,9 +8,9 @@ import pytest
 import shapes
 from PIL import Image
 
-from samr1_verl.frames import sha256_of
-from samr1_verl.masks import decode_rle
-from samr1_verl.record import read_table, record_at, resolve_image
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.rows.record import read_table, record_at, resolve_image
 
 
 def make_scene(*described: tuple[str, str, float, float, float]) -> shapes.Scene:

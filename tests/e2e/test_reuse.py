@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from samr1_verl.dataset import load_policy_image
-from samr1_verl.record import read_table, record_at, resolve_image
+from samr1_verl.prompts.policy_image import load_policy_image
+from samr1_verl.rows.record import read_table, record_at, resolve_image
 from tests.cpu.test_training import overrides
 
 FRAME = 140

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from samr1_verl.masks import decode_rle
-from samr1_verl.protocols import PixelCounts
+from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.report.page import report
 from samr1_verl.report.run import read_run
-from samr1_verl.samples import read_samples
+from samr1_verl.scoring.sample import read_samples
 from tests.training import World
 
 SCHEDULE = ("trainer.save_freq=2", "trainer.test_freq=3", "trainer.val_before_train=false")

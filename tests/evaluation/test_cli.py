@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from samr1_verl.cli import app
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.policies.local import LocalPolicy
-from samr1_verl.samples import Sample, read_samples
+from samr1_verl.scoring.sample import Sample, read_samples
 from tests.conftest import ROOT
 from tests.policies.chat_server import NAME, ChatServer, serving
 from tests.rows import make_record, write_rows

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samr1_verl.dataset import item_of
+from samr1_verl.prompts.questions import item_of
 from samr1_verl.evaluation.figures import figures, intervals, reasons, tables
 from samr1_verl.evaluation.judge import judged
-from samr1_verl.frames import sha256_of
-from samr1_verl.masks import encode_rle
-from samr1_verl.prompts import load_prompt
-from samr1_verl.record import Record
-from samr1_verl.samples import Sample, look
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.rows.record import Record
+from samr1_verl.scoring.sample import Sample, look
 from tests.evaluation.world import answer, settings
 
 SIZE = (48, 64)

@@ -9,8 +9,8 @@ import pytest
 
 from samr1_verl.evaluation.journal import PREDICTIONS
 from samr1_verl.evaluation.run import results_of
-from samr1_verl.record import DataError
-from samr1_verl.samples import read_samples
+from samr1_verl.rows.record import DataError
+from samr1_verl.scoring.sample import read_samples
 from tests.evaluation.world import RulePolicy, evaluation, noisy, rows, run_slowly
 
 ROWS, BLOCK = 90, 4

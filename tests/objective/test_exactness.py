@@ -8,7 +8,7 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from samr1_verl.objective import NORMALIZERS
+from samr1_verl.training.objective import NORMALIZERS
 from tests.objective import reference
 from tests.objective.world import Batch, estimate, exact_loss, make_batch, update, verl_loss
 

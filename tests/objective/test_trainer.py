@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
 
 from samr1_verl.config import samr1_config
-from samr1_verl.trainer import Trainer, actor_loss, build_actor_loss
+from samr1_verl.training.trainer import Trainer, actor_loss, build_actor_loss
 from tests.recipes import compose_recipe
 
 
@@ -69,7 +69,7 @@ def test_the_buffer_must_keep_what_validation_needs(config: DictConfig) -> None:
     trainer = object.__new__(Trainer)
     config.trainer.v1.sampler.custom_sampler.path = "pkg://verl.trainer.ppo.v1.replay_buffer"
     trainer.config, trainer.trainer_mode = config, "sync"
-    with pytest.raises(ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.metrics"):
+    with pytest.raises(ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.training.replay_buffer"):
         trainer._build_replay_buffer()
 
 

@@ -22,8 +22,8 @@ from verl.workers.engine.utils import prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import response_to_nested
 
-from samr1_verl.objective import PolicyLossConfig
-from samr1_verl.trainer import actor_loss
+from samr1_verl.training.objective import PolicyLossConfig
+from samr1_verl.training.trainer import actor_loss
 
 FEATURES, VOCABULARY, PROMPT = 3, 5, 2
 
@@ -110,7 +110,7 @@ def actor_config(
 
 
 def exact_loss(beta: float, **changes: Any) -> Callable:
-    """The loss that samr1_verl.trainer gives the actor."""
+    """The loss that samr1_verl.training.trainer gives the actor."""
     return partial(actor_loss, config=actor_config(**changes), kl_coef=beta, kl_type="low_var_kl")
 
 

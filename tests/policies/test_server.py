@@ -7,14 +7,14 @@ import pytest
 from fastapi import FastAPI
 
 from samr1_verl.config import PromptConfig
-from samr1_verl.dataset import item_of
+from samr1_verl.prompts.questions import item_of
 from samr1_verl.policies import server as server_module
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.policies.local import LocalPolicy
 from samr1_verl.policies.server import ServerPolicy
-from samr1_verl.prompts import load_prompt
-from samr1_verl.record import iter_rows, parse_record, resolve_image
+from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.rows.record import iter_rows, parse_record, resolve_image
 from tests.policies.chat_server import NAME, ChatServer, serving
 from tests.service.servers import free_port
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from samr1_verl.masks import decode_rle
+from samr1_verl.geometry.masks import decode_rle
 from tests.report.browser import ALPHA, CONTRAST, PHONE, opened, wider_than_the_window
 from tests.report.conftest import NASTY, logged, page_of
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from samr1_verl.cli import app
 from samr1_verl.report.page import report
 from samr1_verl.report.run import RunError, read_curves, read_run
-from samr1_verl.samples import write_samples
+from samr1_verl.scoring.sample import write_samples
 
 
 def write(folder, values):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from samr1_verl.masks import encode_rle
+from samr1_verl.geometry.masks import encode_rle
 from tests.service.fake import image_file
 
 SIDE = 840

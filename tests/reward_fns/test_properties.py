@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from reward_fns import composed, dr_seg, samr1, seg_zero, star, vision_reasoner
 from reward_fns.dr_seg import RANKED, Window
-from reward_fns.rollout import Masks, Rollout
+from samr1_verl.scoring.rollout import Masks, Rollout
 from reward_fns.terms import TERMS
 from samr1_verl.answers import Answer
-from samr1_verl.ground_truth import GroundTruth, View
+from samr1_verl.rows.ground_truth import GroundTruth, View
 from tests.reward_fns.scoring import (
     SEGMENTER,
     SERVICE,

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 from reward_fns.samr1 import Constants, compute_score, constants_from
 from samr1_verl.answers import Reason
 from samr1_verl.config import ConfigError
-from samr1_verl.frames import ImageError, sha256_of
-from samr1_verl.ground_truth import RowError
-from samr1_verl.masks import encode_rle
+from samr1_verl.geometry.images import ImageError, sha256_of
+from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.segmenters import SegmenterError
 from samr1_verl.service import client as service_client
 from tests.service.fake import image_file

@@ -8,7 +8,7 @@ import pytest
 
 from reward_fns.seg_zero import compute_score, first_object
 from samr1_verl.config import ConfigError
-from samr1_verl.ground_truth import RowError
+from samr1_verl.rows.ground_truth import RowError
 from tests.reward_fns.scoring import EXTRA, objects, score, seg_zero_answer, think, truth
 
 BOX, POINTS = [100, 100, 199, 199], [[120, 120], [180, 180]]  # 100 x 100 inclusive pixels

@@ -6,8 +6,8 @@ import pytest
 
 from reward_fns.star import WEIGHTS, compute_score
 from samr1_verl.config import ConfigError
-from samr1_verl.ground_truth import RowError
-from samr1_verl.masks import encode_rle
+from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.segmenters import SegmenterError
 from tests.reward_fns.scoring import (
     EXTRA,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from reward_fns import composed, samr1
-from reward_fns.rollout import Masks, Rollout
+from samr1_verl.scoring.rollout import Masks, Rollout
 from reward_fns.terms import TERMS, boundary_iou, mask_iou, non_repetition, s_measure, weights_of
 from samr1_verl.answers import Answer
 from samr1_verl.config import ConfigError
-from samr1_verl.ground_truth import GroundTruth, View
+from samr1_verl.rows.ground_truth import GroundTruth, View
 from tests.reward_fns.scoring import (
     SEGMENTER,
     SERVICE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reward_fns.vision_reasoner import compute_score
-from samr1_verl.ground_truth import RowError
+from samr1_verl.rows.ground_truth import RowError
 from tests.reward_fns.scoring import EXTRA, objects, score, think, truth
 
 A, B, C = [100, 100, 199, 199], [400, 100, 499, 199], [100, 500, 299, 699]  # far apart

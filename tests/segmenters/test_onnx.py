@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.frames import ImageError
-from samr1_verl.masks import box_of, inscribed_points, intersection_union
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.geometry.masks import box_of, inscribed_points, intersection_union
 from samr1_verl.segmenters import Embedding, Prompt, load_segmenter, segmenter_problems
 from samr1_verl.segmenters.onnx import MEAN, OnnxSegmenter, identity_of, preprocess, prompt_arrays, resized
 

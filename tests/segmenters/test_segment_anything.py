@@ -13,7 +13,7 @@ import torch
 from segment_anything.build_sam import _build_sam
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.frames import ImageError
+from samr1_verl.geometry.images import ImageError
 from samr1_verl.segmenters import Prompt, load_segmenter, segmenter_problems
 from samr1_verl.segmenters import segment_anything as backend
 from tests.segmenters.test_transformers import FORMS, equal, image_of

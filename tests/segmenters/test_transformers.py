@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from reward_fns.samr1 import compute_score
 from samr1_verl.config import ConfigError, SegmenterConfig, samr1_config
-from samr1_verl.frames import ImageError, sha256_of
-from samr1_verl.inputs import check_segmenter
-from samr1_verl.masks import encode_rle
+from samr1_verl.geometry.images import ImageError, sha256_of
+from samr1_verl.preflight.inputs import check_segmenter
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.segmenters import Embedding, Prompt, SegmenterError, load_segmenter, segmenter_problems
 from samr1_verl.segmenters import transformers as backend
 from samr1_verl.segmenters.torch_common import GPU_BATCH, batch_size

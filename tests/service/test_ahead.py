@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samr1_verl.frames import ImageError, sha256_of
+from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.segmenters import Embedding, Prompt, SegmenterError
 from samr1_verl.service.cache import halved, restored
 from samr1_verl.service.engine import UnknownImageError

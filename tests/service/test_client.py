@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from samr1_verl.config import ConfigError, samr1_config
-from samr1_verl.inputs import check_segmenter
+from samr1_verl.preflight.inputs import check_segmenter
 from samr1_verl.service import client as client_module
 from samr1_verl.service.client import announce, get_client
 from tests.recipes import compose_recipe

@@ -9,13 +9,13 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from samr1_verl.frames import ImageError
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import MaskError, encode_rle
-from samr1_verl.protocols import PixelCounts
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.segmenters import Prompt, SegmenterError
 from samr1_verl.service.engine import Counters
-from samr1_verl.service.overlap import Overlap
+from samr1_verl.geometry.overlap import Overlap
 from tests.service.fake import BoxSegmenter, image_file
 
 BOX = Prompt((2, 1, 8, 5))  # 6 x 4 pixels

@@ -15,7 +15,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 from starlette.testclient import TestClient
 
-from samr1_verl.masks import decode_rle, encode_rle
+from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.segmenters import Prompt
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samr1_verl.frames import sha256_of
-from samr1_verl.masks import decode_rle, encode_rle
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
 from tests.service.fake import BoxSegmenter, image_file

@@ -19,14 +19,14 @@ import ray
 from ray import serve
 
 from samr1_verl.config import ConfigError, RayServiceConfig, service_configs
-from samr1_verl.frames import ImageError
-from samr1_verl.ground_truth import GroundTruth
-from samr1_verl.masks import MaskError, encode_rle
-from samr1_verl.protocols import PixelCounts
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.segmenters import Prompt
 from samr1_verl.service import ray_app
 from samr1_verl.service.client import announce
-from samr1_verl.service.overlap import Overlap
+from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.service.ray_client import RayClient
 from samr1_verl.service.retry import ServiceError
 from tests.service.fake import image_file

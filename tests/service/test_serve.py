@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.service.serve import TOKEN_VARIABLE, _is_loopback
+from samr1_verl.service.wire import TOKEN_VARIABLE
+from samr1_verl.cli.serve import _is_loopback
 
 
 def serve(*arguments: str) -> str:

@@ -1,0 +1,89 @@
+"""`samr1 eval`: gIoU and cIoU of a policy on the rows of a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from samr1_verl.cli.options import MergeOption, ModelOption, Parsing, ParsingOption, PolicyOption, RecipeOption, ServerOption, SetOption, check_one_policy, errors_end_the_command
+
+
+class Shown(str, Enum):
+    """The protocol whose figures are printed; both are stored."""
+
+    lisa = "lisa"
+    segzero = "segzero"
+
+
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="parquet file of rows")],
+    policy: PolicyOption = None,
+    server: ServerOption = None,
+    model: ModelOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    merge: MergeOption = False,
+    protocol: Annotated[Shown, typer.Option(help="whose figures are printed; both are stored")] = Shown.lisa,
+    parsing: ParsingOption = Parsing.strict,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; left out: outputs/eval/ and a name of both sides")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="the first rows only")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="rows that a policy in this process answers together")] = 16,
+    parallel: Annotated[int, typer.Option(min=1, help="requests to a server at a time")] = 16,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="of sampling and of the bootstrap")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="forget what an earlier start left in the folder")] = False,
+) -> None:
+    """Evaluate a policy on every row of a file. Interrupted, the same command goes on where it stopped."""
+    from transformers.utils import logging as transformers_logging
+
+    from samr1_verl.evaluation.run import Evaluation, results_of, store_results
+    from samr1_verl.evaluation.table import show
+    from samr1_verl.policies.load import PolicyChoice, settings_for
+
+    check_one_policy(policy, server, model, merge)
+    transformers_logging.disable_progress_bar()
+    folder = out or Path("outputs/eval") / _name(policy, server, model, file)
+    with errors_end_the_command():
+        settings = settings_for(policy, recipe, set_ or [], server is not None)
+        choice = PolicyChoice(settings, policy, server, model, merge, temperature, parallel)
+        evaluation = Evaluation(
+            file,
+            choice,
+            settings,
+            limit,
+            lenient=parsing is Parsing.lenient,
+            block=batch_size if server is None else 1,
+            seed=seed,
+        )
+        with _progress() as progress:
+            samples = evaluation.run(folder, restart, progress)
+        results = results_of(samples, protocol.value, seed, evaluation.fingerprint())
+        stored = store_results(results, folder)
+    show(results, Console())
+    typer.echo(f"{stored}\n{stored.with_name('predictions.jsonl')}")
+    typer.echo(json.dumps({name: value for name, value in results.items() if name != "tables"}))
+
+
+def _name(policy: str | None, server: str | None, model: str | None, file: Path) -> str:
+    who = model or server or policy or "recipe"
+    return re.sub(r"[^\w.-]+", "_", f"{who}.{file.parent.name}.{file.stem}").strip("._")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, told the rows that are done and the rows in all."""
+    columns = ("rows", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rows", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

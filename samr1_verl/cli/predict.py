@@ -1,0 +1,91 @@
+"""`samr1 predict`: what a policy sees in an image, as text and as pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samr1_verl.cli.options import MergeOption, ModelOption, Parsing, ParsingOption, PolicyOption, RecipeOption, ServerOption, SetOption, check_one_policy, errors_end_the_command
+
+if TYPE_CHECKING:
+    from samr1_verl.scoring.sample import Sample
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="image files", metavar="IMAGE")],
+    sentence: Annotated[str, typer.Argument(help="what to segment, in words", metavar="SENTENCE")],
+    policy: PolicyOption = None,
+    server: ServerOption = None,
+    model: ModelOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    merge: MergeOption = False,
+    parsing: ParsingOption = Parsing.strict,
+    out: Annotated[Path, typer.Option(help="folder for the overlay, the mask and the JSON of each image")] = Path(
+        "outputs/predict"
+    ),
+) -> None:
+    """Ask a policy for the mask of what a sentence describes, in one image or several."""
+    import asyncio
+
+    from transformers.utils import logging as transformers_logging
+
+    from samr1_verl.policies.load import PolicyChoice, settings_for
+    from samr1_verl.policies.predict import Predictor
+
+    check_one_policy(policy, server, model, merge)
+    transformers_logging.disable_progress_bar()
+    with errors_end_the_command():
+        settings = settings_for(policy, recipe, set_ or [], server is not None)
+        asked = PolicyChoice(settings, policy, server, model, merge).load()
+        predictor = Predictor(asked, settings, lenient=parsing is Parsing.lenient)
+        samples = asyncio.run(predictor.predict_all([(image, sentence) for image in images]))
+    out.mkdir(parents=True, exist_ok=True)
+    for sample, name in zip(samples, _names(images, sentence), strict=True):
+        _report(sample, _write(sample, out / name))
+
+
+def _names(images: list[Path], sentence: str) -> list[str]:
+    """One name an image: its own and the sentence's, numbered where images of several folders share one."""
+    words = re.sub(r"\W+", "_", sentence.lower()).strip("_")[:40]
+    names = [f"{image.stem}.{words}" for image in images]
+    return [name if names.index(name) == at else f"{name}.{at}" for at, name in enumerate(names)]
+
+
+def _write(sample: Sample, stem: Path) -> list[Path]:
+    """Overlay, mask and JSON beside each other."""
+    from samr1_verl.scoring.overlay import mask_image, overlay
+    from samr1_verl.geometry.images import open_image
+
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("overlay.png", "mask.png", "json")]
+    overlay(sample, open_image(sample.image)).save(files[0])
+    mask_image(sample).save(files[1])
+    files[2].write_text(f"{sample.model_dump_json(indent=2)}\n")
+    return files
+
+
+def _report(sample: Sample, files: list[Path]) -> None:
+    from samr1_verl.answers import thinking
+    from samr1_verl.geometry.masks import decode_rle
+
+    # A model may write anything, but nothing that a terminal obeys.
+    response = "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in sample.response
+    )
+    reasoning = thinking(response)
+    typer.echo(sample.image)
+    typer.echo(f"  {'response' if reasoning is None else 'reasoning':10}{(reasoning or response).strip()}")
+    if sample.reason is not None:
+        typer.echo(f"  {'unusable':10}{sample.reason}: the mask is empty")
+    for shape in sample.shapes:
+        if shape.box is not None:
+            typer.echo(f"  {'box':10}{', '.join(f'{edge:.1f}' for edge in shape.box)}")
+        for (x, y), label in zip(shape.points, shape.labels, strict=True):
+            typer.echo(f"  {'point':10}{x:.1f}, {y:.1f}{'' if label else ' (not on it)'}")
+    pixels = int(decode_rle(sample.mask, sample.size).sum())
+    typer.echo(f"  {'mask':10}{pixels:,} pixels, {100 * pixels / (sample.size[0] * sample.size[1]):.1f} % of the image")
+    for file in files:
+        typer.echo(f"  {'file':10}{file}")

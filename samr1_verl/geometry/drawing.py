@@ -1,0 +1,72 @@
+"""Masks, boxes and points on an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from samr1_verl.geometry.frames import boxes_to_policy, points_to_policy
+from samr1_verl.rows.ground_truth import Point
+from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.scoring.sample import Sample
+
+Colour = tuple[int, int, int]
+COLOURS: list[Colour] = [(230, 60, 60), (40, 120, 240), (40, 170, 80), (240, 170, 20), (160, 70, 200), (20, 180, 190)]
+_PLAIN = 500  # pixels of a picture's longer side up to which lines are 2 pixels wide
+
+
+def draw(
+    shown: Image.Image,
+    original_wh: tuple[int, int],
+    masks: Iterable[tuple[np.ndarray, Colour]] = (),
+    boxes: Iterable[tuple[Sequence[float], Colour]] = (),
+    points: Iterable[tuple[Point, int]] = (),
+) -> None:
+    """Draw onto an RGB image.
+
+    Args:
+        shown: the image at any size; drawn upon.
+        original_wh: (W, H) of the original frame, in which everything else is.
+        masks: HxW bool each: a light veil and a line around it, so that the object's own colour can still be seen.
+        boxes: x1 y1 x2 y2 each.
+        points: (x, y) each with its label: white for 1 (on the object), black for 0.
+    """
+    scale = max(1, round(max(shown.size) / _PLAIN))
+    for mask, colour in masks:
+        small = np.asarray(Image.fromarray(mask).resize(shown.size, Image.Resampling.NEAREST))
+        edge = small & ~ndimage.binary_erosion(small, iterations=2 * scale)
+        stencil = Image.fromarray(np.where(edge, 255, np.where(small, 60, 0)).astype(np.uint8))
+        shown.paste(Image.new("RGB", shown.size, colour), mask=stencil)
+    pen = ImageDraw.Draw(shown)
+    for box, colour in boxes:
+        corners = boxes_to_policy(np.array(box), original_wh, shown.size, "absolute").tolist()
+        pen.rectangle(corners, outline=colour, width=2 * scale)
+    for point, label in points:
+        x, y = points_to_policy(np.array(point), original_wh, shown.size, "absolute")
+        inside, rim = ("white", "black") if label else ("black", "white")
+        pen.ellipse((x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale), inside, rim, scale)
+
+
+def overlay(sample: Sample, image: Image.Image) -> Image.Image:
+    """The image with the answer's mask, boxes and points; an unusable answer leaves it as it is.
+
+    Args:
+        image: RGB, at the original size or another; it is not changed.
+    """
+    shown = image.copy()
+    draw(
+        shown,
+        sample.size[::-1],
+        masks=[(decode_rle(sample.mask, sample.size), COLOURS[0])],
+        boxes=[(shape.box, COLOURS[1]) for shape in sample.shapes if shape.box is not None],
+        points=[pair for shape in sample.shapes for pair in zip(shape.points, shape.labels, strict=True)],
+    )
+    return shown
+
+
+def mask_image(sample: Sample) -> Image.Image:
+    """The answer's mask as a grey image of the original size: 255 on the object, else 0."""
+    return Image.fromarray(decode_rle(sample.mask, sample.size).astype(np.uint8) * 255)

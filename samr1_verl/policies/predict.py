@@ -1,0 +1,77 @@
+"""Ask a policy about any image: reasoning, box, points and mask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.policies.base import Policy
+from samr1_verl.prompts.questions import Questions
+from samr1_verl.rows.record import Record
+from samr1_verl.scoring.sample import Sample, look
+from samr1_verl.policies.inference_config import Settings
+
+DATA_SOURCE = "predict"
+
+
+class Predictor:
+    """A policy and a segmenter, asked about images that belong to no data set.
+
+    Args:
+        policy: answers.
+        settings: how it is asked, and the segmenter.
+        lenient: read answers leniently (answers.parse_answer), as an untrained model needs it.
+        batch_size: questions that the policy gets together.
+
+    Raises:
+        ConfigError: the settings do not fit the policy.
+    """
+
+    def __init__(self, policy: Policy, settings: Settings, lenient: bool = False, batch_size: int = 16) -> None:
+        self._policy, self._settings, self._lenient, self._batch_size = policy, settings, lenient, batch_size
+        self._questions = Questions(settings, policy.processor)
+
+    async def predict(self, image: str | Path, sentence: str) -> Sample:
+        """One question's sample, without truth and scores. Raises as `predict_all`."""
+        return (await self.predict_all([(image, sentence)]))[0]
+
+    async def predict_all(self, questions: Sequence[tuple[str | Path, str]]) -> list[Sample]:
+        """Samples of (image, sentence) pairs, in order, numbered from 0, without truth and scores.
+
+        Raises:
+            ImageError: a file is missing or no image; nothing is asked then.
+            PolicyError, ConfigError, SegmenterError: policy or segmenter cannot be asked.
+        """
+        items = [self._item(Path(image), sentence, number) for number, (image, sentence) in enumerate(questions)]
+        samples: list[Sample] = []
+        for start in range(0, len(items), self._batch_size):
+            batch = items[start : start + self._batch_size]
+            responses = await self._policy.answer(batch)
+            samples += await asyncio.gather(*map(self._look, batch, responses))
+        return samples
+
+    def _item(self, image: Path, sentence: str, number: int) -> dict[str, Any]:
+        path = image.expanduser().absolute()
+        if not path.is_file():
+            raise ImageError(f"{image}: no such image")
+        width, height = open_image(path).size
+        record = Record(
+            data_source=DATA_SOURCE,
+            sentence=sentence,
+            image=str(path),
+            sha256=sha256_of(path),
+            height=height,
+            width=width,
+            masks=[],
+        )
+        return self._questions.item(record, path, number)
+
+    async def _look(self, item: dict[str, Any], response: str) -> Sample:
+        one = self._settings
+        sample = await look(
+            item, response, {}, one.segmenter, one.service, one.max_points, one.max_objects, self._lenient
+        )
+        return sample.model_copy(update={"truth": None})

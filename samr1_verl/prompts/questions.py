@@ -1,0 +1,52 @@
+"""Rows as a policy outside a training is asked about them: the prompt and the image size of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from samr1_verl.config import ConfigError
+from samr1_verl.prompts.policy_image import PolicySize
+from samr1_verl.prompts.questions import item_of
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.rows.record import Record
+from samr1_verl.policies.inference_config import Settings
+
+
+class Questions:
+    """Makes items, as `dataset.item_of`, from rows.
+
+    Args:
+        settings: prompt, frame and image size.
+        processor: of the policy, held against the image size; None where it is out of reach, as behind a server.
+
+    Raises:
+        ConfigError: the processor would resize the images again, or is needed to say their size.
+    """
+
+    def __init__(self, settings: Settings, processor: Any | None) -> None:
+        self._prompt = settings.prompt
+        self._template = load_prompt(settings.prompt.prompt)
+        self._fixed_wh = settings.prompt.policy_size
+        self._size = None
+        if processor is not None:
+            self._size = PolicySize(processor, self._fixed_wh, settings.processor_kwargs)
+        elif self._fixed_wh is None:
+            raise ConfigError(
+                "samr1.policy_size: found null, expected [W, H]: the policy's processor, which would say the size, is "
+                "behind the server. Set it, for example to [840,840]"
+            )
+
+    def item(self, record: Record, image: Path, index: int = 0) -> dict[str, Any]:
+        """A row as a question. Raises ImageError for an image of a shape that the processor cannot show."""
+        original_wh = (record.width, record.height)
+        try:
+            policy_wh = self._fixed_wh if self._size is None else self._size(original_wh)
+        except ValueError as error:
+            raise ImageError(
+                f"{image}: {original_wh[0]}x{original_wh[1]} pixels cannot be shown to the policy: {error}. "
+                "Set samr1.policy_size"
+            ) from error
+        assert policy_wh is not None
+        return item_of(record, str(image), index, policy_wh, self._prompt, self._template)

@@ -1,0 +1,215 @@
+"""Whether the rows of data files are true: images, masks, boxes, duplicates, and images that two files share.
+
+Rows are read as a stream and checked on all cores. In memory stay 16 bytes a row and the digest of each image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.masks import MaskError, box_of, decode_rle
+from samr1_verl.rows.parallel import ordered_map
+from samr1_verl.rows.record import DataError, Record, iter_rows, parse_record, resolve_image
+
+SLACK = 1.0  # pixels by which a box may miss its mask: annotation tools round
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that does not hold. `kind` is what sums of problems are made over."""
+
+    kind: str
+    text: str
+
+
+@dataclass
+class Summary:
+    """What was seen in one file. `repeats` are rows with another row's image, sentence and objects, but other ids."""
+
+    path: Path
+    rows: int = 0
+    images: int = 0
+    repeats: int = 0
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive rows about one image; `first` is the number of the first."""
+
+    path: Path
+    first: int
+    rows: list[dict]
+
+
+@dataclass
+class _Checked:
+    """Problems of a group's rows, and for each row that could be read its image's digest and two digests of itself."""
+
+    path: Path
+    first: int
+    count: int
+    problems: list[Problem] = field(default_factory=list)
+    digests: list[tuple[int, str, bytes, bytes]] = field(default_factory=list)
+
+
+def check_files(
+    files: Sequence[Path], workers: int | None = None, advance: Callable[[int], None] = lambda rows: None
+) -> Iterator[Problem | Summary]:
+    """Problems as they are found, and a summary after each file.
+
+    An image that two files share is a problem: what is trained on must not be tested on.
+
+    Args:
+        workers: processes; None: one a core.
+        advance: called with a number of rows that were just checked.
+
+    Raises:
+        DataError: a file is missing, no parquet file of rows, or of another schema version.
+    """
+    owners: dict[str, Path] = {}  # image digest: the first file that has it
+    groups = (group for path in files for group in _groups(path))
+    results = ordered_map(_check_group, groups, workers)
+    for path, of_file in groupby(results, key=lambda result: result.path):
+        summary, seen = Summary(path), _Seen()
+        shared: dict[Path, list[int]] = {}
+        images: set[str] = set()
+        for result in of_file:
+            yield from result.problems
+            for row, digest, content, whole in result.digests:
+                if digest not in images and owners.setdefault(digest, path) != path:
+                    shared.setdefault(owners[digest], []).append(row)
+                images.add(digest)
+                if (first := seen.whole.setdefault(whole, row)) != row:
+                    yield Problem("duplicate", f"{path}: row {row} is row {first} again. Remove one of them")
+                elif seen.content.setdefault(content, row) != row:
+                    summary.repeats += 1
+            summary.rows += result.count
+            advance(result.count)
+        for other, rows in shared.items():
+            yield Problem(
+                "leak",
+                f"{path}: shares images with {other}: {len(rows)}, the first that of row {rows[0]}. Remove their rows "
+                "from one of the files",
+            )
+        summary.images = len(images)
+        yield summary
+
+
+@dataclass
+class _Seen:
+    """Digests of the rows of one file, with the row that had them first."""
+
+    whole: dict[bytes, int] = field(default_factory=dict)
+    content: dict[bytes, int] = field(default_factory=dict)
+
+
+def _groups(path: Path) -> Iterator[_Group]:
+    for _, numbered in groupby(enumerate(iter_rows(path)), key=lambda pair: pair[1]["image"]):
+        rows = list(numbered)
+        yield _Group(path, rows[0][0], [row for _, row in rows])
+
+
+def _check_group(group: _Group) -> _Checked:
+    result = _Checked(group.path, group.first, len(group.rows))
+    image: tuple[str, tuple[int, int]] | None = None
+    for offset, row in enumerate(group.rows):
+        number = group.first + offset
+        try:
+            record = parse_record(row, group.path, number)
+        except DataError as error:
+            result.problems.append(Problem("row", str(error)))
+            continue
+        where = f"{group.path}: row {number}"
+        if offset == 0 or image is None:
+            try:
+                path = resolve_image(record, group.path)
+                image = sha256_of(path), open_image(path).size
+            except ImageError as error:
+                if offset == 0:
+                    result.problems.append(Problem("image", f"{where}: {error}"))
+        if image is not None:
+            result.problems += _image_problems(record, image, where)
+        result.problems += _object_problems(record, where)
+        result.digests.append((number, record.sha256, *_digests(record)))
+    return result
+
+
+def _image_problems(record: Record, image: tuple[str, tuple[int, int]], where: str) -> Iterator[Problem]:
+    digest, size = image
+    if digest != record.sha256:
+        yield Problem(
+            "digest",
+            f"{where}: {record.image} has the SHA-256 {digest}, the row says {record.sha256}: the file was "
+            "changed after the data was prepared. Prepare it again",
+        )
+    if size != (record.width, record.height):
+        yield Problem(
+            "size",
+            f"{where}: {record.image} is {size[0]}x{size[1]} pixels, the row says {record.width}x{record.height}. "
+            "Prepare the data again",
+        )
+
+
+def _object_problems(record: Record, where: str) -> Iterator[Problem]:
+    size = (record.height, record.width)
+    for name, counts in [*((f"masks.{i}", one) for i, one in enumerate(record.masks)), ("ignore", record.ignore)]:
+        if counts is None:
+            continue
+        try:
+            mask = decode_rle(counts, size)
+        except MaskError as error:
+            yield Problem("mask", f"{where}, field {name!r}: {error}. Prepare the data again")
+            continue
+        if not mask.any():
+            yield Problem("mask", f"{where}, field {name!r}: it is empty. A row without a target has no masks at all")
+        elif name != "ignore" and record.boxes:
+            yield from _box_problems(mask, record.boxes[int(name.removeprefix("masks."))], f"{where}, field {name!r}")
+    for index, box in enumerate(record.boxes):
+        left, top, right, bottom = box
+        inside = min(left, top) >= -SLACK and right <= record.width + SLACK and bottom <= record.height + SLACK
+        if not (left < right and top < bottom and inside):
+            yield Problem(
+                "box", f"{where}, field 'boxes.{index}': {box} has no area, or leaves the image of {size} H, W"
+            )
+    for index, points in enumerate(record.points):
+        if not all(0 <= x <= record.width and 0 <= y <= record.height for x, y in points):
+            yield Problem("point", f"{where}, field 'points.{index}': {points} leave the image of {size} H, W")
+
+
+def _box_problems(mask: np.ndarray, box: Sequence[float], where: str) -> Iterator[Problem]:
+    tight = box_of(mask)
+    missed = [box[0] - tight[0], box[1] - tight[1], tight[2] - box[2], tight[3] - box[3]]
+    if max(missed) > SLACK:
+        yield Problem("box", f"{where}: its box {list(box)} does not enclose it, the mask reaches {tight}")
+
+
+def _digests(record: Record) -> tuple[bytes, bytes]:
+    """Of what the row asks and answers, and of the whole row."""
+    content = record.model_dump(include={"sha256", "sentence", "masks", "ignore", "boxes"})
+    return _digest(content), _digest(record.model_dump())
+
+
+def _digest(values: dict) -> bytes:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def first_of_each_kind(problems: Iterable[Problem], limit: int) -> list[str]:
+    """At most `limit` problems of each kind, and how many more there are. `limit` 0: all."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem.text)
+    lines = []
+    for kind, texts in kinds.items():
+        shown = texts[:limit] if limit else texts
+        lines += shown
+        if len(texts) > len(shown):
+            lines.append(f"… and {len(texts) - len(shown)} more of kind {kind!r}; --limit 0 shows all")
+    return lines

@@ -1,0 +1,263 @@
+"""From annotations as data sets ship them to masks in the original frame, and from masks to rows."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
+from samr1_verl.geometry.frames import turn_box, turn_mask
+from samr1_verl.geometry.masks import MaskError, box_of, decode_rle, encode_rle, inscribed_points
+from samr1_verl.rows.record import Record
+
+LONGEST_SENTENCE = 2000  # characters; ReasonSeg's longest has a few hundred, and it must fit a prompt
+_CORNERS = 3
+
+
+class Flaw(ValueError):
+    """A field of a source record that cannot be used: what was found, what was expected, what to do."""
+
+    def __init__(self, field: str, problem: str):
+        super().__init__(problem)
+        self.field = field
+
+
+class Exif(str, enum.Enum):
+    """Which way up the annotations of an image with an EXIF orientation are drawn."""
+
+    auto = "auto"  # told by the size that comes with them; an error where it does not tell
+    applied = "applied"  # on the image as a viewer shows it
+    stored = "stored"  # on the pixels as they lie in the file
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file that was decoded to its end. `size_wh` is its (W, H) in the original frame."""
+
+    path: Path
+    sha256: str
+    size_wh: tuple[int, int]
+    stored_wh: tuple[int, int]
+    orientation: int
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.size_wh[1], self.size_wh[0]
+
+    def turn(self, drawn_wh: tuple[int, int], exif: Exif) -> int:
+        """The EXIF orientation that annotations drawn on (W, H) pixels still need; 1: none.
+
+        Raises:
+            Flaw: they were drawn on an image of another size, or their size does not tell which way up.
+        """
+        fits = {Exif.applied: drawn_wh == self.size_wh, Exif.stored: drawn_wh == self.stored_wh}
+        if exif is Exif.auto and self.orientation != 1 and all(fits.values()):
+            raise Flaw(
+                "orientation",
+                f"{self.path} has the EXIF orientation {self.orientation}, and its size does not tell whether the "
+                "annotation was drawn before or after it. Say --exif applied (as viewers show it) or --exif stored",
+            )
+        frame = exif if exif is not Exif.auto else Exif.stored if fits[Exif.stored] else Exif.applied
+        if not fits[frame]:
+            raise Flaw(
+                "size",
+                f"the annotation is for an image of {_by(drawn_wh)} pixels, {self.path} has "
+                f"{_by(self.size_wh if frame is Exif.applied else self.stored_wh)}. It is for another image, or the "
+                "image was resized: get the image that the data set was made with",
+            )
+        return self.orientation if frame is Exif.stored else 1
+
+
+def _by(size_wh: tuple[int, int]) -> str:
+    return f"{size_wh[0]}x{size_wh[1]}"
+
+
+def open_picture(path: Path) -> Picture:
+    """Decode an image file and take its digest. Raises Flaw where it is missing, cut short or no image."""
+    try:
+        orientation, stored_wh = orientation_of(path)
+        return Picture(path, sha256_of(path), open_image(path).size, stored_wh, orientation)
+    except ImageError as error:
+        raise Flaw("image", str(error)) from error
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A mask, HxW bool in the original frame, and what of its annotation covers no pixel (empty: nothing)."""
+
+    mask: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def segmentation_mask(segmentation: Any, drawn_wh: tuple[int, int]) -> Shape:
+    """The mask of a COCO segmentation, HxW bool, on the image it was drawn on, of (W, H).
+
+    Args:
+        segmentation: polygons [[x, y, x, y, …], …], which are united, or one flat polygon, or an RLE
+            {"size": [H, W], "counts": a list of run lengths, or compressed text}.
+
+    Raises:
+        Flaw: it is none of these, is for an image of another size, or covers no pixel.
+    """
+    if isinstance(segmentation, dict):
+        shape = Shape(_rle_mask(segmentation, drawn_wh))
+    elif isinstance(segmentation, list | tuple) and segmentation:
+        polygons = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
+        shape = _polygon_mask(polygons, drawn_wh)
+    else:
+        raise Flaw("segmentation", f"found {_short(segmentation)}, expected polygons or an RLE")
+    if not shape.mask.any():
+        notes = f" ({'; '.join(shape.notes)})" if shape.notes else ""
+        raise Flaw("segmentation", f"it covers no pixel{notes}. Correct or remove the annotation")
+    return shape
+
+
+def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
+    width, height = drawn_wh
+    notes: list[str] = []
+    areas: list[list[float]] = []
+    for number, polygon in enumerate(polygons):
+        try:
+            corners = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError):
+            corners = np.empty((0, 0))
+        if corners.ndim != 1 or corners.size % 2 or not np.isfinite(corners).all():
+            raise Flaw("segmentation", f"polygon {number} is {_short(polygon)}, expected [x, y, x, y, …]")
+        x, y = corners[0::2], corners[1::2]
+        if corners.size and (np.abs(x - width / 2).max() > 1.5 * width or np.abs(y - height / 2).max() > 1.5 * height):
+            raise Flaw(
+                "segmentation",
+                f"polygon {number} reaches from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}), far outside "
+                f"the image of {_by(drawn_wh)} pixels: it belongs to another image, or is scaled",
+            )
+        if len(x) < _CORNERS or not np.dot(x - x.mean(), np.roll(y, -1) - np.roll(y, 1)):
+            notes.append(f"polygon {number} of {len(polygons)} has no area: {_short(polygon)}")
+        else:
+            areas.append(corners.tolist())
+    if not areas:
+        return Shape(np.zeros((height, width), dtype=bool), tuple(notes))
+    united = coco_mask.merge(coco_mask.frPyObjects(areas, height, width))
+    return Shape(coco_mask.decode(united).astype(bool), tuple(notes))
+
+
+def _rle_mask(rle: dict, drawn_wh: tuple[int, int]) -> np.ndarray:
+    width, height = drawn_wh
+    counts, size = rle.get("counts"), rle.get("size")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise Flaw("segmentation", f"the RLE's size is {size}, expected [{height}, {width}] (H, W of the image)")
+    if isinstance(counts, str | bytes):
+        try:
+            return decode_rle(counts if isinstance(counts, str) else counts.decode("ascii"), (height, width))
+        except (MaskError, UnicodeDecodeError) as error:
+            raise Flaw("segmentation", str(error)) from error
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        raise Flaw("segmentation", f"the RLE's counts are {_short(counts)}, expected run lengths or compressed text")
+    if sum(counts) != height * width:
+        raise Flaw("segmentation", f"the RLE has {sum(counts)} pixels, the image {height * width}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One object of a row: its mask as compressed COCO RLE, its box x1 y1 x2 y2 and points [x, y], original frame."""
+
+    rle: str
+    box: list[float]
+    points: list[list[float]]
+
+
+def truth_of(mask_drawn: np.ndarray, orientation: int) -> Truth:
+    """The object of a non-empty mask, HxW bool, which still needs the EXIF `orientation` (1: none)."""
+    mask = turn_mask(mask_drawn, orientation)
+    return Truth(encode_rle(mask), box_of(mask), inscribed_points(mask))
+
+
+def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) -> list[float]:
+    """A box x1 y1 x2 y2 brought to the original frame. Raises Flaw where it has no area or leaves the image."""
+    box = np.asarray(box_xyxy, dtype=np.float64)
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise Flaw("box", f"found {_short(box_xyxy)}, expected four numbers")
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise Flaw(
+            "box", f"{box.tolist()} has no area, expected x1 < x2 and y1 < y2. Is it x, y, w, h? Say --box-format"
+        )
+    box = turn_box(box, picture.stored_wh, orientation)
+    width, height = picture.size_wh
+    slack = 1.0  # annotation tools round
+    if box.min() < -slack or box[2] > width + slack or box[3] > height + slack:
+        raise Flaw("box", f"{box.tolist()} leaves the image of {_by(picture.size_wh)} pixels. Wrong --box-format?")
+    return np.clip(box, 0, [width, height, width, height]).tolist()
+
+
+def checked_sentence(sentence: Any) -> str:
+    """The sentence without white space around it. Raises Flaw where it is empty, too long or no text."""
+    if not isinstance(sentence, str):
+        raise Flaw("sentence", f"found {_short(sentence)}, expected text")
+    text = sentence.strip()
+    if not text:
+        raise Flaw("sentence", f"found {_short(sentence)}, expected a sentence. Correct or remove it")
+    if len(text) > LONGEST_SENTENCE:
+        raise Flaw(
+            "sentence",
+            f"it has {len(text)} characters, expected at most {LONGEST_SENTENCE}; it begins {text[:60]!r}. Shorten it",
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Flaw("sentence", f"{_short(sentence)} is not UTF-8. Correct its encoding in the source") from error
+    return text
+
+
+def make_record(
+    *,
+    data_source: str,
+    sentence: Any,
+    picture: Picture,
+    folder: Path,
+    truths: Sequence[Truth] = (),
+    boxes: Sequence[list[float]] = (),
+    ignore: str | None = None,
+    category: str = "",
+    source: dict[str, Any],
+) -> Record:
+    """A row.
+
+    Args:
+        folder: of the parquet file; images below it are named relative to it, others by their absolute path.
+        boxes: of a row without masks; objects with masks have their own.
+        ignore: compressed COCO RLE counts of the pixels that do not count, or None.
+
+    Raises:
+        Flaw: the sentence cannot be used.
+    """
+    return Record(
+        data_source=data_source,
+        sentence=checked_sentence(sentence),
+        image=image_name(picture.path, folder),
+        sha256=picture.sha256,
+        height=picture.size_wh[1],
+        width=picture.size_wh[0],
+        masks=[truth.rle for truth in truths],
+        ignore=ignore,
+        boxes=[truth.box for truth in truths] or list(boxes),
+        points=[truth.points for truth in truths],
+        category=category,
+        source={key: str(value) for key, value in source.items()},
+    )
+
+
+def image_name(path: Path, folder: Path) -> str:
+    """How a row in `folder` names its image: relative below the folder, so that both move together, else absolute."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,78 @@
+"""What the columns of a Hugging Face data set hold, read into masks, polygons and boxes."""
+
+from __future__ import annotations
+
+import enum
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from samr1_verl.rows.convert.annotations import Flaw
+from PIL import Image
+
+
+class BoxFormat(str, enum.Enum):
+    """What the four numbers of a box are."""
+
+    xyxy = "xyxy"
+    xywh = "xywh"
+
+
+def label_image(mask: Any) -> np.ndarray:
+    """Labels of a mask column, HxW: an encoded image, or rows of numbers. Raises Flaw."""
+    try:
+        if isinstance(mask, dict) and (mask.get("bytes") or mask.get("path")):
+            with Image.open(io.BytesIO(mask["bytes"]) if mask.get("bytes") else mask["path"]) as image:
+                labels = np.asarray(image)
+        else:
+            labels = np.asarray(mask)
+            labels = labels if labels.dtype != object else np.empty(0)
+    except (OSError, ValueError, TypeError) as error:
+        raise Flaw("mask", f"unreadable ({error}), expected an image or rows of pixels") from error
+    if labels.ndim == 3 and labels.shape[2] > 1 and (labels[..., :3] == labels[..., :1]).all():
+        labels = labels[..., 0]  # grey, saved as colours
+    if labels.ndim != 2:
+        raise Flaw("mask", f"its shape is {labels.shape}, expected HxW: one channel, or three that are equal")
+    return labels
+
+
+def split_labels(labels: np.ndarray, ignore_value: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The object's pixels and those that do not count, both HxW bool. Raises Flaw where the values leave it open."""
+    values = [value for value in np.unique(labels).tolist() if value not in (0, ignore_value)]
+    if len(values) > 1:
+        raise Flaw(
+            "mask",
+            f"it holds the values {[0, *values][:8]}, expected 0 and one other. If one marks pixels that do not count "
+            "(255 often does), say --ignore-value; if each is an object, split them into examples",
+        )
+    if not values:
+        raise Flaw("mask", "no pixel belongs to the object")
+    ignore = labels == ignore_value if ignore_value is not None else np.zeros(labels.shape, dtype=bool)
+    return labels == values[0], ignore
+
+
+def several_segmentations(segmentation: Any) -> Sequence[Any]:
+    """Segmentations of several objects: a list of RLEs, or of lists of polygons; anything else is one object's."""
+    if isinstance(segmentation, str):
+        try:
+            segmentation = json.loads(segmentation)
+        except ValueError as error:
+            raise Flaw("segmentation", f"text that is no JSON ({error})") from error
+    if isinstance(segmentation, list) and segmentation:
+        first = segmentation[0]
+        if isinstance(first, dict) or (isinstance(first, list) and first and isinstance(first[0], list)):
+            return segmentation
+    return [segmentation]
+
+
+def several_boxes(box: Any) -> Sequence[Any]:
+    return box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
+
+
+def box_xyxy(box: Any, box_format: BoxFormat) -> list[float]:
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
+        raise Flaw("box", f"found {str(box)[:80]}, expected four numbers")
+    x, y, right, bottom = box
+    return [x, y, right, bottom] if box_format is BoxFormat.xyxy else [x, y, x + right, y + bottom]

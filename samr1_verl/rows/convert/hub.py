@@ -1,0 +1,240 @@
+"""A Hugging Face data set, of the hub or on disk, to training rows: flags name the columns.
+
+    python data/hub.py --dataset Ricky06662/ReasonSeg_val --split test --image image --sentence text --mask mask \\
+        --out data/reasonseg_hub/val.parquet
+    python data/hub.py --dataset mine.parquet --image photo --sentence question --box bbox --out data/mine/train.parquet
+
+Objects come from one of three kinds of columns: --mask (an image, or rows of pixels), --segmentation (COCO polygons or
+RLE, of one object or a list of them), or --box. Images that lie inside the data set are written, byte for byte, to the
+folder `images` beside the parquet file, named by their digest. The data set is read as a stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from samr1_verl.rows.convert.annotations import Exif, Flaw, Picture, Truth, box_in_image, make_record, open_picture, segmentation_mask, truth_of
+from samr1_verl.rows.convert.columns import BoxFormat, box_xyxy, label_image, several_boxes, several_segmentations, split_labels
+from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, report_and_exit, stamp
+from PIL import Image, UnidentifiedImageError
+
+from samr1_verl.geometry.frames import turn_mask
+from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.record import DataError, Record
+from samr1_verl.rows.files import complete
+
+if TYPE_CHECKING:
+    import datasets  # takes seconds to import, and no worker needs it
+
+_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what; one of mask, segmentation and box."""
+
+    image: str
+    sentence: str
+    mask: str | None
+    segmentation: str | None
+    box: str | None
+    category: str | None
+    id: str | None
+
+    @property
+    def named(self) -> list[str]:
+        return [name for name in vars(self).values() if name is not None]
+
+
+@dataclass(frozen=True)
+class HubConvert:
+    """Rows of one example, given as (number, example)."""
+
+    dataset: str
+    columns: Columns
+    box_format: BoxFormat
+    ignore_value: int | None
+    folder: Path
+    data_source: str
+    exif: Exif
+
+    def __call__(self, numbered: tuple[int, dict]) -> tuple[list[Record], list[Problem]]:
+        number, example = numbered
+        sentence = example[self.columns.sentence]
+        sentences = sentence if isinstance(sentence, list) else [sentence]
+        try:
+            picture = self._picture(example[self.columns.image])
+            truths, boxes, ignore, notes = self._objects(example, picture)
+        except Flaw as flaw:
+            return [], [self._problem(number, flaw.field, str(flaw), len(sentences))]
+        problems = [self._problem(number, "segmentation", note, 0) for note in notes]
+        records = []
+        for index, one in enumerate(sentences):
+            ids = {"example": number, "sentence": index}
+            if self.columns.id:
+                ids[self.columns.id] = example[self.columns.id]
+            category = example[self.columns.category] if self.columns.category else ""
+            try:
+                records.append(
+                    make_record(
+                        data_source=self.data_source,
+                        sentence=one,
+                        picture=picture,
+                        folder=self.folder,
+                        truths=truths,
+                        boxes=boxes,
+                        ignore=ignore,
+                        category=str(category or ""),
+                        source=ids,
+                    )
+                )
+            except Flaw as flaw:
+                problems.append(self._problem(number, flaw.field, str(flaw), 1))
+        return records, problems
+
+    def _problem(self, number: int, kind: str, problem: str, rows: int) -> Problem:
+        column = getattr(self.columns, kind, None) or kind
+        return Problem(self.dataset, f"example {number}", column, problem, rows)
+
+    def _picture(self, image: Any) -> Picture:
+        """The example's image file: its own where the data set names one, else its bytes, written to `images`."""
+        image = {"path": image, "bytes": None} if isinstance(image, str) else image
+        if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
+            raise Flaw("image", f"found {str(image)[:80]}, expected an image or a path")
+        if not image.get("bytes"):
+            return open_picture(Path(image["path"]))
+        data = image["bytes"]
+        try:
+            suffix = (Image.open(io.BytesIO(data)).format or "image").lower()
+        except (UnidentifiedImageError, OSError) as error:
+            raise Flaw("image", f"its {len(data)} bytes are no image ({error})") from error
+        path = self.folder / "images" / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+        if not path.is_file():
+            with complete(path) as partial:
+                partial.write_bytes(data)
+        return open_picture(path)
+
+    def _objects(
+        self, example: dict, picture: Picture
+    ) -> tuple[list[Truth], list[list[float]], str | None, tuple[str, ...]]:
+        """Objects, boxes where there are no masks, pixels that do not count (RLE), and notes."""
+        if self.columns.mask:
+            labels = label_image(example[self.columns.mask])
+            mask, ignore = split_labels(labels, self.ignore_value)
+            turn = picture.turn((labels.shape[1], labels.shape[0]), self.exif)
+            return [truth_of(mask, turn)], [], encode_rle(turn_mask(ignore, turn)) if ignore.any() else None, ()
+        turn = self._turn(picture)
+        if self.columns.segmentation:
+            shapes = [
+                segmentation_mask(one, picture.stored_wh if turn != 1 else picture.size_wh)
+                for one in several_segmentations(example[self.columns.segmentation])
+            ]
+            return [truth_of(one.mask, turn) for one in shapes], [], None, tuple(chain(*(one.notes for one in shapes)))
+        boxes = [box_xyxy(box, self.box_format) for box in several_boxes(example[str(self.columns.box)])]
+        return [], [box_in_image(box, picture, turn) for box in boxes], None, ()
+
+    def _turn(self, picture: Picture) -> int:
+        """Polygons and boxes come without the size of the image they were drawn on."""
+        if self.exif is Exif.auto and picture.orientation != 1:
+            raise Flaw(
+                "orientation",
+                f"{picture.path} has the EXIF orientation {picture.orientation}, and nothing tells whether the "
+                "annotation was drawn before or after it. Say --exif applied (as viewers show it) or --exif stored",
+            )
+        return picture.orientation if self.exif is Exif.stored else 1
+
+
+def open_dataset(place: str, config: str | None, split: str) -> datasets.IterableDataset:
+    """The data set as a stream: a hub id, a folder, one file, or what save_to_disk wrote. Raises DataError."""
+    import datasets
+
+    path = Path(place)
+    try:
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            saved = datasets.load_from_disk(place)
+            if isinstance(saved, datasets.DatasetDict):
+                if split not in saved:
+                    raise DataError(f"--split: {place} has no split {split!r}, it has: {', '.join(saved)}")
+                saved = saved[split]
+            return saved.to_iterable_dataset()
+        if path.is_file():
+            if path.suffix not in _BUILDERS:
+                raise DataError(f"--dataset: {place} ends in {path.suffix!r}, expected one of {', '.join(_BUILDERS)}")
+            return datasets.load_dataset(_BUILDERS[path.suffix], data_files=place, split="train", streaming=True)
+        return datasets.load_dataset(place, config, split=split, streaming=True)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"--dataset {place}, --split {split}: {error}") from error
+
+
+def raw_examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[dict]:
+    """The examples with images as bytes or path, undecoded. Raises DataError where a column is not there."""
+    import datasets
+
+    names = stream.column_names or list(next(iter(stream), {}))
+    missing = [name for name in columns.named if name not in names]
+    if missing:
+        raise DataError(f"no column {', '.join(missing)}, the data set has: {', '.join(names)}")
+    for name in (columns.image, columns.mask):
+        if name and isinstance((stream.features or {}).get(name), datasets.Image):
+            stream = stream.cast_column(name, datasets.Image(decode=False))
+    yield from stream
+
+
+def _convert(to: HubConvert, config: str | None, split: str, out: Path, strict: bool, workers: int) -> list[Outcome]:
+    chosen = [to.columns.mask, to.columns.segmentation, to.columns.box]
+    if sum(name is not None for name in chosen) != 1:
+        raise DataError("say one of --mask, --segmentation and --box")
+    stream = open_dataset(to.dataset, config, split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(to.dataset)
+    files = [place] if place.is_file() else sorted(place.rglob("*")) if place.is_dir() else []
+    plan = {
+        "to": repr(to),
+        "config": config,
+        "split": split,
+        "files": [stamp(path) for path in files if path.is_file()],
+    }
+    total = stream.info.splits[split].num_examples if split in (stream.info.splits or {}) else None
+    with Workspace(out.parent / f".{out.name}.work", plan) as work:
+        jobs = enumerate(raw_examples(stream, to.columns))
+        return [convert(work, out, jobs, total, to, strict, workers)]
+
+
+def main(
+    dataset: Annotated[str, typer.Option(help="id on the hub, folder, or parquet, json, jsonl, csv or arrow file")],
+    image: Annotated[str, typer.Option(help="column of the image, or of its path")],
+    sentence: Annotated[str, typer.Option(help="column of the sentence, or of a list of them")],
+    out: Annotated[Path, typer.Option(help="the parquet file to write")],
+    mask: Annotated[str | None, typer.Option(help="column of the mask: an image, or rows of pixels")] = None,
+    segmentation: Annotated[str | None, typer.Option(help="column of COCO polygons or RLE, or a list of them")] = None,
+    box: Annotated[
+        str | None, typer.Option(help="column of the box, or a list of them; rows then have no mask")
+    ] = None,
+    box_format: Annotated[BoxFormat, typer.Option(help="what a box holds")] = BoxFormat.xyxy,
+    ignore_value: Annotated[int | None, typer.Option(help="value of mask pixels that do not count")] = None,
+    category: Annotated[str | None, typer.Option(help="column of the category")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="column of the example's own id")] = None,
+    config: Annotated[str | None, typer.Option(help="the data set's configuration")] = None,
+    split: Annotated[str, typer.Option(help="the data set's split")] = "train",
+    name: Annotated[str, typer.Option(help="the rows' data_source")] = "hub",
+    exif: Annotated[Exif, typer.Option(help="which way up images with an EXIF orientation were annotated")] = Exif.auto,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
+) -> None:
+    """Convert a Hugging Face data set."""
+    columns = Columns(image, sentence, mask, segmentation, box, category, id_column)
+    to = HubConvert(dataset, columns, box_format, ignore_value, out.parent, name, exif)
+    report_and_exit(lambda: _convert(to, config, split, out, strict, workers))
+
+
+if __name__ == "__main__":
+    typer.run(main)

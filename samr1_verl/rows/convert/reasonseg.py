@@ -1,0 +1,165 @@
+"""ReasonSeg as LISA ships it to training rows.
+
+    python data/reasonseg.py --folder ReasonSeg --out data/reasonseg
+
+The folder holds train, val and test, each with pairs NAME.jpg and NAME.json. Writes one parquet file a split, one row a
+sentence. The polygons are painted as LISA paints them: largest first, so that small ones lie on top; pixels labelled
+`ignore` become the row's ignore mask and are no part of the object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from samr1_verl.rows.convert.annotations import Flaw, make_record, open_picture, truth_of
+from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, report_and_exit
+
+from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.record import DataError, Record
+
+TARGET, IGNORE = 1, 255  # LISA's labels
+
+
+def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """LISA's label image, HxW uint8 (0, TARGET or IGNORE), and notes about shapes that were left out.
+
+    Source: get_mask_from_json in LISA's utils/data_processing.py. Corners are cut to whole pixels, outlines belong to
+    the polygon, and `flag` marks annotations that LISA's authors withdrew.
+
+    Raises:
+        Flaw: a shape has no label or no points, or lies far outside the image.
+    """
+    notes: list[str] = []
+    painted: list[tuple[int, np.ndarray, int]] = []
+    for number, shape in enumerate(shapes):
+        try:
+            label, corners = shape["label"].lower(), np.asarray(shape["points"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Flaw(f"shapes[{number}]", f"found {str(shape)[:80]}, expected label and points ({error})") from error
+        if label == "flag":
+            continue
+        if corners.ndim != 2 or corners.shape[1:] != (2,) or not np.isfinite(corners).all():
+            raise Flaw(f"shapes[{number}].points", f"found {str(shape['points'])[:80]}, expected [[x, y], …]")
+        if corners.size and (np.abs(corners / size_hw[::-1] - 0.5) > 1.5).any():
+            raise Flaw(f"shapes[{number}].points", f"far outside the image of {size_hw[1]}x{size_hw[0]} pixels")
+        if len(np.unique(corners, axis=0)) < 3:
+            notes.append(f"shapes[{number}] ({label}) has no area: {len(corners)} corners")
+            continue
+        polygon = corners.astype(np.int32)[None]
+        alone = np.zeros(size_hw, dtype=np.uint8)
+        _fill(alone, polygon, TARGET)
+        painted.append((int(alone.sum()), polygon, IGNORE if "ignore" in label else TARGET))
+    labels = np.zeros(size_hw, dtype=np.uint8)
+    for index in np.argsort([area for area, _, _ in painted])[::-1]:
+        _fill(labels, painted[index][1], painted[index][2])
+    return labels, notes
+
+
+def _fill(canvas: np.ndarray, polygon: np.ndarray, value: int) -> None:
+    cv2.polylines(canvas, polygon, True, value, 1)
+    cv2.fillPoly(canvas, polygon, value)
+
+
+def read_annotation(path: Path) -> dict[str, Any]:
+    """The JSON of one image; LISA's files are UTF-8, a few cp1252. Raises Flaw where it lacks text or shapes."""
+    data = path.read_bytes()
+    try:
+        try:
+            found = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            found = json.loads(data.decode("cp1252"))
+    except ValueError as error:
+        raise Flaw("json", f"unreadable ({error}). Unpack the data set again") from error
+    for name in ("text", "shapes"):
+        if not isinstance(found, dict) or not isinstance(found.get(name), list) or not found[name]:
+            raise Flaw(name, "expected a list that is not empty")
+    return found
+
+
+@dataclass(frozen=True)
+class ReasonSegConvert:
+    """Rows of one annotation file."""
+
+    split: str
+    folder: Path
+    first_sentence: bool
+
+    def __call__(self, path: Path) -> tuple[list[Record], list[Problem]]:
+        texts: list[Any] = [None]
+        try:
+            annotation = read_annotation(path)
+            texts = annotation["text"][:1] if self.first_sentence else annotation["text"]
+            # LISA reads images with OpenCV, which applies the EXIF orientation: its polygons are in the original frame.
+            picture = open_picture(path.with_suffix(".jpg"))
+            labels, notes = paint(annotation["shapes"], picture.size_hw)
+            if not (labels == TARGET).any():
+                raise Flaw("shapes", f"no pixel is the target ({'; '.join(notes) or 'no target polygon'})")
+        except Flaw as flaw:
+            return [], [Problem(str(path), "annotation", flaw.field, str(flaw), len(texts))]
+        problems = [Problem(str(path), "annotation", "shapes", note, 0) for note in notes]
+        truth, ignore = truth_of(labels == TARGET, 1), labels == IGNORE
+        records = []
+        for number, text in enumerate(texts):
+            try:
+                records.append(
+                    make_record(
+                        data_source="reasonseg",
+                        sentence=text,
+                        picture=picture,
+                        folder=self.folder,
+                        truths=[truth],
+                        ignore=encode_rle(ignore) if ignore.any() else None,
+                        source={
+                            "split": self.split,
+                            "name": path.stem,
+                            "sentence": number,
+                            "is_sentence": annotation.get("is_sentence"),
+                        },
+                    )
+                )
+            except Flaw as flaw:
+                problems.append(Problem(str(path), f"text[{number}]", flaw.field, str(flaw), 1))
+        return records, problems
+
+
+def _convert(
+    folder: Path, out: Path, wanted: list[str], first_sentence: bool, strict: bool, workers: int
+) -> list[Outcome]:
+    found = {path.parent.name for path in folder.glob("*/*.json")} - {"explanatory"}
+    unknown = sorted(set(wanted) - found)
+    if unknown or not found:
+        there = ", ".join(sorted(found)) or "no folder with NAME.json files"
+        raise DataError(f"{folder}: no split {', '.join(unknown) or 'at all'}, it has: {there}")
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    with Workspace(out / ".reasonseg.work", {"folder": folder.resolve(), "first": first_sentence}) as work:
+        for split in wanted or sorted(found):
+            files = sorted((folder / split).glob("*.json"))
+            function = ReasonSegConvert(split, out, first_sentence)
+            outcomes.append(convert(work, out / f"{split}.parquet", files, len(files), function, strict, workers))
+    return outcomes
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="folder with train, val and test")],
+    out: Annotated[Path, typer.Option(help="folder for the parquet files, one a split")],
+    split: Annotated[list[str] | None, typer.Option(help="may be repeated; left out: every split")] = None,
+    first_sentence: Annotated[
+        bool, typer.Option("--first-sentence", help="one row an image, as LISA evaluates val")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
+) -> None:
+    """Convert ReasonSeg."""
+    report_and_exit(lambda: _convert(folder, out, split or [], first_sentence, strict, workers))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,256 @@
+"""Referring expressions on COCO images: what RefCOCO and gRefCOCO have in common.
+
+References go into the database of their instances file, are grouped by image, and become one row a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from samr1_verl.rows.convert.annotations import Exif, Flaw, Picture, Truth, make_record, open_picture, segmentation_mask, truth_of
+from samr1_verl.rows.convert.pipeline import Convert, Outcome, Problem, Workspace, convert, stamp
+from samr1_verl.rows.convert.instances import Fill, find_image, instances_of, open_index
+
+from samr1_verl.rows.record import DataError, Record
+from samr1_verl.rows.files import complete
+
+_TABLES = """
+CREATE TABLE refs (id PRIMARY KEY, image_id, split TEXT, annotations TEXT) WITHOUT ROWID;
+CREATE TABLE sentences (
+    split TEXT, image_id, ref_id, number INTEGER, id, text TEXT, chosen INTEGER DEFAULT 1,
+    PRIMARY KEY (split, image_id, ref_id, number)
+) WITHOUT ROWID;
+CREATE TABLE flaws (record TEXT, field TEXT, problem TEXT, rows INTEGER);
+"""
+NO_TARGET = [-1]  # gRefCOCO's ann_id of a sentence about nothing in the image
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where one data set lies. `name` becomes the rows' data_source."""
+
+    name: str
+    refs: Path
+    instances: Path
+    images: Path
+
+    def plan(self) -> dict[str, Any]:
+        """What a Workspace compares. Raises DataError where a file or the folder is missing."""
+        if not self.images.is_dir():
+            raise DataError(f"--images: no folder {self.images}. Unpack COCO's train2014 images there")
+        return {"refs": stamp(self.refs), "instances": stamp(self.instances), "images": str(self.images.resolve())}
+
+
+def refs_of(refs: Callable[[], Iterable[Any]], read: Callable[[dict], list]) -> Fill:
+    """Fills a database with references. `read` gives the annotation ids of one, or raises Flaw or KeyError."""
+
+    def fill(database: sqlite3.Connection) -> None:
+        database.executescript(_TABLES)
+        for index, ref in enumerate(refs()):
+            name = f"reference {index}"
+            try:
+                name = f"ref_id {ref['ref_id']}"
+                values = (ref["ref_id"], ref["image_id"], ref["split"], json.dumps(read(ref)))
+                sentences = [(ref["split"], ref["image_id"], ref["ref_id"], n, s["sent_id"], json.dumps(s["sent"]))
+                             for n, s in enumerate(ref["sentences"])]  # fmt: skip
+                database.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", values)
+                database.executemany("INSERT INTO sentences VALUES (?, ?, ?, ?, ?, ?, 1)", sentences)
+            except (KeyError, TypeError, Flaw, sqlite3.IntegrityError) as error:
+                column, problem = _explain(error)
+                rows = len(ref["sentences"]) if isinstance(ref, dict) and isinstance(ref.get("sentences"), list) else 0
+                database.execute("INSERT INTO flaws VALUES (?, ?, ?, ?)", (name, column, problem, rows))
+
+    return fill
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    if isinstance(error, KeyError):
+        return str(error.args[0]), "it is missing"
+    if isinstance(error, Flaw):
+        return error.field, str(error)
+    if isinstance(error, sqlite3.IntegrityError):
+        return "ref_id", "another reference has the same"
+    return "ref", f"not a reference as its publisher ships them ({error})"
+
+
+def convert_splits(
+    files: Files,
+    refs: Fill,
+    out: Path,
+    splits: Sequence[str],
+    sample: int | None,
+    seed: int,
+    exif: Exif,
+    strict: bool,
+    workers: int,
+) -> list[Outcome]:
+    """Write OUT/SPLIT.parquet for each split, `train` sampled where `sample` is given.
+
+    Raises:
+        DataError: a file is missing or broken, a split does not exist, the sample is larger than the split.
+    """
+    plan = {**files.plan(), "name": files.name, "sample": sample, "seed": seed, "exif": exif}
+    out.mkdir(parents=True, exist_ok=True)
+    with Workspace(out / f".{files.name}.work", plan) as work:
+        database = open_index(work.folder / "index.sqlite", instances_of(files.instances), refs)
+        chosen = _known_splits(database, files, splits)
+        outcomes = []
+        for number, split in enumerate(chosen):
+            if sample is not None and split == "train":
+                _sample(database, files, split, sample, seed, out / f"{split}.sample.json")
+            (total,) = database.execute(
+                "SELECT COUNT(DISTINCT image_id) FROM sentences WHERE split = ? AND chosen", (split,)
+            ).fetchone()
+            function: Convert = ReferringConvert(files, split, out, exif)
+            jobs = _jobs(database, split, with_flaws=number == 0)
+            outcomes.append(convert(work, out / f"{split}.parquet", jobs, total, function, strict, workers))
+        database.close()
+        return outcomes
+
+
+def _known_splits(database: sqlite3.Connection, files: Files, wanted: Sequence[str]) -> list[str]:
+    found = [split for (split,) in database.execute("SELECT DISTINCT split FROM sentences ORDER BY split")]
+    unknown = sorted(set(wanted) - set(found))
+    if not found:
+        raise DataError(f"{files.refs}: holds no references. Download it again from the data set's authors")
+    if unknown:
+        raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(found)}. Correct --split")
+    return list(dict.fromkeys(wanted)) or found
+
+
+def _sample(database: sqlite3.Connection, files: Files, split: str, count: int, seed: int, listing: Path) -> None:
+    """Choose `count` sentences at random, the same ones wherever the data set and the seed are the same."""
+    query = "SELECT image_id, ref_id, number, id FROM sentences WHERE split = ? ORDER BY ref_id, number"
+    rows = database.execute(query, (split,)).fetchall()
+    if count > len(rows):
+        raise DataError(f"--sample {count}: split {split} of {files.refs} has {len(rows)} sentences")
+    picked = [rows[i] for i in sorted(np.random.default_rng(seed).choice(len(rows), size=count, replace=False))]
+    database.execute("UPDATE sentences SET chosen = 0 WHERE split = ?", (split,))
+    database.executemany(
+        "UPDATE sentences SET chosen = 1 WHERE split = ? AND image_id = ? AND ref_id = ? AND number = ?",
+        [(split, *row[:3]) for row in picked],
+    )
+    database.commit()
+    ids = [{"ref_id": ref_id, "sent_id": sent_id} for _, ref_id, _, sent_id in picked]
+    with complete(listing) as partial:
+        partial.write_text(json.dumps({"dataset": files.name, "split": split, "seed": seed, "sentences": ids}) + "\n")
+
+
+@dataclass(frozen=True)
+class ReferringJob:
+    """One image's references; of the first job, also the references that could not be read."""
+
+    image: tuple | None  # id, name, width, height
+    refs: dict[Any, tuple[list, list]] = field(default_factory=dict)  # id: annotation ids, sentences (id, JSON text)
+    annotations: dict[Any, tuple] = field(default_factory=dict)  # id: image id, category, JSON segmentation
+    flaws: list[tuple] = field(default_factory=list)
+
+
+def _jobs(database: sqlite3.Connection, split: str, with_flaws: bool) -> Iterator[ReferringJob]:
+    if with_flaws and (flaws := database.execute("SELECT * FROM flaws").fetchall()):
+        yield ReferringJob(None, flaws=flaws)
+    rows = database.execute(
+        "SELECT s.image_id, s.ref_id, r.annotations, s.id, s.text FROM sentences s JOIN refs r ON r.id = s.ref_id "
+        "WHERE s.split = ? AND s.chosen ORDER BY s.image_id, s.ref_id, s.number",
+        (split,),
+    )
+    for image_id, group in groupby(rows, key=lambda row: row[0]):
+        refs: dict[Any, tuple[list, list]] = {}
+        for _, ref_id, ids, sent_id, text in group:
+            refs.setdefault(ref_id, (json.loads(ids), []))[1].append((sent_id, text))
+        image = database.execute("SELECT id, name, width, height FROM images WHERE id = ?", (image_id,)).fetchone()
+        wanted = {one for ids, _ in refs.values() for one in ids}
+        found = database.execute(
+            "SELECT a.id, a.image_id, c.name, a.segmentation FROM annotations a LEFT JOIN categories c "
+            f"ON c.id = a.category_id WHERE a.id IN ({', '.join('?' * len(wanted))})",
+            list(wanted),
+        )
+        annotations = {one: rest for one, *rest in found}
+        yield ReferringJob(image or (image_id, None, 0, 0), refs, annotations)
+
+
+@dataclass(frozen=True)
+class ReferringConvert:
+    """Rows of one image's references, and what was wrong with them."""
+
+    files: Files
+    split: str
+    folder: Path
+    exif: Exif
+
+    def __call__(self, job: ReferringJob) -> tuple[list[Record], list[Problem]]:
+        problems = [Problem(str(self.files.refs), *flaw) for flaw in job.flaws]
+        if job.image is None:
+            return [], problems
+        image_id, name, width, height = job.image
+        try:
+            if name is None:
+                raise Flaw("image_id", f"no image has the id {image_id}. Is the instances file of the same data set?")
+            picture = open_picture(find_image(self.files.images, name))
+            orientation = picture.turn((width, height), self.exif)
+        except Flaw as flaw:
+            sentences = sum(len(texts) for _, texts in job.refs.values())
+            problems.append(Problem(str(self.files.instances), f"image {image_id}", flaw.field, str(flaw), sentences))
+            return [], problems
+        truths = self._truths(job, orientation, problems)
+        records: list[Record] = []
+        for ref_id, (ids, texts) in job.refs.items():
+            bad = next((one for one in ids if not isinstance(truths.get(one), Truth)), None)
+            if bad is not None:
+                flaw = truths.get(bad) or Flaw("ann_id", "no annotation has this id")
+                record = f"annotation {bad} of ref_id {ref_id}"
+                problems.append(Problem(str(self.files.instances), record, flaw.field, str(flaw), len(texts)))
+                continue
+            for sent_id, text in texts:
+                try:
+                    records.append(self._record(job, picture, truths, ref_id, sent_id, json.loads(text)))
+                except Flaw as flaw:
+                    where = f"sent_id {sent_id} of ref_id {ref_id}"
+                    problems.append(Problem(str(self.files.refs), where, flaw.field, str(flaw), 1))
+        return records, problems
+
+    def _truths(self, job: ReferringJob, orientation: int, problems: list[Problem]) -> dict[Any, Truth | Flaw]:
+        """The object of each annotation, or why it is none; adds what was left out of an object to `problems`."""
+        assert job.image is not None
+        image_id, _, width, height = job.image
+        truths: dict[Any, Truth | Flaw] = {}
+        for one, (of_image, _, segmentation) in job.annotations.items():
+            try:
+                if of_image != image_id:
+                    raise Flaw("image_id", f"the annotation is of image {of_image}, its reference of image {image_id}")
+                shape = segmentation_mask(json.loads(segmentation), (width, height))
+                truths[one] = truth_of(shape.mask, orientation)
+            except Flaw as flaw:
+                truths[one] = flaw
+                continue
+            where = (str(self.files.instances), f"annotation {one}", "segmentation")
+            problems += [Problem(*where, note, 0) for note in shape.notes]
+        return truths
+
+    def _record(
+        self, job: ReferringJob, picture: Picture, truths: dict[Any, Any], ref_id: Any, sent_id: Any, sentence: Any
+    ) -> Record:
+        assert job.image is not None
+        ids = job.refs[ref_id][0]
+        return make_record(
+            data_source=self.files.name,
+            sentence=sentence,
+            picture=picture,
+            folder=self.folder,
+            truths=[truths[one] for one in ids],
+            category=", ".join(dict.fromkeys(job.annotations[one][1] or "" for one in ids)),
+            source={
+                "split": self.split,
+                "image_id": job.image[0],
+                "ref_id": ref_id,
+                "sent_id": sent_id,
+                "ann_id": ",".join(str(one) for one in ids),
+            },
+        )

@@ -1,0 +1,130 @@
+"""What the rows of a data file look like: a contact sheet of some of them, and figures over all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+
+from samr1_verl.geometry.drawing import COLOURS, draw
+from samr1_verl.geometry.images import ImageError, open_image
+from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.rows.record import DataError, Record, count_rows, iter_rows, parse_record, resolve_image
+
+TILE, CAPTION, GAP = 360, 52, 8  # pixels
+IGNORED = (128, 128, 128)
+
+
+@dataclass
+class Statistics:
+    """Values of all rows of a file; one entry a row unless said otherwise."""
+
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # of the image that a mask covers, one a mask
+    ignored: int = 0
+    sources: Counter[str] = field(default_factory=Counter)
+    categories: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record) -> None:
+        """Count one row."""
+        self.widths.append(record.width)
+        self.heights.append(record.height)
+        self.characters.append(len(record.sentence))
+        self.words.append(len(record.sentence.split()))
+        self.objects.append(len(record.masks or record.boxes))
+        pixels = record.width * record.height
+        size = [record.height, record.width]
+        self.shares += [int(coco_mask.area({"size": size, "counts": one.encode()})) / pixels for one in record.masks]
+        self.ignored += record.ignore is not None
+        self.sources[record.data_source] += 1
+        self.categories[record.category] += 1
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Name and value of each figure."""
+        objects = Counter(self.objects)
+        return [
+            ("rows", f"{len(self.objects):,} ({_most(self.sources, 5)})"),
+            ("image width", _spread(self.widths)),
+            ("image height", _spread(self.heights)),
+            ("sentence, words", _spread(self.words)),
+            ("sentence, characters", _spread(self.characters)),
+            ("objects a row", ", ".join(f"{number}: {objects[number]:,}" for number in sorted(objects)[:8])),
+            ("mask, share of the image", _spread([100 * share for share in self.shares], " %")),
+            ("rows with ignored pixels", f"{self.ignored:,}"),
+            ("categories", f"{len(self.categories):,} ({_most(self.categories, 8)})"),
+        ]
+
+
+def _spread(values: list, unit: str = "") -> str:
+    if not values:
+        return "none"
+    low, five, half, high, most = np.percentile(values, [0, 5, 50, 95, 100])
+    return f"{half:.4g}{unit} (median), {five:.4g} to {high:.4g} (90 %), {low:.4g} to {most:.4g} (all)"
+
+
+def _most(counter: Counter[str], number: int) -> str:
+    return ", ".join(f"{name or '—'} {count:,}" for name, count in counter.most_common(number))
+
+
+def look(path: Path, rows: int, seed: int) -> tuple[Image.Image, Statistics]:
+    """A contact sheet of `rows` random rows, drawn with `seed`, and the figures over all, in one pass over the file.
+
+    Raises:
+        DataError: the file or a row cannot be read, or the image of a drawn row.
+    """
+    total = count_rows(path)
+    chosen = set(np.random.default_rng(seed).choice(total, size=min(rows, total), replace=False).tolist())
+    statistics, tiles = Statistics(), []
+    for number, row in enumerate(iter_rows(path)):
+        record = parse_record(row, path, number)
+        statistics.add(record)
+        if number in chosen:
+            try:
+                tiles.append(_tile(record, path, number))
+            except ImageError as error:
+                raise DataError(f"{path}: row {number}: {error}") from error
+    return _sheet(tiles), statistics
+
+
+def _sheet(tiles: list[Image.Image]) -> Image.Image:
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    lines = -(-len(tiles) // columns)
+    width, height = TILE + GAP, TILE + CAPTION + GAP
+    sheet = Image.new("RGB", (columns * width + GAP, lines * height + GAP), "white")
+    for index, tile in enumerate(tiles):
+        sheet.paste(tile, (GAP + index % columns * width, GAP + index // columns * height))
+    return sheet
+
+
+def _tile(record: Record, path: Path, number: int) -> Image.Image:
+    """One row: its image with masks, boxes and points drawn, its sentence below."""
+    image = open_image(resolve_image(record, path))
+    shown = image.copy()
+    shown.thumbnail((TILE, TILE))
+    size = (record.height, record.width)
+    painted = [(decode_rle(counts, size), COLOURS[i % len(COLOURS)]) for i, counts in enumerate(record.masks)]
+    if record.ignore is not None:
+        painted.append((decode_rle(record.ignore, size), IGNORED))
+    draw(
+        shown,
+        (record.width, record.height),
+        masks=painted,
+        boxes=[(box, COLOURS[i % len(COLOURS)]) for i, box in enumerate(record.boxes)],
+        points=[((x, y), 1) for x, y in chain(*record.points)],
+    )
+    tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
+    tile.paste(shown, ((TILE - shown.width) // 2, TILE - shown.height))
+    target = "" if record.masks or record.boxes else " (no target)"
+    lines = wrap(f"{number}: {record.sentence}{target}", width=52)[:3]
+    ImageDraw.Draw(tile).text((4, TILE + 3), "\n".join(lines), fill="black", font=ImageFont.load_default(13))
+    return tile

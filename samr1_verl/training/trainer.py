@@ -1,0 +1,121 @@
+"""verl's synchronous trainer with more to tell at validation, and the KL term weighed like the policy term.
+
+`trainer.v1.trainer_mode: samr1` is verl's `sync`, and logs and keeps at each validation what samr1_verl/validation.py
+says. Under the policy loss `samr1` the KL term is exact as well: verl adds it outside the policy loss, where no
+registered function sees a token's weight. But trainers can be registered, and an actor takes a loss from its trainer
+(`set_loss_fn`, which verl's own use for the critic). This one sends verl's `ppo_loss` without KL, plus
+
+    β · 1/rows Σ_it w_it · D_KL(π_θ‖π_ref)_it        with w_it and the division by rows of samr1_verl/objective.py
+
+The weights travel as `returns`, which the estimator `samr1` fills.
+"""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from verl.trainer.distillation import is_distillation_enabled
+from verl.trainer.ppo.core_algos import kl_penalty
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.config import ActorConfig
+from verl.workers.utils.losses import ppo_loss
+from verl.workers.utils.padding import no_padding_2_padding
+
+from samr1_verl.config import ACTOR
+from samr1_verl.config import samr1_config
+from samr1_verl.training.replay_buffer import ReplayBuffer
+from samr1_verl.training.objective import reduce_tokens
+from samr1_verl.training.validation import SampleWriter, first_of_each, protocol_metrics
+
+
+def actor_loss(
+    config: ActorConfig,
+    model_output: dict[str, torch.Tensor],
+    data: TensorDict,
+    dp_group: Any = None,
+    *,
+    kl_coef: float,
+    kl_type: str,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """verl's loss of a micro-batch, and β times the KL term, weighed by group.
+
+    Args:
+        config: verl's actor configuration with use_kl_loss false and the policy loss `samr1`.
+        model_output: `log_probs`, nested, one value per token of prompt and response.
+        data: the micro-batch as verl gives it to `ppo_loss`; reads `ref_log_prob` and `returns`, nested over responses.
+        dp_group: passed on to verl.
+        kl_coef: β.
+        kl_type: verl's `kl_loss_type`; its k3 (`low_var_kl`) is cut at 10 a token.
+
+    Returns:
+        The loss, and verl's metrics: `kl_loss` is the mean over groups of each one's KL per token.
+    """
+    loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
+    log_prob = no_padding_2_padding(model_output["log_probs"], data)
+    padded = data.select("response_mask", "ref_log_prob", "returns").to_padded_tensor()
+    kl = kl_penalty(logprob=log_prob, ref_logprob=padded["ref_log_prob"], kl_penalty=kl_type)
+    kl_loss = reduce_tokens(
+        kl * padded["returns"], padded["response_mask"].bool(), config.policy_loss.normalizer, config.global_batch_info
+    )
+    metrics["kl_loss"] = Metric(value=kl_loss, aggregation=AggregationType.SUM)
+    metrics["kl_coef"] = kl_coef
+    return loss + kl_coef * kl_loss, metrics
+
+
+def build_actor_loss(config: DictConfig) -> partial:
+    """`actor_loss` for a whole verl configuration that trains with KL; ValueError where it cannot be right."""
+    actor = config.actor_rollout_ref.actor
+    chosen = (config.algorithm.adv_estimator, actor.policy_loss.loss_mode)
+    if chosen != ("samr1", "samr1"):
+        raise ValueError(
+            f"algorithm.adv_estimator is {chosen[0]!r}, {ACTOR}.policy_loss.loss_mode {chosen[1]!r}: the "
+            "estimator weighs what the loss sums up. Set both to samr1, or neither."
+        )
+    if is_distillation_enabled(config.get("distillation")):
+        raise ValueError("distillation.enabled: found true, but the loss samr1 has no teacher. Set trainer_mode: sync.")
+    without_kl = copy.deepcopy(config)
+    without_kl.actor_rollout_ref.actor.use_kl_loss = False
+    actor_config = omega_conf_to_dataclass(without_kl.actor_rollout_ref.actor)
+    return partial(actor_loss, config=actor_config, kl_coef=actor.kl_loss_coef, kl_type=actor.kl_loss_type)
+
+
+@register_trainer("samr1")
+class Trainer(PPOTrainerSync):
+    """verl's trainer `sync` with gIoU, cIoU and samples at validation, and the exact KL term for the loss `samr1`."""
+
+    def __init__(self, config: DictConfig) -> None:
+        # verl asks for the mode again, to tell the synchronous trainer from the asynchronous ones.
+        config.trainer.v1.trainer_mode = "sync"
+        self._samr1 = samr1_config(config)
+        super().__init__(config)
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        if not isinstance(buffer, ReplayBuffer):
+            raise ValueError(
+                f"trainer.v1.sampler.custom_sampler: found {type(buffer).__name__}, expected path "
+                "pkg://samr1_verl.training.replay_buffer and name ReplayBuffer beside trainer.v1.trainer_mode samr1"
+            )
+        return buffer
+
+    def on_init_end(self) -> None:
+        super().on_init_end()
+        actor = self.config.actor_rollout_ref.actor
+        if actor.use_kl_loss and actor.policy_loss.loss_mode == "samr1":
+            self.actor_rollout_wg.set_loss_fn(build_actor_loss(self.config))
+        self._samples = SampleWriter(self._samr1, Path(self.config.trainer.default_local_dir), self.tokenizer)
+        self._chosen = self._samples.chosen(self.val_dataset)
+
+    def _validate(self) -> dict[str, float]:
+        """verl's validation with our metrics; the samples are written meanwhile, by the thread of verl's own dumps."""
+        metrics = super()._validate()
+        rows = self.replay_buffer.take_validated(self.global_steps)
+        if kept := first_of_each(rows, self._chosen):
+            self._dump_futures.append(self._dump_executor.submit(self._samples.write, kept, self.global_steps))
+        return {**metrics, **protocol_metrics(rows)}

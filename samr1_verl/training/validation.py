@@ -1,0 +1,107 @@
+"""What a validation inside training tells beyond the mean reward: gIoU and cIoU by both protocols, and samples.
+
+Metrics, for every data source whose reward counts pixels:
+
+    val-core/<data source>/giou/<protocol>, val-core/<data source>/ciou/<protocol>
+
+Samples: the same rows at every validation, spread evenly over the validation files, in RUN/samples/STEP.jsonl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reward_fns.samr1 import caps_of
+from samr1_verl.config import ConfigError, Samr1Config
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.geometry.masks import MaskError
+from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts, giou_ciou
+from samr1_verl.scoring.sample import FOLDER, look, write_samples
+from samr1_verl.segmenters.base import SegmenterError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A validation row with its response; `item` holds data_source, reward_model and extra_info of the data set's."""
+
+    item: Mapping[str, Any]
+    response_ids: Sequence[int]
+    scores: Mapping[str, float]
+
+
+def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
+    """gIoU and cIoU in [0, 1] of each data source by each protocol; none where the reward counts no pixels."""
+    counts: dict[str, list[PixelCounts]] = defaultdict(list)
+    for row in rows:
+        if (one := PixelCounts.in_scores(row.scores)) is not None:
+            counts[row.item["data_source"]].append(one)
+    metrics = {}
+    for source, found in counts.items():
+        for protocol in PROTOCOLS:
+            giou, ciou = giou_ciou(found, protocol)
+            metrics[f"val-core/{source}/giou/{protocol}"] = giou
+            metrics[f"val-core/{source}/ciou/{protocol}"] = ciou
+    return metrics
+
+
+class SampleWriter:
+    """Keeps the samples of a run.
+
+    Args:
+        config: its `samples` rows are kept; their masks come from its segmenter, whichever place that runs in. With
+            mode `embedded` this process loads one of its own.
+        run: the run's folder.
+        tokenizer: of the policy.
+    """
+
+    def __init__(self, config: Samr1Config, run: Path, tokenizer: Any):
+        self._config, self._run, self._tokenizer = config, run, tokenizer
+        self._caps = caps_of(config.reward)
+
+    def chosen(self, dataset: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The `index` of the rows that are kept, spread evenly over a data set."""
+        places = np.linspace(0, len(dataset) - 1, min(self._config.samples, len(dataset)))
+        return [dataset[int(place)]["index"] for place in places.round()]
+
+    def write(self, rows: Sequence[Validated], step: int) -> None:
+        """Write the samples of a validation. What is wrong with one ends no training: it is logged, nothing written."""
+        try:
+            samples = asyncio.run(self._look(rows))
+            write_samples(samples, self._run / FOLDER / f"{step}.jsonl")
+        except (ConfigError, RowError, ImageError, MaskError, SegmenterError, OSError):
+            _log.exception("the samples of step %d are not written", step)
+
+    async def _look(self, rows: Sequence[Validated]) -> list[Any]:
+        config = self._config
+        return await asyncio.gather(
+            *(
+                look(
+                    row.item,
+                    self._tokenizer.decode(row.response_ids, skip_special_tokens=True),
+                    row.scores,
+                    config.segmenter.model_dump(),
+                    config.service.model_dump(),
+                    *self._caps,
+                )
+                for row in rows
+            )
+        )
+
+
+def first_of_each(rows: Sequence[Validated], chosen: Sequence[int]) -> list[Validated]:
+    """The first response to each chosen row, in their order; rows whose rollout failed are not among them."""
+    found: dict[int, Validated] = {}
+    for row in rows:
+        found.setdefault(row.item["extra_info"]["index"], row)
+    return [found[index] for index in chosen if index in found]
