@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import World
+from tests.training_runs import World
 
 ROOT = Path(__file__).resolve().parents[1]
 # A shell that starts the tests in the background has them ignore SIGINT, and what they start would inherit that.

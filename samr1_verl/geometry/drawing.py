@@ -9,9 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from samr1_verl.geometry.frames import boxes_to_policy, points_to_policy
-from samr1_verl.rows.ground_truth import Point
-from samr1_verl.geometry.masks import decode_rle
-from samr1_verl.scoring.sample import Sample
+from samr1_verl.geometry.prompt import Point
 
 Colour = tuple[int, int, int]
 COLOURS: list[Colour] = [(230, 60, 60), (40, 120, 240), (40, 170, 80), (240, 170, 20), (160, 70, 200), (20, 180, 190)]
@@ -48,25 +46,3 @@ def draw(
         x, y = points_to_policy(np.array(point), original_wh, shown.size, "absolute")
         inside, rim = ("white", "black") if label else ("black", "white")
         pen.ellipse((x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale), inside, rim, scale)
-
-
-def overlay(sample: Sample, image: Image.Image) -> Image.Image:
-    """The image with the answer's mask, boxes and points; an unusable answer leaves it as it is.
-
-    Args:
-        image: RGB, at the original size or another; it is not changed.
-    """
-    shown = image.copy()
-    draw(
-        shown,
-        sample.size[::-1],
-        masks=[(decode_rle(sample.mask, sample.size), COLOURS[0])],
-        boxes=[(shape.box, COLOURS[1]) for shape in sample.shapes if shape.box is not None],
-        points=[pair for shape in sample.shapes for pair in zip(shape.points, shape.labels, strict=True)],
-    )
-    return shown
-
-
-def mask_image(sample: Sample) -> Image.Image:
-    """The answer's mask as a grey image of the original size: 255 on the object, else 0."""
-    return Image.fromarray(decode_rle(sample.mask, sample.size).astype(np.uint8) * 255)

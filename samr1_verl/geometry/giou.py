@@ -1,4 +1,4 @@
-"""The two ways in which published work counts gIoU and cIoU, from pixel counts of each sentence's mask.
+"""gIoU and cIoU by both published protocols, from the pixel counts of each sentence's mask.
 
     lisa     ignored pixels (label 255 in LISA's files) count on neither side; a term is I/(U + 1e-5), and 1 where the
              union is empty: an empty truth is met by an empty prediction only
@@ -18,8 +18,8 @@ import numpy as np
 
 from samr1_verl.geometry.masks import intersection_union
 
-Protocol = Literal["lisa", "segzero"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+EvalProtocol = Literal["lisa", "segzero"]
+PROTOCOLS: tuple[EvalProtocol, ...] = get_args(EvalProtocol)
 _SMOOTH = 1e-5  # LISA's
 
 
@@ -46,13 +46,13 @@ class PixelCounts:
         names = [field.name for field in fields(cls)]
         return cls(*(scores[name] for name in names)) if all(name in scores for name in names) else None
 
-    def counted(self, protocol: Protocol) -> tuple[float, float]:
+    def counted(self, protocol: EvalProtocol) -> tuple[float, float]:
         """I and U as the protocol counts them."""
         if protocol == "lisa":
             return self.intersection, self.union
         return self.intersection + self.ignored_predicted, self.union + self.ignored
 
-    def iou(self, protocol: Protocol) -> float:
+    def iou(self, protocol: EvalProtocol) -> float:
         """The sentence's term of gIoU, in [0, 1]."""
         intersection, union = self.counted(protocol)
         if protocol == "lisa":
@@ -60,8 +60,8 @@ class PixelCounts:
         return intersection / union if union else 0.0
 
 
-def giou_ciou(counts: Sequence[PixelCounts], protocol: Protocol) -> tuple[float, float]:
+def giou_ciou(counts: Sequence[PixelCounts], protocol: EvalProtocol) -> tuple[float, float]:
     """gIoU and cIoU, each in [0, 1], over at least one sentence; cIoU is 0 where no union has a pixel."""
-    giou = sum(one.iou(protocol) for one in counts) / len(counts)
-    intersections, unions = zip(*(one.counted(protocol) for one in counts), strict=True)
+    giou = sum(sentence.iou(protocol) for sentence in counts) / len(counts)
+    intersections, unions = zip(*(sentence.counted(protocol) for sentence in counts), strict=True)
     return giou, sum(intersections) / sum(unions) if sum(unions) else 0.0

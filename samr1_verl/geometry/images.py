@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +17,16 @@ class ImageError(Samr1Error, ValueError):
     """An image file that is missing, is no image, or is not the one the row was made from."""
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Open an image as RGB, 8 bits a channel, with its EXIF orientation applied: the original frame.
+ORIENTATION = 0x0112  # the EXIF tag; 1: as stored, 5 to 8: width and height change places
+# SyntaxError and ValueError: what Pillow's PNG and TIFF readers raise for broken chunks and tags.
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
-    Palettes, grey levels and CMYK are converted, transparency is dropped, 16 bits are brought to 8.
 
-    Raises:
-        ImageError: the file is missing, cannot be decoded to its end, or holds numbers without a range to display.
-    """
+@contextmanager
+def _as_image_error(path: str | Path) -> Iterator[None]:
+    """Whatever keeps a file from being read as an image becomes an ImageError that names the file."""
     try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies images that need no turn
-            return _eight_bits(image, path).convert("RGB")
+        yield
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -40,8 +40,36 @@ def open_image(path: str | Path) -> Image.Image:
         ) from error
 
 
-# SyntaxError and ValueError: what Pillow's PNG and TIFF readers raise for broken chunks and tags.
-_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image as RGB, 8 bits per channel, with its EXIF orientation applied: the original frame.
+
+    Palettes, grey levels and CMYK are converted, transparency is dropped, 16 bits are brought to 8.
+
+    Raises:
+        ImageError: the file is missing, cannot be decoded to its end, or holds numbers without a range to display.
+    """
+    with _as_image_error(path), Image.open(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies images that need no turn
+        return _eight_bits(image, path).convert("RGB")
+
+
+def orientation_of(path: str | Path) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation of an image file, 1 to 8, and its (W, H) as stored, before it is applied. Raises ImageError."""
+    with _as_image_error(path), Image.open(path) as image:
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return orientation if 1 < orientation <= 8 else 1, image.size
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal: the digest that rows carry. Raises ImageError where it is missing."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file; prepare the data again where the images are") from error
+    return digest.hexdigest()
 
 
 def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
@@ -55,30 +83,3 @@ def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
             "channel. Save it as an 8-bit image and prepare the data again"
         )
     return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-ORIENTATION = 0x0112  # the EXIF tag; 1: as stored, 5 to 8: width and height change places
-def orientation_of(path: str | Path) -> tuple[int, tuple[int, int]]:
-    """EXIF orientation of an image file, 1 to 8, and its (W, H) as stored, before it is applied. Raises ImageError."""
-    try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(ORIENTATION, 1)
-            return orientation if 1 < orientation <= 8 else 1, image.size
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image; prepare the data again where the images are") from error
-    except _UNREADABLE as error:
-        raise ImageError(
-            f"{path}: unreadable as an image ({error}). Replace it, and prepare rows made from it again"
-        ) from error
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal: the digest that rows carry. Raises ImageError when it is missing."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image; prepare the data again where the images are") from error
-    return digest.hexdigest()

@@ -12,8 +12,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from samr1_verl import Samr1Error
 
-class MaskError(ValueError):
+
+class MaskError(Samr1Error, ValueError):
     """An RLE that does not decode to a mask of the size it claims."""
 
 
@@ -69,8 +71,8 @@ def _runs(counts: str) -> list[int]:
 def union_rle(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:
     """Union of several masks given as RLE counts, HxW bool; all False for none. Raises MaskError."""
     union = np.zeros(size, dtype=bool)
-    for one in counts:
-        union |= decode_rle(one, size)
+    for mask in counts:
+        union |= decode_rle(mask, size)
     return union
 
 

@@ -50,3 +50,35 @@ class Questions:
             ) from error
         assert policy_wh is not None
         return item_of(record, str(image), index, policy_wh, self._prompt, self._template)
+
+
+def messages_of(
+    sentence: str, image: str, sha256: str, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
+) -> list[dict]:
+    """One user turn: the image, then the rendered prompt. `policy_wh` is (W, H) of the image as the policy sees it."""
+    range_wh = policy_wh if prompt.frame == "absolute" else (int(THOUSAND), int(THOUSAND))
+    text = template.render(sentence=as_question(sentence), frame=prompt.frame, width=range_wh[0], height=range_wh[1])
+    # resized_width and resized_height are the names Qwen's own tools use for a size that the caller has decided.
+    shown = {"type": "image", "image": image, "resized_width": policy_wh[0], "resized_height": policy_wh[1]}
+    shown |= {"sha256": sha256}  # names the image to the segmenter's service when its rollouts start
+    return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
+
+
+def item_of(
+    record: Record, image: str, index: int, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
+) -> dict[str, Any]:
+    """What a rollout and a reward get of row `index`: raw_prompt, data_source, reward_model and extra_info."""
+    return {
+        "raw_prompt": messages_of(record.sentence, image, record.sha256, policy_wh, prompt, template),
+        "data_source": record.data_source,
+        "reward_model": {"style": "rule", "ground_truth": record.ground_truth()},
+        "extra_info": {
+            "image": image,
+            "sha256": record.sha256,
+            "policy_size": list(policy_wh),
+            "frame": prompt.frame,
+            "index": index,
+            "category": record.category,
+            "sentence": record.sentence,
+        },
+    }

@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
+from samr1_verl import Samr1Error
 from samr1_verl.geometry.frames import Frame
 from samr1_verl.geometry.masks import MaskError, decode_rle, union_rle
-
-Box = tuple[float, float, float, float]
-Point = tuple[float, float]
+from samr1_verl.geometry.prompt import Box, Point
 
 
-class RowError(ValueError):
+
+class RowError(Samr1Error, ValueError):
     """A row that no reward can be computed from; the message names data source, image and key. Never a score of 0."""
 
 
 class GroundTruth(BaseModel):
     """The objects that a sentence means, as `Record.ground_truth` writes them.
 
-    `size` is (H, W) of the image; `masks` are compressed COCO RLE counts, one an object (empty: no target); `ignore` is
-    the same for pixels that do not count; `boxes` (x1 y1 x2 y2) and `points` (x, y) have one entry an object.
+    `size` is (H, W) of the image; `masks` are compressed COCO RLE counts, one per object (empty: no target); `ignore` is
+    the same for pixels that do not count; `boxes` (x1 y1 x2 y2) and `points` (x, y) have one entry per object.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +37,14 @@ class GroundTruth(BaseModel):
     ignore: str | None = None
     boxes: tuple[Box, ...] = ()
     points: tuple[tuple[Point, ...], ...] = ()
+
+    def check_size(self, image_hw: tuple[int, int]) -> None:
+        """Raises MaskError where the image, of (H, W) in the original frame, is not the one that was annotated."""
+        if image_hw != self.size:
+            raise MaskError(
+                f"the image is {image_hw[0]}x{image_hw[1]} (HxW), ground_truth.size is {self.size[0]}x{self.size[1]}. "
+                "Prepare the data again from this image"
+            )
 
     def union_and_ignore(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Union of the objects, HxW bool, and the pixels that do not count, HxW bool or None.
@@ -85,7 +93,7 @@ def read_row(data_source: str, ground_truth: str, extra_info: Mapping[str, Any])
         key = ".".join([section, *(str(part) for part in problem["loc"])])
         raise RowError(
             f"{name}: {key}: {problem['msg']}, found {str(problem['input'])[:200]!r}. Prepare the data again with one "
-            "of the scripts in data/; samr1_verl/dataset.py fills extra_info"
+            "of the converters (samr1 data convert); samr1_verl/prompts/questions.py fills extra_info"
         ) from error
 
 

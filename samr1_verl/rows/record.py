@@ -1,4 +1,4 @@
-"""The training row: one typed schema, written by data/*.py, read by dataset.py and the evaluation.
+"""The training row: one typed schema, written by the converters, read by training and evaluation.
 
 A parquet file of rows carries the schema version in its metadata. Images are paths, relative to the file's folder
 or absolute, never bytes: every field of a row is copied for each rollout.
@@ -7,7 +7,6 @@ or absolute, never bytes: every field of a row is copied for each rollout.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from samr1_verl import Samr1Error
+from samr1_verl.rows.files import complete
+
 SCHEMA_VERSION = 1
 _VERSION_KEY = b"samr1_schema_version"
 _ROW_GROUP = 1024
 
 
-class DataError(ValueError):
+class DataError(Samr1Error, ValueError):
     """A data file or row that cannot be used; the message names file, row and field."""
 
 
@@ -36,10 +38,10 @@ class Record(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the image file's bytes")
     height: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
     width: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
-    masks: list[str] = Field(description="compressed COCO RLE counts, one an object; empty: no target, or boxes only")
+    masks: list[str] = Field(description="compressed COCO RLE counts, one per object; empty: no target, or boxes only")
     ignore: str | None = Field(default=None, description="compressed COCO RLE counts of pixels that do not count")
-    boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one an object")
-    points: list[list[list[float]]] = Field(default_factory=list, description="x y, any number an object")
+    boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one per object")
+    points: list[list[list[float]]] = Field(default_factory=list, description="x y, any number per object")
     category: str = ""
     source: dict[str, str] = Field(default_factory=dict, description="ids in the source data set")
 
@@ -84,20 +86,6 @@ SCHEMA = pa.schema(
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
@@ -165,7 +153,7 @@ def _readable(path: str | Path) -> Iterator[None]:
 def _checked(path: Path) -> pq.ParquetFile:
     """The open file, once its schema is the one that this version reads."""
     if not path.is_file():
-        raise DataError(f"{path}: no such data file. Make it with one of the scripts in data/, or correct the path")
+        raise DataError(f"{path}: no such data file. Make it with samr1 data convert, or correct the path")
     with _readable(path):
         file = pq.ParquetFile(path)
     schema = file.schema_arrow
@@ -176,25 +164,25 @@ def _checked(path: Path) -> pq.ParquetFile:
         if field.name not in schema.names:
             raise DataError(
                 f"{path}: column {field.name!r} is missing; found {schema.names}, expected {SCHEMA.names}. "
-                "Prepare the data with one of the scripts in data/"
+                "Prepare the data with samr1 data convert, or write it with samr1_verl.rows.record.write_records"
             )
-        found = schema.field(field.name).type
-        if found != field.type and not pa.types.is_null(found):
+        column = schema.field(field.name).type
+        if column != field.type and not pa.types.is_null(column):
             raise DataError(
-                f"{path}: column {field.name!r} holds {found}, expected {field.type}. "
-                "Prepare the data with one of the scripts in data/"
+                f"{path}: column {field.name!r} holds {column}, expected {field.type}. "
+                "Prepare the data with samr1 data convert, or write it with samr1_verl.rows.record.write_records"
             )
     if version is None:
         raise DataError(_other_version(path, "none"))
     if file.metadata.num_rows == 0:
-        raise DataError(f"{path}: no rows. Prepare the data again; the script's report says why rows were left out")
+        raise DataError(f"{path}: no rows. Prepare the data again; the converter's report says why rows were left out")
     return file
 
 
 def _other_version(path: Path, found: str) -> str:
     return (
         f"{path}: schema version {found}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
-        "with the script that made it, or install the samr1_verl that wrote it"
+        "with the converter that made it, or install the samr1_verl that wrote it"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.rows import make_record, write_rows
+from tests.row_files import make_record, write_rows
 
 STEPS, PROMPTS, GROUP, TOKENS = 2, 4, 4, 12
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import World
+from tests.training_runs import World
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
 STEPS = 2

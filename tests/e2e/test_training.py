@@ -10,7 +10,7 @@ from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.report.page import report
 from samr1_verl.report.run import read_run
 from samr1_verl.scoring.sample import read_samples
-from tests.training import World
+from tests.training_runs import World
 
 SCHEDULE = ("trainer.save_freq=2", "trainer.test_freq=3", "trainer.val_before_train=false")
 

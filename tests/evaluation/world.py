@@ -13,7 +13,7 @@ from typing import Any
 from samr1_verl.config import PrepareConfig, PromptConfig, SegmenterConfig, ServiceConfig
 from samr1_verl.evaluation.run import Evaluation
 from samr1_verl.policies.inference_config import Settings
-from tests.rows import make_record, write_rows
+from tests.row_files import make_record, write_rows
 
 SIZE_WH = (64, 48)
 Rule = Callable[[Mapping[str, Any], int], str]  # item, seed → response

@@ -27,7 +27,7 @@ from samr1_verl.segmenters import transformers as backend
 from samr1_verl.segmenters.torch_common import GPU_BATCH, batch_size
 from samr1_verl.service.client import get_client
 from samr1_verl.service.engine import Counters, Engine
-from tests.recipes import compose_recipe
+from tests.composing import compose_recipe
 from tests.segmenters.tiny_sams import CLASSES, library, save_sam, save_sam2, save_sam3
 
 KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")

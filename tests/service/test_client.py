@@ -11,7 +11,7 @@ from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.preflight.inputs import check_segmenter
 from samr1_verl.service import client as client_module
 from samr1_verl.service.client import announce, get_client
-from tests.recipes import compose_recipe
+from tests.composing import compose_recipe
 from tests.service.fake import BoxSegmenter, image_file
 
 SEGMENTER = {"backend": "onnx", "path": "weights", "device": "auto", "dtype": "float32"}

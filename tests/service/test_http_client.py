@@ -24,7 +24,7 @@ from samr1_verl.service.http_client import HttpClient
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.service.retry import ServiceError
 from samr1_verl.service.wire import TOKEN_VARIABLE
-from tests.rows import make_record
+from tests.row_files import make_record
 from tests.segmenters.test_onnx import config_of as onnx_config
 from tests.service.fake import image_file
 from tests.service.servers import TOKEN, free_port, start, start_fake

@@ -27,7 +27,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
-from tests.recipes import compose_recipe
+from tests.composing import compose_recipe
 from tests.vllm.settings import RECIPE, VLLM_ON_CPU
 
 GREEDY = {"temperature": 0.0, "logprobs": True}

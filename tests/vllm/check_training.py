@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import World
+from tests.training_runs import World
 from tests.vllm.settings import RECIPE, VLLM_ON_CPU
 
 STEPS = 5

@@ -1,0 +1,77 @@
+"""The image as the policy sees it: its size, decided once, and its pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from samr1_verl.config import ConfigError
+from samr1_verl.geometry.images import open_image
+
+
+class PolicySize:
+    """The size of the image that the policy sees, decided once and asserted against the model's own processor.
+
+    A Qwen processor rounds an image to multiples of patch_size x merge_size and keeps its area between two limits. The
+    adapter resizes first, to a size that the processor then leaves alone, so that the prompt, the answer and the vision
+    tower share one frame.
+    """
+
+    def __init__(self, processor: Any, fixed_wh: tuple[int, int] | None, processor_kwargs: dict[str, Any]):
+        """
+        Args:
+            processor: the model's processor (Qwen2.5-VL, Qwen3-VL).
+            fixed_wh: the size of every image, (W, H) pixels; None: each image gets the processor's own size.
+            processor_kwargs: verl's `data.mm_processor_kwargs`; its min_pixels and max_pixels are the limits then.
+
+        Raises:
+            ConfigError: the processor would resize images of `fixed_wh` again, or has no limits to ask for.
+        """
+        image_processor = getattr(processor, "image_processor", None)
+        if image_processor is None or not hasattr(image_processor, "merge_size"):
+            raise ConfigError(
+                "actor_rollout_ref.model.path: the model has no image processor with patches to merge. "
+                "Use a Qwen2.5-VL or Qwen3-VL model"
+            )
+        limits = [processor_kwargs.get(name) for name in ("min_pixels", "max_pixels")]
+        if None in limits and (any(limit is not None for limit in limits) or "size" in processor_kwargs):
+            raise ConfigError(
+                f"data.mm_processor_kwargs: set min_pixels and max_pixels together, found {dict(processor_kwargs)}; "
+                "the processor ignores one without the other"
+            )
+        size = image_processor.size
+        self.min_pixels = limits[0] or size["shortest_edge"]
+        self.max_pixels = limits[1] or size["longest_edge"]
+        self.factor = image_processor.patch_size * image_processor.merge_size
+        self.fixed_wh = fixed_wh
+        if fixed_wh is not None and self._processor_size(fixed_wh) != fixed_wh:
+            wanted = list(self._processor_size(fixed_wh))
+            raise ConfigError(
+                f"samr1.policy_size: the model's processor would resize {list(fixed_wh)} to {wanted} (multiples of "
+                f"{self.factor}, {self.min_pixels} to {self.max_pixels} pixels), so answers would be in another frame. "
+                f"Set samr1.policy_size={wanted}"
+            )
+
+    def __call__(self, original_wh: tuple[int, int]) -> tuple[int, int]:
+        """(W, H) of the resized image for an original of (W, H). Raises ValueError for ratios above 200:1."""
+        return self.fixed_wh or self._processor_size(original_wh)
+
+    def _processor_size(self, original_wh: tuple[int, int]) -> tuple[int, int]:
+        width, height = original_wh
+        new_height, new_width = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
+        return new_width, new_height
+
+    def tokens(self, policy_wh: tuple[int, int]) -> int:
+        """Number of image tokens in the prompt for a resized image of (W, H)."""
+        return (policy_wh[0] // self.factor) * (policy_wh[1] // self.factor)
+
+
+def load_policy_image(path: str | Path, policy_wh: tuple[int, int]) -> Image.Image:
+    """An image file as the policy sees it: RGB, EXIF-transposed, resized to (W, H) by the processors' bicubic filter.
+
+    Raises:
+        ImageError: the file is missing or is no image.
+    """
+    return open_image(path).resize(policy_wh, Image.Resampling.BICUBIC)

@@ -1,0 +1,116 @@
+"""`samr1 data check`: true files pass, and each thing that can be wrong is found and named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from samr1_verl.cli import app
+from samr1_verl.rows.check import Problem, Summary, check_files
+from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.record import Record
+from tests.row_files import make_record, write_rows
+
+
+def check(*files: Path, status: int, workers: int = 1, limit: int = 10) -> str:
+    options = ["--workers", str(workers), "--limit", str(limit)]
+    done = CliRunner().invoke(app, ["data", "check", *map(str, files), *options])
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+def two_images(folder: Path) -> list[Record]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return [make_record(folder), make_record(folder, "b.png", (80, 60))]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_true_rows_pass(tmp_path: Path, workers: int) -> None:
+    records = [*two_images(tmp_path), make_record(tmp_path, masks=[], boxes=[], sentence="a ghost")]
+    output = check(write_rows(tmp_path / "rows.parquet", *records), status=0, workers=workers)
+    assert "rows: 3, images: 2" in output and "problems: 0" in output
+
+
+EMPTY = encode_rle(np.zeros((48, 64), bool))
+FALSE: dict[str, tuple[dict[str, Any], str]] = {
+    "missing image": ({"image": "none.png"}, "row 1: {folder}/none.png: no such image"),
+    "wrong digest": ({"sha256": "0" * 64}, "row 1: a.png has the SHA-256"),
+    "wrong size": ({"width": 65, "masks": [], "boxes": []}, "row 1: a.png is 64x48 pixels, the row says 65x48"),
+    "broken mask": ({"masks": ["!!"]}, "row 1, field 'masks.0': RLE holds the character '!'"),
+    "mask of another size": ({"masks": [encode_rle(np.ones((4, 4), bool))]}, "RLE describes 16 pixels"),
+    "empty mask": ({"masks": [EMPTY]}, "row 1, field 'masks.0': it is empty"),
+    "empty ignore mask": ({"ignore": EMPTY}, "row 1, field 'ignore': it is empty"),
+    "box beside its mask": ({"boxes": [[0, 0, 20, 20]]}, "row 1, field 'masks.0': its box [0.0, 0.0, 20.0, 20.0] does"),
+    "box beyond the image": ({"boxes": [[0, 0, 90, 48]]}, "row 1, field 'boxes.0': [0.0, 0.0, 90.0, 48.0] has no area"),
+    "point beyond the image": ({"points": [[[70, 3]]]}, "row 1, field 'points.0': [[70.0, 3.0]] leave the image"),
+}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_each_untruth_is_named(tmp_path: Path, name: str) -> None:
+    changes, message = FALSE[name]
+    rows = [make_record(tmp_path), make_record(tmp_path, sentence="another", **changes)]
+    file = write_rows(tmp_path / "rows.parquet", *rows)
+    output = check(file, status=1)
+    assert message.format(folder=tmp_path) in output
+    assert "problems: 1" in output
+
+
+def test_an_image_changed_later_is_found(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.parquet", *two_images(tmp_path))
+    Image.new("RGB", (80, 60)).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    output = check(file, status=1)
+    assert "row 1: b.png has the SHA-256" in output and "row 0: " in output and "unreadable as an image" in output
+
+
+def test_rows_that_break_the_schema_are_named(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.parquet", *two_images(tmp_path))
+    table = pq.read_table(file)
+    index = table.column_names.index("sha256")
+    digests = [*table.column("sha256").to_pylist()[:1], "abc"]
+    pq.write_table(table.set_column(index, table.schema.field("sha256"), [digests]), file)
+    assert "row 1, field 'sha256'" in check(file, status=1)
+
+
+def test_duplicates_are_problems_and_repeats_are_counted(tmp_path: Path) -> None:
+    row, other = two_images(tmp_path)
+    file = write_rows(tmp_path / "rows.parquet", row, other, row, make_record(tmp_path, source={"sent_id": "2"}))
+    output = check(file, status=1)
+    assert "row 2 is row 0 again" in output and "problems: 1" in output
+    assert "repeats under other ids: 1" in output
+
+
+def test_images_in_two_files_are_leaks(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.parquet", *two_images(tmp_path))
+    (tmp_path / "test").mkdir()
+    copy = tmp_path / "test" / "renamed.png"
+    copy.write_bytes((tmp_path / "b.png").read_bytes())
+    leaked = make_record(tmp_path, "b.png", (80, 60)).model_copy(update={"image": str(copy), "sha256": sha256_of(copy)})
+    test = write_rows(tmp_path / "test.parquet", make_record(tmp_path, "c.png", (50, 40)), leaked)
+    output = check(train, test, status=1)
+    assert f"{test}: shares images with {train}: 1, the first that of row 1" in output and "problems: 1" in output
+
+
+def test_many_problems_are_summed_up(tmp_path: Path) -> None:
+    rows = [make_record(tmp_path, sentence=str(i), masks=[EMPTY]) for i in range(5)]
+    file = write_rows(tmp_path / "rows.parquet", *rows)
+    output = check(file, status=1, limit=2)
+    assert output.count("it is empty") == 2 and "and 3 more of kind 'mask'" in output
+    assert check(file, status=1, limit=0).count("it is empty") == 5
+
+
+def test_files_that_are_no_data_end_with_an_error(tmp_path: Path) -> None:
+    assert "no such data file" in check(tmp_path / "none.parquet", status=1)
+
+
+def test_drawn_scenes_are_true_and_splits_share_none(drawn: Path) -> None:
+    found = list(check_files([drawn / f"{split}.parquet" for split in ("train", "val", "test")], workers=1))
+    kinds = {one.kind for one in found if isinstance(one, Problem)}
+    assert kinds <= {"duplicate"}, "a scene may be asked about twice in the same words"
+    assert [one.rows for one in found if isinstance(one, Summary)] == [32, 4, 8]

@@ -1,0 +1,159 @@
+"""What a training step logs about its rewards and groups, from rollouts that lie in a real TransferQueue."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1 import PPOTrainer
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+from samr1_verl.training.replay_buffer import ReplayBuffer, group_metrics, reward_metrics, time_metrics
+from tests.composing import compose_recipe
+
+
+def test_each_key_of_the_reward_is_averaged() -> None:
+    rewards = [
+        {"score": 6.0, "acc": 0.9, "answer/no_json": 0.0},
+        {"score": 0, "acc": 0.1, "answer/no_json": True},
+    ]
+    assert reward_metrics(rewards) == {
+        "reward/score": 3.0,
+        "reward/acc": pytest.approx(0.5),
+        "reward/answer/no_json": 0.5,
+    }
+
+
+def test_rewards_with_different_keys_are_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"reward of rollout 1: found the keys \['score'\], expected \['acc', 'score'\]"
+    ):
+        reward_metrics([{"score": 1.0, "acc": 0.9}, {"score": 1.0}])
+
+
+def test_a_component_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match="reward of rollout 0: answer is 'no_json', expected a number"):
+        reward_metrics([{"score": 0.0, "answer": "no_json"}])
+
+
+def test_a_group_teaches_nothing_when_its_rewards_are_equal_or_it_is_alone() -> None:
+    uids = ["a", "b", "a", "c", "b", "b"]
+    assert group_metrics(uids, scores=[2, 0, 2, 6, 0, 3], tokens=[3, 1, 4, 9, 1, 1]) == {
+        "critic/groups/count": 3,
+        "critic/groups/zero_advantage_frac": pytest.approx(2 / 3),
+        "critic/groups/size/mean": 2,
+        "critic/groups/size/min": 1,
+        "critic/groups/tokens/mean": pytest.approx(19 / 3),
+        "critic/groups/tokens/max": 9,
+        "critic/groups/tokens/min": 3,
+    }
+
+
+def test_a_reward_that_ends_before_the_longest_generation_costs_no_time() -> None:
+    hidden = time_metrics([1.0, 9.0], [3.0, 0.0])
+    assert hidden == {"reward/seconds/mean": 1.5, "reward/seconds/max": 3.0, "reward/exposed_seconds": 0.0}
+    assert time_metrics([1.0, 9.0], [3.0, 2.0])["reward/exposed_seconds"] == 2.0
+
+
+def test_an_asynchronous_trainer_is_told_what_to_set() -> None:
+    with pytest.raises(ValueError, match="trainer_mode: found 'colocate_async', expected samr1 or sync"):
+        build_buffer("colocate_async")
+
+
+@pytest.fixture(scope="module")
+def transfer_queue() -> Iterator[None]:
+    """A Ray cluster of this module's own, and in it the queue that verl keeps rollouts in."""
+    folder = Path("/tmp") / f"samr1-{uuid.uuid4().hex[:6]}"  # Ray's sockets need a short path
+    ray.init(num_cpus=4, include_dashboard=False, _temp_dir=str(folder), log_to_driver=False)
+    tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
+    yield
+    tq.close()
+    ray.shutdown()
+    shutil.rmtree(folder)
+
+
+def put_group(partition: str, rewards: list[dict[str, float]], lengths: list[int], status: str = "finished") -> None:
+    """One prompt's rollouts, stored with the keys, tags and fields of verl's AgentLoopWorkerTQ."""
+    uid = str(uuid.uuid4())
+    rows = [
+        {
+            "uid": uid,
+            "response_mask": torch.ones(length, dtype=torch.int64),
+            "responses": torch.arange(length),
+            "data_source": "test",
+            "reward_model": {"ground_truth": "{}"},
+            "extra_info": {"index": 7},
+            "rm_scores": torch.tensor([0.0] * (length - 1) + [reward["score"]]),
+            "extra_fields": {"reward_extra_info": reward, "global_steps": 1},
+            "metrics": {"generate_sequences": float(length), "compute_score": 0.5},
+        }
+        for reward, length in zip(rewards, lengths, strict=True)
+    ]
+    keys = [f"{uid}_{session}_0" for session in range(len(rows))]
+    tags = [{"status": "success", "response_len": length} for length in lengths]
+    tq.kv_batch_put(keys=keys, partition_id=partition, fields=list_of_dict_to_tensordict(rows), tags=tags)
+    tq.kv_batch_put(keys=[uid], partition_id=partition, tags=[{"is_prompt": True, "status": status, "global_steps": 1}])
+
+
+def build_buffer(trainer_mode: str = "sync") -> ReplayBuffer:
+    """What verl's trainer builds from our recipe, by its own function."""
+    trainer = SimpleNamespace(
+        config=compose_recipe("samr1"), trainer_mode=trainer_mode, _add_prompts_to_generate=lambda prompts: prompts
+    )
+    buffer = PPOTrainer._build_replay_buffer(trainer)
+    assert type(buffer) is ReplayBuffer
+    return buffer
+
+
+def test_the_buffer_that_the_recipe_names_logs_what_it_samples(transfer_queue: None) -> None:
+    put_group("train", [{"score": 6.0, "acc": 0.9}, {"score": 2.0, "acc": 0.2}, {"score": 1.0, "acc": 0.1}], [3, 1, 5])
+    put_group("train", [{"score": 2.0, "acc": 0.4}, {"score": 2.0, "acc": 0.4}], [2, 2], status="failure")
+    buffer = build_buffer()
+    batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+    assert len(batch.keys) == 5
+    assert metrics == {
+        "reward/score": pytest.approx(13 / 5),
+        "reward/acc": pytest.approx(0.4),
+        "critic/groups/count": 2,
+        "critic/groups/zero_advantage_frac": 0.5,
+        "critic/groups/size/mean": 2.5,
+        "critic/groups/size/min": 2,
+        "critic/groups/tokens/mean": 6.5,
+        "critic/groups/tokens/max": 9,
+        "critic/groups/tokens/min": 4,
+        "reward/seconds/mean": 0.5,
+        "reward/seconds/max": 0.5,
+        "reward/exposed_seconds": 0.5,
+    }
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+
+
+def test_the_second_step_knows_the_rewards_share_of_the_time_since_the_first(transfer_queue: None) -> None:
+    buffer, shares = build_buffer(), []
+    for _ in range(2):
+        put_group("train", [{"score": 6.0}], [3])
+        batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=1)
+        shares.append(metrics.get("reward/step_share"))
+        tq.kv_clear(keys=batch.keys, partition_id="train")
+    assert shares[0] is None and shares[1] > 0
+
+
+def test_validation_is_left_to_verl_and_its_rows_are_kept_once(transfer_queue: None) -> None:
+    buffer = build_buffer()
+    for score in (6.0, 2.0):
+        put_group("val", [{"score": score, "acc": 0.9}], [4])
+        batch, metrics = buffer.sample(global_steps=1, partition_id="val", batch_size=1)
+        assert len(batch.keys) == 1
+        assert metrics == {}
+        tq.kv_clear(keys=batch.keys, partition_id="val")
+    first, second = buffer.take_validated(1)
+    assert first.item == {"data_source": "test", "reward_model": {"ground_truth": "{}"}, "extra_info": {"index": 7}}
+    assert first.response_ids == [0, 1, 2, 3]
+    assert (first.scores["score"], second.scores["score"]) == (6.0, 2.0)
+    assert buffer.take_validated(1) == []

@@ -1,0 +1,128 @@
+"""What validation logs by each protocol, and the samples that it keeps."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from samr1_verl.config import Samr1Config, samr1_config
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.geometry.masks import decode_rle, encode_rle
+from samr1_verl.scoring.sample import read_samples
+from samr1_verl.segmenters import Prediction
+from samr1_verl.training.validation import SampleWriter, Validated, first_of_each, protocol_metrics
+from tests.composing import compose_recipe
+from tests.service.fake import BoxSegmenter, image_file
+
+ANSWER = '<think>left</think><answer>{"bbox": [10, 0, 40, 28], "points_1": [12, 7], "points_2": [12, 7]}</answer>'
+
+
+def validated(source: str, **counts: float) -> Validated:
+    return Validated({"data_source": source}, [], {"score": 1.0, **counts})
+
+
+def test_each_data_source_is_counted_by_both_protocols() -> None:
+    counts = {"intersection": 6.0, "union": 8.0, "ignored": 4.0, "ignored_predicted": 1.0}
+    nothing = dict.fromkeys(counts, 0.0)
+    metrics = protocol_metrics([validated("a", **counts), validated("a", **nothing), validated("b", **counts)])
+    lisa, segzero = 6 / 8.00001, 7 / 12
+    assert metrics == pytest.approx(
+        {
+            "val-core/a/giou/lisa": (lisa + 1) / 2,  # nothing to find, and nothing predicted
+            "val-core/a/giou/segzero": segzero / 2,
+            "val-core/a/ciou/lisa": 6 / 8,
+            "val-core/a/ciou/segzero": segzero,
+            "val-core/b/giou/lisa": lisa,
+            "val-core/b/giou/segzero": segzero,
+            "val-core/b/ciou/lisa": 6 / 8,
+            "val-core/b/ciou/segzero": segzero,
+        }
+    )
+
+
+def test_a_reward_without_pixel_counts_has_no_such_metrics() -> None:
+    assert protocol_metrics([validated("a")]) == {}
+
+
+class Tokenizer:
+    """Texts by their only token."""
+
+    texts = (ANSWER, "<script>no answer</script>")
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return self.texts[ids[0]]
+
+
+@pytest.fixture
+def settings() -> Samr1Config:
+    return samr1_config(compose_recipe("samr1_tiny"))
+
+
+def row(folder: Path, index: int, token: int) -> Validated:
+    image, sha256 = image_file(folder, index)
+    truth = np.zeros((10, 20), dtype=bool)
+    truth[:5, :10] = True
+    return Validated(
+        {
+            "data_source": "test",
+            "reward_model": {"ground_truth": GroundTruth(size=(10, 20), masks=(encode_rle(truth),)).model_dump_json()},
+            "extra_info": {
+                **{"image": str(image), "sha256": sha256, "policy_size": [40, 28], "frame": "absolute"},
+                **{"index": index, "category": "grey", "sentence": f"number {index}"},
+            },
+        },
+        [token],
+        {"score": 3.0},
+    )
+
+
+class Client:
+    """Segments at once, as the client of a service would."""
+
+    async def segment(self, image: str, sha256: str, prompts: list[Any]) -> list[Prediction]:
+        segmenter = BoxSegmenter()
+        return segmenter.decode(segmenter.encode(np.zeros((10, 20, 3), np.uint8)), prompts)
+
+
+def test_samples_hold_what_was_answered_segmented_and_earned(
+    settings: Samr1Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samr1_verl.scoring.sample.get_client", lambda *_: Client())
+    writer = SampleWriter(settings, tmp_path, Tokenizer())
+    writer.write([row(tmp_path, 0, 0), row(tmp_path, 1, 1)], step=16)
+    usable, unusable = read_samples(tmp_path / "samples" / "16.jsonl")
+    assert (usable.index, usable.sentence, usable.response, usable.reason) == (0, "number 0", ANSWER, None)
+    (shape,) = usable.shapes
+    assert shape.box == (5, 0, 20, 10) and shape.points == ((6, 2.5), (6, 2.5)), "in the original frame"
+    mask = decode_rle(usable.mask, usable.size)
+    assert mask.sum() == 150 and mask[:, 5:].all()
+    assert decode_rle(usable.truth, usable.size).sum() == 50
+    assert usable.scores == {"score": 3.0}
+    assert (unusable.reason, unusable.shapes) == ("no_answer", ())
+    assert not decode_rle(unusable.mask, unusable.size).any()
+
+
+def test_what_is_wrong_with_a_sample_is_logged_and_ends_no_training(
+    settings: Samr1Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = settings.model_copy(update={"segmenter": settings.segmenter.model_copy(update={"path": "/nowhere"})})
+    with caplog.at_level(logging.ERROR):
+        SampleWriter(broken, tmp_path, Tokenizer()).write([row(tmp_path, 0, 0)], step=16)
+    assert "the samples of step 16 are not written" in caplog.text
+    assert not (tmp_path / "samples").exists()
+
+
+def test_the_same_rows_are_kept_every_time(settings: Samr1Config, tmp_path: Path) -> None:
+    writer = SampleWriter(settings, tmp_path, Tokenizer())
+    rows = [{"index": index} for index in range(100, 200)]
+    chosen = writer.chosen(rows)
+    assert len(chosen) == 16 and (chosen[0], chosen[-1]) == (100, 199)
+    assert writer.chosen(rows[:5]) == [100, 101, 102, 103, 104]
+
+
+def test_several_responses_to_a_row_give_one_sample_and_a_lost_row_none(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 3, 0), row(tmp_path, 1, 0), row(tmp_path, 3, 1)]
+    assert first_of_each(rows, [1, 2, 3]) == [rows[1], rows[0]]
