@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from samr1_verl.scoring.rollout import Rollout
 
-# What reading and comparing the values of an arbitrary JSON text can raise.
+# Exceptions that reading and comparing the values of an arbitrary JSON text can raise.
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
@@ -28,7 +28,7 @@ class Constants:
     box_iou: float = 0.5  # strictly above
     box_l1: float = 10.0  # mean over the four coordinates, strictly below, pixels
     point: float = 30.0  # distance, strictly below, pixels; the point must lie in its own box, borders included
-    objects: int = 120  # a side; the rest is ignored
+    objects: int = 120  # on each side; the rest is ignored
 
 
 CONSTANTS = Constants()
@@ -79,16 +79,16 @@ def format_of(text: str, box: float, point: float, label: float = 0.0) -> float:
     try:
         objects = answer_value(text)
         count = max(1, len(objects))
-        for one in objects:
-            earned += box * _is_list(one, "bbox_2d", 4) + point * _is_list(one, "point_2d", 2)
-            earned += label * ("label" in one and isinstance(one["label"], str) and one["label"].strip() != "")
+        for entry in objects:
+            earned += box * _is_list(entry, "bbox_2d", 4) + point * _is_list(entry, "point_2d", 2)
+            earned += label * ("label" in entry and isinstance(entry["label"], str) and entry["label"].strip() != "")
     except MALFORMED:
         pass
     return min(earned / count, box + point + label)
 
 
-def _is_list(one: Any, key: str, size: int) -> bool:
-    return key in one and isinstance(one[key], list) and len(one[key]) == size
+def _is_list(entry: Any, key: str, size: int) -> bool:
+    return key in entry and isinstance(entry[key], list) and len(entry[key]) == size
 
 
 def objects_of(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -98,10 +98,10 @@ def objects_of(text: str) -> tuple[np.ndarray, np.ndarray]:
         one of MALFORMED: the answer is no list of objects that each have four and two numbers.
     """
     objects = answer_value(text)
-    boxes = np.array([one["bbox_2d"] for one in objects][: CONSTANTS.objects])
-    points = np.array([one["point_2d"] for one in objects][: CONSTANTS.objects])
+    boxes = np.array([entry["bbox_2d"] for entry in objects][: CONSTANTS.objects])
+    points = np.array([entry["point_2d"] for entry in objects][: CONSTANTS.objects])
     if boxes.dtype.kind != "f" or points.dtype.kind != "f" or boxes.shape[1:] != (4,) or points.shape[1:] != (2,):
-        raise ValueError("expected four and two numbers an object")
+        raise ValueError("expected four and two numbers per object")
     return boxes, points
 
 

@@ -1,9 +1,10 @@
 """A reward made of terms alone: `R = Σ weight · term` over reward_fns/terms.py. In a recipe:
 
+    samr1.reward.terms: {mask_iou: 0.7, s_measure: 0.3, think: 1, format: 1}
     reward.custom_reward_function:
       path: pkg://reward_fns.composed
       name: compute_score
-      reward_kwargs: {segmenter: "${samr1.segmenter}", service: "${samr1.service}", terms: {…}}
+      reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 
 Published rewards that are nothing else:
 
@@ -17,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from samr1_verl.scoring.rollout import check_keywords, read_rollout
-from reward_fns.terms import mask_iou, weigh, weights_of, with_asked_masks
-from samr1_verl.answers import MAX_POINTS
+from reward_fns.arguments import ArgumentReader
+from reward_fns.terms import mask_iou
+from samr1_verl.answers import Caps
 from samr1_verl.config import ConfigError
+from samr1_verl.scoring.rollout import read_rollout
 
-FORMAT_TERMS = ("think", "format", "point_count", "length", "non_repetition")  # earned without a correct object
-MAX_OBJECTS = 16  # of one answer; bounds the decodes an answer costs
+# 16 objects per answer bound the decodes that an answer costs.
+ARGUMENTS = ArgumentReader({}, Caps(points=16, objects=16))
 
 
 async def compute_score(
@@ -32,18 +34,17 @@ async def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any],
     *,
-    terms: Mapping[str, float],
-    segmenter: Mapping[str, Any] | None = None,
-    service: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any],
+    segmenter: Any = None,
     **verls_own: Any,
 ) -> dict[str, float]:
     """Score one response.
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`.
-        terms: terms by name and weight; at least one weight is not 0.
-        segmenter, service: the recipe's `samr1.segmenter` and `samr1.service`, for terms that compare masks.
-        verls_own: what verl adds beside a reward model.
+        reward: the recipe's `samr1.reward`: `terms` by name and weight, at least one of which is not 0, and `caps`.
+        segmenter: the recipe's `samr1.segmenter`, for terms that compare masks.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
 
     Returns:
         `score`; every term before its weight; `acc`, the mask IoU, 0 where no term compares masks; the flags
@@ -52,10 +53,12 @@ async def compute_score(
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
     """
-    check_keywords(verls_own, "terms", "segmenter", "service")
-    weights = weights_of(terms, {})
-    if not any(weights.values()):
-        raise ConfigError(f"reward_kwargs.terms is {dict(terms)!r}, expected a term with a weight: {{mask_iou: 1}}")
-    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, MAX_POINTS, MAX_OBJECTS)
-    rollout = await with_asked_masks(rollout, weights, {}, segmenter, service)
-    return {"acc": 0.0 if rollout.masks is None else mask_iou(rollout), **weigh(rollout, {}, weights)}
+    arguments = ARGUMENTS(reward, verls_own)
+    if not any(arguments.weights.values()):
+        raise ConfigError(
+            f"samr1.reward.terms is {dict(arguments.weights)!r}, expected a term with a weight: {{mask_iou: 1}}"
+        )
+    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
+    rollout = await arguments.with_masks(rollout, segmenter)
+    acc = 0.0 if rollout.masks is None else mask_iou(rollout)
+    return await arguments.score(rollout, {}, segmenter, acc=acc)

@@ -4,13 +4,15 @@
 
 VisionReasoner's answers and matching; then the mean IoU of matched boxes, the ratio of the numbers of objects and the
 mean point score are each replaced by the share of a first-in-first-out window that is not above them. The window is the
-only state in this folder: `Window`, one a process and configuration, kept in the file `window.path` so that a run goes
-on where it was. In a recipe (one reward worker, since the window is one; no validation, whose answers would enter it):
+only state in this folder: `Window`, one per process and configuration, kept in the file `window.path` so that a run
+continues where it stopped. In a recipe (one reward worker, since there is one window; no validation, whose answers would
+enter it):
 
+    samr1.reward.window: {path: runs/dr_seg/window.json, step: 128}
     reward.custom_reward_function:
       path: pkg://reward_fns.dr_seg
       name: compute_score
-      reward_kwargs: {window: {path: runs/dr_seg/window.json, step: 128}}
+      reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 
 Departs from the published code in three places. A metric of 0 ranks 0, where the code gives it the share of zeros in
 the window, so that no answer earns a rank without merit. Among matchings that earn the same, the one with the larger
@@ -21,7 +23,6 @@ rule, without the code's list of placeholder phrases.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -32,22 +33,16 @@ from typing import Any
 
 import numpy as np
 
-from reward_fns.boxes import CONSTANTS as BOXES
+from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import Pairs, best_matching, format_of, pairs_of
-from samr1_verl.scoring.rollout import check_keywords, read_rollout
-from reward_fns.terms import non_repetition, think, weigh, weights_of, with_asked_masks
-from samr1_verl.answers import MAX_POINTS
-from samr1_verl.config import ConfigError
+from reward_fns.terms import non_repetition, think
+from samr1_verl.config import ConfigError, WindowConfig
+from samr1_verl.rows.files import complete
+from samr1_verl.scoring.rollout import read_rollout
 
 RANKED = ("iou", "count", "point")
 WEIGHTS = dict.fromkeys(("think", "format", "look", *RANKED, "non_repetition"), 1.0)  # the code sums them
-FORMAT_TERMS = (
-    "think",
-    "format",
-    "look",
-    "count",
-    "non_repetition",
-)  # what an answer can earn without a correct object
+ARGUMENTS = ArgumentReader(WEIGHTS, reads=["window"])
 
 
 @dataclass(frozen=True)
@@ -112,37 +107,31 @@ class Window:
 
     def save(self, path: Path) -> None:
         """Write the state; the file is complete or the one before."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.state_dict()))
-        os.replace(partial, path)
+        with complete(path) as partial:
+            partial.write_text(json.dumps(self.state_dict()))
 
     def _sort(self) -> None:
         self._columns = [sorted(column) for column in zip(*self._rows, strict=True)]
 
 
-_windows: dict[tuple[str | None, int], Window] = {}
+_windows: dict[WindowConfig, Window] = {}
 _lock = threading.Lock()
 
 
-def get_window(path: str | None, step: int) -> Window:
+def get_window(config: WindowConfig) -> Window:
     """The window of a configuration, made or read from its file on first use in this process. Raises ConfigError."""
-    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-        raise ConfigError(
-            f"reward_kwargs.window.step is {step!r}, expected the rollouts of a step: prompts x group size"
-        )
     with _lock:
-        if (path, step) not in _windows:
-            window = Window(step)
-            if path is not None and Path(path).exists():
+        if config not in _windows:
+            window = Window(config.step)
+            if config.path is not None and Path(config.path).exists():
                 try:
-                    window.load_state_dict(json.loads(Path(path).read_text()))
+                    window.load_state_dict(json.loads(Path(config.path).read_text()))
                 except (OSError, ValueError) as error:
                     raise ConfigError(
-                        f"reward_kwargs.window.path: {path}: {error}. Remove the file to begin anew"
+                        f"samr1.reward.window.path: {config.path}: {error}. Remove the file to start with a new window"
                     ) from error
-            _windows[path, step] = window
-        return _windows[path, step]
+            _windows[config] = window
+        return _windows[config]
 
 
 async def compute_score(
@@ -151,19 +140,18 @@ async def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any],
     *,
-    window: Mapping[str, Any],
-    terms: Mapping[str, float] | None = None,
-    segmenter: Mapping[str, Any] | None = None,
-    service: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any],
+    segmenter: Any = None,
     **verls_own: Any,
 ) -> dict[str, float]:
     """Score one response, and let its metrics enter the window.
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.vision_reasoner.compute_score`.
-        window: `step`, the rollouts of one training step, and `path`, the file that keeps the window, or None.
-        terms, segmenter, service: as in `reward_fns.vision_reasoner.compute_score`.
-        verls_own: what verl adds beside a reward model.
+        reward: the recipe's `samr1.reward`: `window` with `step`, the rollouts of one training step, and `path`, the
+            file that keeps the window, or None; `terms` and `caps`.
+        segmenter: as in `reward_fns.vision_reasoner.compute_score`.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
 
     Returns:
         `score`; the components and every further term before their weights; `metric/iou`, `metric/count` and
@@ -173,26 +161,28 @@ async def compute_score(
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.vision_reasoner.compute_score`.
         OSError: the window's file cannot be written.
     """
-    check_keywords(verls_own, "window", "terms", "segmenter", "service")
-    weights = weights_of(terms, WEIGHTS)
-    if set(window) != {"path", "step"}:
-        raise ConfigError(f"reward_kwargs.window is {dict(window)!r}, expected path and step")
-    state = get_window(window["path"], window["step"])
-    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, MAX_POINTS, BOXES.objects)
-    rollout = await with_asked_masks(rollout, weights, WEIGHTS, segmenter, service)
+    arguments = ARGUMENTS(reward, verls_own)
+    config = arguments.config.window
+    if config is None:
+        raise ConfigError(
+            "samr1.reward.window: missing, expected the file of the window and the responses per step, such as "
+            "{path: runs/dr_seg/window.json, step: 128}"
+        )
+    window = get_window(config)
+    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     metrics = metrics_of(pairs_of(rollout))
     components = {
         "think": think(rollout),
         "format": format_of(rollout.text, 1.0, 1.0),
         "look": looks(rollout.text),
-        **dict(zip(RANKED, state.rank(metrics), strict=True)),
+        **dict(zip(RANKED, window.rank(metrics), strict=True)),
         "non_repetition": non_repetition(rollout),
     }
+    scores = await arguments.score(rollout, components, segmenter, acc=metrics[0])
     with _lock:
-        if state.add(metrics) and window["path"] is not None:
-            state.save(Path(window["path"]))
-    raw = {f"metric/{name}": value for name, value in zip(RANKED, metrics, strict=True)}
-    return {"acc": metrics[0], **raw, **weigh(rollout, components, weights)}
+        if window.add(metrics) and config.path is not None:
+            window.save(Path(config.path))
+    return {**scores, **{f"metric/{name}": value for name, value in zip(RANKED, metrics, strict=True)}}
 
 
 def metrics_of(pairs: Pairs | None) -> tuple[float, float, float]:

@@ -6,7 +6,10 @@ No mask is compared, so training needs no segmenter. Each term ends at 0 on any 
 reads the first `{…}` without an inner `}` anywhere in the response: that is the published rule, kept to the letter, not
 the strict parser of samr1_verl/answers.py, whose verdict the flags `answer/<reason>` tell. In a recipe:
 
-    reward.custom_reward_function: {path: pkg://reward_fns.seg_zero, name: compute_score}
+    reward.custom_reward_function:
+      path: pkg://reward_fns.seg_zero
+      name: compute_score
+      reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 """
 
 from __future__ import annotations
@@ -19,14 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import MALFORMED, inclusive_iou
-from samr1_verl.scoring.rollout import Rollout, check_keywords, read_rollout
-from reward_fns.terms import think, weigh, weights_of, with_asked_masks
-from samr1_verl.answers import MAX_OBJECTS, MAX_POINTS
+from reward_fns.terms import think
 from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.scoring.rollout import Rollout, read_rollout
 
 WEIGHTS = {"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "points": 1.0}  # the paper sums them
-FORMAT_TERMS = ("think", "format")  # what an answer can earn without a correct object
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Constants:
 
 
 CONSTANTS = Constants()
+ARGUMENTS = ArgumentReader(WEIGHTS)
 
 
 async def compute_score(
@@ -47,9 +50,8 @@ async def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any],
     *,
-    terms: Mapping[str, float] | None = None,
-    segmenter: Mapping[str, Any] | None = None,
-    service: Mapping[str, Any] | None = None,
+    segmenter: Any = None,
+    reward: Mapping[str, Any] | None = None,
     **verls_own: Any,
 ) -> dict[str, float]:
     """Score one response.
@@ -57,9 +59,9 @@ async def compute_score(
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has one box
             with two points, and needs neither masks nor an image.
-        terms: further terms of reward_fns/terms.py by name and weight, or other weights for the reward's own.
-        segmenter, service: the recipe's `samr1.segmenter` and `samr1.service`, for terms that compare masks.
-        verls_own: what verl adds beside a reward model.
+        segmenter: the recipe's `samr1.segmenter`, for terms that compare masks.
+        reward: the recipe's `samr1.reward`: `terms` and `caps`; None: the reward's own values.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
 
     Returns:
         `score`; the five components and every further term before their weights; `acc`, the IoU of the boxes; the flags
@@ -70,19 +72,17 @@ async def compute_score(
         RowError: ground_truth or extra_info cannot be used: not one box, or fewer than two points.
         ImageError, SegmenterError: with terms that compare masks, as in `reward_fns.samr1`.
     """
-    check_keywords(verls_own, "terms", "segmenter", "service")
-    weights = weights_of(terms, WEIGHTS)
-    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, MAX_POINTS, MAX_OBJECTS)
+    arguments = ARGUMENTS(reward, verls_own)
+    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     components, iou = components_of(rollout)
-    rollout = await with_asked_masks(rollout, weights, WEIGHTS, segmenter, service)
-    return {"acc": iou, **weigh(rollout, components, weights)}
+    return await arguments.score(rollout, components, segmenter, acc=iou)
 
 
 def components_of(rollout: Rollout) -> tuple[dict[str, float], float]:
     """The five terms by name, and the IoU of the boxes in [0, 1]. Raises RowError."""
     if len(rollout.truth.boxes) != 1:
         raise RowError(
-            f"{rollout.row}: ground_truth.boxes holds {len(rollout.truth.boxes)} boxes, expected 1: Seg-Zero's reward "
+            f"{rollout.label}: ground_truth.boxes holds {len(rollout.truth.boxes)} boxes, expected 1: Seg-Zero's reward "
             "is for one object. Leave the row out, or train with +recipe=vision_reasoner"
         )
     true_boxes, true_points = rollout.true_boxes(), rollout.true_points(2)[0]
@@ -129,9 +129,13 @@ def _format(text: str) -> bool:
 def _box(rollout: Rollout) -> np.ndarray:
     """The answer's box in pixels, [4]. Raises one of MALFORMED where it is not four numbers."""
     numbers = first_object(rollout.text)["bbox"]
-    if not isinstance(numbers, list) or len(numbers) != 4 or not all(isinstance(one, int | float) for one in numbers):
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) != 4
+        or not all(isinstance(number, int | float) for number in numbers)
+    ):
         raise TypeError(numbers)
-    return rollout.pixels(np.array([float(one) for one in numbers]))
+    return rollout.pixels(np.array([float(number) for number in numbers]))
 
 
 def _points(rollout: Rollout, true_points: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Small terms that any reward of this folder takes by name and weight: `reward_kwargs.terms: {s_measure: 0.3}`.
+"""Small terms that any reward of this folder takes by name and weight: `samr1.reward.terms: {s_measure: 0.3}`.
 
 A term is a pure function of one response and its row, in [0, 1]. Its weight multiplies it in the score; with weight 0
 it is a metric. Terms that compare masks are 0 where the answer is unusable or meets no pixel of the target, so that no
@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from samr1_verl.scoring.rollout import Rollout, with_masks
 from samr1_verl.answers import Answer, Reason, Unusable, has_think_format, thinking
-from samr1_verl.config import ConfigError
+from samr1_verl.scoring.rollout import Rollout
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What the terms are made of, with its sources."""
+    """Constants of the terms, with their sources."""
 
     points: int = 2  # SocioReasoner: the number of points that scores 1
     points_width: float = 2.0  # SocioReasoner: standard deviation of the bell around it
@@ -50,7 +48,7 @@ def point_count(rollout: Rollout) -> float:
     """exp(-(n-2)²/(2·2²)) of the number n of points, mean over objects; 0 for an unusable answer (SocioReasoner)."""
     if isinstance(rollout.answer, Unusable):
         return 0.0
-    off = np.array([len(target.points) - CONSTANTS.points for target in rollout.answer.targets])
+    off = np.array([len(target.points) - CONSTANTS.points for target in rollout.answer.objects_policy])
     return float(np.exp(-(off**2) / (2 * CONSTANTS.points_width**2)).mean())
 
 
@@ -69,10 +67,10 @@ def length(rollout: Rollout) -> float:
 def non_repetition(rollout: Rollout) -> float:
     """0 as soon as two sentences of the response were seen before, else 1 (VisionReasoner).
 
-    Sentences are what stands between full stops, trimmed, empty ones dropped.
+    Sentences are the parts between full stops, trimmed; empty ones are dropped.
     """
-    sentences = [one.strip() for one in rollout.text.split(".")]
-    sentences = [one for one in sentences if one]
+    sentences = [sentence.strip() for sentence in rollout.text.split(".")]
+    sentences = [sentence for sentence in sentences if sentence]
     return float(len(sentences) - len(set(sentences)) < CONSTANTS.repeats)
 
 
@@ -127,55 +125,11 @@ TERMS: dict[str, Term] = {
 }
 
 
-def weights_of(terms: Mapping[str, float] | None, own: Mapping[str, float]) -> dict[str, float]:
-    """A reward's `own` weights with `reward_kwargs.terms` laid over them.
-
-    Raises:
-        ConfigError: a name is neither one of the reward's own components nor a term, or a weight is no finite number.
-    """
-    weights = dict(own)
-    for name, weight in (terms or {}).items():
-        if name not in own and name not in TERMS:
-            known = ", ".join(dict.fromkeys([*own, *TERMS]))
-            raise ConfigError(f"reward_kwargs.terms.{name}: no such term, expected one of {known}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ConfigError(
-                f"reward_kwargs.terms.{name} is {weight!r}, expected a finite number; 0 makes it a metric"
-            )
-        weights[name] = float(weight)
-    return weights
-
-
-async def with_asked_masks(
-    rollout: Rollout, weights: Mapping[str, float], own: Mapping[str, float], segmenter: Any, service: Any
-) -> Rollout:
-    """The rollout, with masks where a term that is not among the reward's own components compares them.
-
-    Raises:
-        ConfigError: there is such a term and no segmenter or service.
-        RowError, ImageError, SegmenterError: as `rollout.with_masks`.
-    """
-    for name in weights:
-        if name not in own and TERMS[name].compares_masks:
-            return await with_masks(rollout, *segmenter_of(f"the term {name}", segmenter, service))
-    return rollout
-
-
 def weigh(rollout: Rollout, components: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
     """`score`, every component and term by name before its weight, and the flags of the answer, all floats."""
     values = {name: components[name] if name in components else TERMS[name].function(rollout) for name in weights}
     score = math.fsum(weights[name] * value for name, value in values.items())
     return {"score": score, **values, **rollout.flags}
-
-
-def segmenter_of(name: str, segmenter: Any, service: Any) -> tuple[Any, Any]:
-    """The two, where a term that compares masks is asked for. Raises ConfigError naming what is missing."""
-    for key, value in (("segmenter", segmenter), ("service", service)):
-        if value is None:
-            raise ConfigError(
-                f"reward_kwargs.{key}: missing, and {name} compares masks. Set it to ${{samr1.{key}}} in the recipe"
-            )
-    return segmenter, service
 
 
 def _masks(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:

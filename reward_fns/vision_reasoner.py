@@ -6,7 +6,10 @@ The answer is a JSON list of {"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}. 
 no segmenter. The published rules are kept to the letter; the flags `answer/<reason>` tell the strict parser's verdict.
 In a recipe:
 
-    reward.custom_reward_function: {path: pkg://reward_fns.vision_reasoner, name: compute_score}
+    reward.custom_reward_function:
+      path: pkg://reward_fns.vision_reasoner
+      name: compute_score
+      reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 """
 
 from __future__ import annotations
@@ -15,14 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reward_fns.boxes import CONSTANTS as BOXES
+from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import best_matching, format_of, pairs_of
-from samr1_verl.scoring.rollout import Rollout, check_keywords, read_rollout
-from reward_fns.terms import non_repetition, think, weigh, weights_of, with_asked_masks
-from samr1_verl.answers import MAX_POINTS
+from reward_fns.terms import non_repetition, think
+from samr1_verl.scoring.rollout import Rollout, read_rollout
 
 WEIGHTS = {"think": 1.0, "format": 1.0, "accuracy": 1.0, "non_repetition": 1.0}  # the paper sums them
-FORMAT_TERMS = ("think", "format", "non_repetition")  # what an answer can earn without a correct object
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Constants:
 
 
 CONSTANTS = Constants()
+ARGUMENTS = ArgumentReader(WEIGHTS)
 
 
 async def compute_score(
@@ -42,9 +44,8 @@ async def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any],
     *,
-    terms: Mapping[str, float] | None = None,
-    segmenter: Mapping[str, Any] | None = None,
-    service: Mapping[str, Any] | None = None,
+    segmenter: Any = None,
+    reward: Mapping[str, Any] | None = None,
     **verls_own: Any,
 ) -> dict[str, float]:
     """Score one response.
@@ -52,9 +53,9 @@ async def compute_score(
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has a box
             and at least one point an object, and needs neither masks nor an image. Accuracy is 0 where it means none.
-        terms: further terms of reward_fns/terms.py by name and weight, or other weights for the reward's own.
-        segmenter, service: the recipe's `samr1.segmenter` and `samr1.service`, for terms that compare masks.
-        verls_own: what verl adds beside a reward model.
+        segmenter: the recipe's `samr1.segmenter`, for terms that compare masks.
+        reward: the recipe's `samr1.reward`: `terms` and `caps`; None: the reward's own values.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
 
     Returns:
         `score`; the four components and every further term before their weights; `acc`, the summed IoU of matched boxes
@@ -65,9 +66,8 @@ async def compute_score(
         RowError: ground_truth or extra_info cannot be used.
         ImageError, SegmenterError: with terms that compare masks, as in `reward_fns.samr1`.
     """
-    check_keywords(verls_own, "terms", "segmenter", "service")
-    weights = weights_of(terms, WEIGHTS)
-    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, MAX_POINTS, BOXES.objects)
+    arguments = ARGUMENTS(reward, verls_own)
+    rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     accuracy, iou = accuracy_of(rollout)
     components = {
         "think": think(rollout),
@@ -75,8 +75,7 @@ async def compute_score(
         "accuracy": accuracy,
         "non_repetition": non_repetition(rollout),
     }
-    rollout = await with_asked_masks(rollout, weights, WEIGHTS, segmenter, service)
-    return {"acc": iou, **weigh(rollout, components, weights)}
+    return await arguments.score(rollout, components, segmenter, acc=iou)
 
 
 def accuracy_of(rollout: Rollout) -> tuple[float, float]:

@@ -18,17 +18,15 @@ import json
 import math
 import re
 import reprlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import json_repair
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
-Box = tuple[float, float, float, float]
-Point = tuple[float, float]
+from samr1_verl.geometry.prompt import Box, Point, Prompt
 
-MAX_POINTS = 16  # an object. Unpublished: Seg-Zero's prompt asks for two; without a cap, policies learn endless lists
-MAX_OBJECTS = 120  # an answer. VisionReasoner's cap a side
 # json-repair takes quadratic time, 0.7 s for the worst 1,000 characters found: bound what it gets.
 _REPAIR_CHARACTERS, _REPAIR_DEPTH = 1000, 8
 _BOX_KEYS = ("bbox", "bbox_2d", "box")
@@ -48,27 +46,32 @@ class Reason(str, Enum):
     BAD_BOX = "bad_box"  # not four finite numbers
     EMPTY_BOX = "empty_box"  # inverted or without area
     MISSING_POINTS = "missing_points"
-    BAD_POINTS = "bad_points"  # not pairs of finite numbers, or labels other than one 0 or 1 a point
+    BAD_POINTS = "bad_points"  # not pairs of finite numbers, or labels other than a 0 or 1 per point
     MANY_POINTS = "many_points"
     OUTSIDE = "outside"  # a box that does not meet the image, or a point off it
 
 
-class Target(NamedTuple):
-    """One object of an answer, policy frame. `labels` has 1 (on the object) or 0 (not on it) for each point.
+class Caps(BaseModel):
+    """What a usable answer has at most; a longer one is `many_points` or `many_objects`."""
 
-    Strict parsing always gives a box and at least one point, lenient parsing at least one of the two.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    box: Box | None
-    points: tuple[Point, ...]
-    labels: tuple[int, ...]
+    # Points per object. Unpublished: Seg-Zero's prompt asks for two; without a cap, policies learn endless lists.
+    points: PositiveInt = 16
+    objects: PositiveInt = 120  # per answer. VisionReasoner's cap on each side
+
+
+CAPS = Caps()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A usable answer: one or more objects, policy frame."""
+    """A usable answer: one or more objects, policy frame.
 
-    targets: tuple[Target, ...]
+    Strict parsing gives each of them a box and at least one point, lenient parsing at least one of the two.
+    """
+
+    objects_policy: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)
@@ -102,36 +105,33 @@ def thinking(text: str) -> str | None:
     start, end = "<think>", "</answer>"
     if not (text.startswith(start) and text.endswith(end)):
         return None
-    found = _THINK_TO_ANSWER.search(text, len(start), len(text) - len(end))
-    return None if found is None else text[len(start) : found.start()]
+    border = _THINK_TO_ANSWER.search(text, len(start), len(text) - len(end))
+    return None if border is None else text[len(start) : border.start()]
 
 
-def parse_answer(
-    text: str, *, lenient: bool = False, max_points: int = MAX_POINTS, max_objects: int = MAX_OBJECTS
-) -> Answer | Unusable:
+def parse_answer(text: str, caps: Caps = CAPS, *, lenient: bool = False) -> Answer | Unusable:
     """Read the answer out of a response.
 
     Args:
         text: the response, special tokens removed.
+        caps: bounds of a usable answer.
         lenient: also accept a missing or repeated `<answer>` (the last counts), code fences, text around the JSON, JSON
             that json-repair can mend, numbers as strings, and objects with only a box or only points.
-        max_points: more points than this in one object make the answer unusable.
-        max_objects: more objects than this make the answer unusable.
 
     Returns:
         The objects in the policy frame, as the policy wrote them (`within` holds them against the image), or the first
-        reason found why they cannot be used. Never raises, whatever the text is.
+        reason why they cannot be used. Never raises, whatever the text is.
     """
     try:
         value = _load_lenient(_answer_text_lenient(text)) if lenient else _load_strict(_answer_text(text))
         objects = value if isinstance(value, list) else [value]
         if not objects:
             raise _Refusal(Reason.NO_TARGET, "an empty list")
-        if not all(isinstance(one, dict) for one in objects):
+        if not all(isinstance(entry, dict) for entry in objects):
             raise _Refusal(Reason.NO_OBJECT, f"expected an object or a list of objects, found {_short(value)}")
-        if len(objects) > max_objects:
-            raise _Refusal(Reason.MANY_OBJECTS, f"{len(objects)} objects, at most {max_objects} count")
-        return Answer(tuple(_target(one, lenient, max_points) for one in objects))
+        if len(objects) > caps.objects:
+            raise _Refusal(Reason.MANY_OBJECTS, f"{len(objects)} objects, expected at most {caps.objects}")
+        return Answer(tuple(_object(entry, lenient, caps.points) for entry in objects))
     except _Refusal as refusal:
         return refusal.unusable
 
@@ -144,8 +144,8 @@ def within(answer: Answer, extent_wh: tuple[float, float]) -> Answer | Unusable:
     image.
     """
     width, height = extent_wh
-    targets = []
-    for target in answer.targets:
+    clipped = []
+    for target in answer.objects_policy:
         box = target.box
         if box is not None:
             box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
@@ -154,8 +154,8 @@ def within(answer: Answer, extent_wh: tuple[float, float]) -> Answer | Unusable:
         for x, y in target.points:
             if not (0 <= x <= width and 0 <= y <= height):
                 return Unusable(Reason.OUTSIDE, f"point ({x:g}, {y:g}) is off the {width:g}x{height:g} image")
-        targets.append(target._replace(box=box))
-    return replace(answer, targets=tuple(targets))
+        clipped.append(Prompt(box, target.points, target.labels))
+    return Answer(tuple(clipped))
 
 
 def _answer_text(text: str) -> str:
@@ -216,58 +216,58 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _target(one: dict[str, Any], lenient: bool, max_points: int) -> Target:
-    box = _box(one, lenient)
-    points = _points(one, lenient, max_points)
+def _object(entry: dict[str, Any], lenient: bool, max_points: int) -> Prompt:
+    box = _box(entry, lenient)
+    points = _points(entry, lenient, max_points)
     if box is None and (not lenient or points is None):
-        raise _Refusal(Reason.MISSING_BOX, f"no {' or '.join(_BOX_KEYS)} in {_short(one)}")
+        raise _Refusal(Reason.MISSING_BOX, f"no {' or '.join(_BOX_KEYS)} in {_short(entry)}")
     if points is None:
         if not lenient:
-            raise _Refusal(Reason.MISSING_POINTS, f"no points_1 and points_2, points or point_2d in {_short(one)}")
-        return Target(box, (), ())
-    labels = one.get("labels", [1] * len(points)) if "points" in one else [1] * len(points)
+            raise _Refusal(Reason.MISSING_POINTS, f"no points_1 and points_2, points or point_2d in {_short(entry)}")
+        return Prompt(box)
+    labels = entry.get("labels", [1] * len(points)) if "points" in entry else [1] * len(points)
     if not isinstance(labels, list) or len(labels) != len(points):
         raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected one for each of {len(points)} points")
     if any(isinstance(label, bool) or label not in (0, 1) for label in labels):
         raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected 0 or 1 each")
-    return Target(box, points, tuple(int(label) for label in labels))
+    return Prompt(box, points, tuple(int(label) for label in labels))
 
 
-def _box(one: dict[str, Any], lenient: bool) -> Box | None:
-    keys = [key for key in _BOX_KEYS if key in one]
+def _box(entry: dict[str, Any], lenient: bool) -> Box | None:
+    keys = [key for key in _BOX_KEYS if key in entry]
     if not keys:
         return None
     if len(keys) > 1:
         raise _Refusal(Reason.BAD_BOX, f"one object with {' and '.join(keys)}")
-    numbers = _numbers(one[keys[0]], 4, lenient)
+    numbers = _numbers(entry[keys[0]], 4, lenient)
     if numbers is None:
-        raise _Refusal(Reason.BAD_BOX, f"{keys[0]} is {_short(one[keys[0]])}, expected four finite numbers")
+        raise _Refusal(Reason.BAD_BOX, f"{keys[0]} is {_short(entry[keys[0]])}, expected four finite numbers")
     x1, y1, x2, y2 = numbers
     if x1 >= x2 or y1 >= y2:
         raise _Refusal(Reason.EMPTY_BOX, f"{keys[0]} is {list(numbers)}, expected x1 < x2 and y1 < y2")
     return x1, y1, x2, y2
 
 
-def _points(one: dict[str, Any], lenient: bool, max_points: int) -> tuple[Point, ...] | None:
-    found = []
-    if any(key in one for key in _NUMBERED_POINTS):
-        found.append([one[key] for key in _NUMBERED_POINTS if key in one])
-        if len(found[0]) < len(_NUMBERED_POINTS) and not lenient:
-            raise _Refusal(Reason.MISSING_POINTS, f"points_1 or points_2 is missing in {_short(one)}")
-    if "points" in one:
-        found.append(one["points"])
-    if "point_2d" in one:
-        found.append([one["point_2d"]])
-    if len(found) > 1:
-        raise _Refusal(Reason.BAD_POINTS, f"points under several key sets in {_short(one)}")
-    if not found or found[0] == []:
+def _points(entry: dict[str, Any], lenient: bool, max_points: int) -> tuple[Point, ...] | None:
+    lists = []  # of points, one for each key set that the object has
+    if any(key in entry for key in _NUMBERED_POINTS):
+        lists.append([entry[key] for key in _NUMBERED_POINTS if key in entry])
+        if len(lists[0]) < len(_NUMBERED_POINTS) and not lenient:
+            raise _Refusal(Reason.MISSING_POINTS, f"points_1 or points_2 is missing in {_short(entry)}")
+    if "points" in entry:
+        lists.append(entry["points"])
+    if "point_2d" in entry:
+        lists.append([entry["point_2d"]])
+    if len(lists) > 1:
+        raise _Refusal(Reason.BAD_POINTS, f"points under several key sets in {_short(entry)}")
+    if not lists or lists[0] == []:
         return None
-    if not isinstance(found[0], list):
-        raise _Refusal(Reason.BAD_POINTS, f"points is {_short(found[0])}, expected a list of [x, y]")
-    if len(found[0]) > max_points:
-        raise _Refusal(Reason.MANY_POINTS, f"{len(found[0])} points, at most {max_points} count")
+    if not isinstance(lists[0], list):
+        raise _Refusal(Reason.BAD_POINTS, f"points is {_short(lists[0])}, expected a list of [x, y]")
+    if len(lists[0]) > max_points:
+        raise _Refusal(Reason.MANY_POINTS, f"{len(lists[0])} points, expected at most {max_points}")
     points: list[Point] = []
-    for value in found[0]:
+    for value in lists[0]:
         numbers = _numbers(value, 2, lenient)
         if numbers is None:
             raise _Refusal(Reason.BAD_POINTS, f"point {_short(value)}, expected two finite numbers")
@@ -279,7 +279,7 @@ def _numbers(value: Any, count: int, lenient: bool) -> tuple[float, ...] | None:
     """`count` finite numbers, or None. Booleans are no numbers; strings are when `lenient`."""
     if not isinstance(value, list) or len(value) != count:
         return None
-    numbers = [_number(one, lenient) for one in value]
+    numbers = [_number(entry, lenient) for entry in value]
     return tuple(number for number in numbers if number is not None) if None not in numbers else None
 
 

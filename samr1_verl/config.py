@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+from cachetools import LRUCache
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
+from samr1_verl import Samr1Error
+from samr1_verl.answers import CAPS, Caps
 from samr1_verl.geometry.frames import Frame
-from samr1_verl.prompts.templates import prompt_names
 
 ROOT = "samr1"
+# Sections of verl's configuration that several rooms name in messages.
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+
+Parsed = TypeVar("Parsed")
 
 
-class ConfigError(ValueError):
-    """A recipe value that cannot be used; each line names one key, what it is and what it may be."""
+class ConfigError(Samr1Error, ValueError):
+    """A recipe value that cannot be used; each line names one key, its value and the values that it may have."""
 
 
 class _Section(BaseModel):
@@ -35,7 +46,7 @@ class _Section(BaseModel):
 
 
 class PromptConfig(_Section):
-    """What the policy sees. The recipe repeats it as `data.segmentation`, which is where verl's data set reads it."""
+    """The question as the policy sees it. The recipe repeats it as `data.segmentation`, where the data set reads it."""
 
     policy_size: tuple[PositiveInt, PositiveInt] | None = Field(
         strict=False,  # YAML has lists only
@@ -44,31 +55,14 @@ class PromptConfig(_Section):
     frame: Frame = Field(description="absolute: pixels of the resized image (Qwen2.5-VL); thousand: 0-1000 (Qwen3-VL)")
     prompt: str = Field(description="name of a template in samr1_verl/prompts")
 
-    @field_validator("prompt")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in prompt_names():
-            raise ValueError(f"expected one of {', '.join(prompt_names())}")
-        return name
-
-
-class SegmenterConfig(_Section):
-    """The frozen promptable segmenter. Which backends exist is the business of samr1_verl.segmenters."""
-
-    backend: str
-    path: str = Field(min_length=1, description="folder with the weights, or a hub id for a backend that knows the hub")
-    device: str = Field(min_length=1, description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["float32", "float16", "bfloat16"]
-    multimask: bool = Field(default=True, description="best of three masks by predicted IoU; false: the single mask")
-
 
 class RayServiceConfig(_Section):
-    """`samr1.service.ray`: replicas of the segmenter in the training cluster."""
+    """`samr1.segmenter.service.ray`: replicas of the segmenter in the training cluster."""
 
     gpus: NonNegativeFloat | Literal["shared"] = Field(
-        description="of a replica: what Ray reserves, a fraction or whole ones; shared: GPUs that others have reserved"
+        description="per replica: the number or fraction that Ray reserves; shared: GPUs that others have reserved"
     )
-    cpus: NonNegativeFloat = Field(description="of a replica; 0 finds a place beside workers that reserve everything")
+    cpus: NonNegativeFloat = Field(description="per replica; 0 finds a place beside workers that reserve everything")
     min_replicas: PositiveInt
     max_replicas: PositiveInt = Field(description="more than min_replicas: Ray Serve scales with the load")
 
@@ -80,7 +74,7 @@ class RayServiceConfig(_Section):
 
 
 class HttpServiceConfig(_Section):
-    """`samr1.service.http`: segmenters behind `samr1 serve`. The token comes from the environment (SAMR1_TOKEN)."""
+    """`samr1.segmenter.service.http`: servers started by `samr1 serve`. The token is the variable SAMR1_TOKEN."""
 
     addresses: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
         strict=False, min_length=1, description="such as http://10.0.0.5:8765; an image's requests go to one of them"
@@ -88,28 +82,77 @@ class HttpServiceConfig(_Section):
 
 
 class ServiceConfig(_Section):
-    """Where the segmenter runs, how much memory its embeddings may take, and how long an answer is waited for.
+    """`samr1.segmenter.service`: the place of the segmenter, its cache, and the time limits of its answers.
 
-    What has a default matters to some modes only, or is an economy that a recipe may ask for.
+    Keys with a default matter to some modes only, or save resources where a recipe asks for it.
     """
 
     mode: Literal["embedded", "ray", "http"] = Field(
         description="embedded: inside the reward worker; ray: an application in the training cluster; http: anywhere"
     )
-    cache_gb: PositiveFloat = Field(description="bound of the embedding cache in host memory, of each replica")
+    cache_gb: PositiveFloat = Field(description="maximum size of the embedding cache in host memory, per replica")
     cache_dir: str | None = Field(description="folder that keeps embeddings for later runs; null: memory only")
-    cache_dtype: Literal["float32", "float16"] = Field(default="float32", description="of float32 embeddings when kept")
-    timeout_s: PositiveFloat = Field(default=600.0, description="ray, http: an answer that takes longer is a fault")
-    attempt_s: PositiveFloat = Field(default=120.0, description="ray, http: then another replica or address is asked")
-    encode_ahead: bool = Field(default=True, description="ray, http: images are encoded when their rollouts start")
+    cache_dtype: Literal["float32", "float16"] = Field(default="float32", description="dtype of cached embeddings")
+    timeout_s: PositiveFloat = Field(default=600.0, description="ray, http: seconds before an answer counts as failed")
+    attempt_s: PositiveFloat = Field(
+        default=120.0, description="ray, http: seconds before an attempt is abandoned and tried elsewhere"
+    )
+    encode_ahead: bool = Field(default=True, description="ray, http: encode images when their rollouts start")
     ray: RayServiceConfig | None = None
     http: HttpServiceConfig | None = None
 
     @model_validator(mode="after")
     def _has_its_mode(self) -> ServiceConfig:
         if self.mode != "embedded" and getattr(self, self.mode) is None:
-            raise ValueError(f"mode is {self.mode}, so the section {self.mode} must be there")
+            raise ValueError(f"mode is {self.mode}, so the section {self.mode} is required")
         return self
+
+
+class SegmenterConfig(_Section):
+    """`samr1.segmenter`: the frozen promptable segmenter and the place where it runs.
+
+    samr1_verl.segmenters knows the backends. One object of this class becomes one client per process
+    (samr1_verl.service.client).
+    """
+
+    backend: str
+    path: str = Field(min_length=1, description="folder with the weights, or a hub id for a backend that knows the hub")
+    device: str = Field(min_length=1, description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "float16", "bfloat16"]
+    multimask: bool = Field(default=True, description="best of three masks by predicted IoU; false: the single mask")
+    service: ServiceConfig
+
+
+class WindowConfig(_Section):
+    """`samr1.reward.window` of reward_fns/dr_seg.py: recent metrics, against which new ones are ranked."""
+
+    path: str | None = Field(description="file that keeps the window between runs; null: memory only")
+    step: PositiveInt = Field(description="responses per training step: prompts x group size")
+
+
+class RewardConfig(_Section):
+    """`samr1.reward`: constants and terms of the reward, whichever it is.
+
+    A reward refuses the keys that it does not read; null is always accepted and means the reward's own value.
+    """
+
+    terms: dict[str, FiniteFloat] = Field(
+        default_factory=dict, description="terms by name and weight; 0 logs a term without adding it to the score"
+    )
+    caps: Caps | None = Field(default=None, description="maximum number of points and objects of a usable answer")
+    thresholds: dict[Annotated[float, Field(ge=0, lt=1)], FiniteFloat] | None = Field(
+        default=None, min_length=1, description="mask IoU above the key scores the value, otherwise 0"
+    )
+    window: WindowConfig | None = Field(default=None, description="reward_fns/dr_seg.py only")
+
+    @property
+    def tiers(self) -> tuple[tuple[float, float], ...] | None:
+        """`thresholds` as (IoU, score) pairs, the highest IoU first."""
+        return None if self.thresholds is None else tuple(sorted(self.thresholds.items(), reverse=True))
+
+    def usable(self) -> Caps:
+        """`caps`, or the parser's own where the recipe leaves them to it."""
+        return self.caps or CAPS
 
 
 class ObjectiveConfig(_Section):
@@ -121,7 +164,7 @@ class ObjectiveConfig(_Section):
 
 
 class PrepareConfig(_Section):
-    """What to type for an input that is not there; the preflight and `samr1 doctor` print it."""
+    """Commands that make a missing input; the preflight and `samr1 doctor` print them."""
 
     data: str
     model: str
@@ -132,10 +175,7 @@ class Samr1Config(PromptConfig):
     """The whole root key."""
 
     segmenter: SegmenterConfig
-    service: ServiceConfig
-    reward: dict[str, Any] | None = Field(
-        description="constants of reward_fns/samr1.py, which checks them; null where another reward is trained"
-    )
+    reward: RewardConfig
     objective: ObjectiveConfig
     samples: NonNegativeInt = Field(
         description="validation rows whose answers and masks are kept at every validation, for samr1 report"
@@ -164,15 +204,49 @@ def prompt_config(data: DictConfig) -> PromptConfig:
     return _validated(PromptConfig, section, "data.segmentation")
 
 
-def service_configs(segmenter: Any, service: Any) -> tuple[SegmenterConfig, ServiceConfig]:
-    """The validated `samr1.segmenter` and `samr1.service`, as rewards receive them. Raises ConfigError."""
-    return (
-        _validated(SegmenterConfig, segmenter, f"{ROOT}.segmenter"),
-        _validated(ServiceConfig, service, f"{ROOT}.service"),
-    )
+def segmenter_config(segmenter: Any) -> SegmenterConfig:
+    """The validated `samr1.segmenter`, as rewards receive it. Raises ConfigError."""
+    return _validated(SegmenterConfig, segmenter, f"{ROOT}.segmenter")
+
+
+def reward_config(reward: Any) -> RewardConfig:
+    """The validated `samr1.reward`, as rewards receive it; None: the reward's own values. Raises ConfigError."""
+    return _validated(RewardConfig, {} if reward is None else reward, f"{ROOT}.reward")
+
+
+def once_per_object(parse: Callable[[Any], Parsed]) -> Callable[[Any], Parsed]:
+    """`parse`, called once for each object that it is given: verl hands a reward the same ones with every response.
+
+    The objects are recognised by identity, and kept, so that no other object gets their id; do not change them.
+    """
+    seen: LRUCache[int, tuple[Any, Parsed]] = LRUCache(maxsize=64)
+    lock = threading.Lock()
+
+    def parsed(value: Any) -> Parsed:
+        with lock:
+            entry = seen.get(id(value))
+        if entry is None:
+            entry = (value, parse(value))
+            with lock:
+                seen[id(value)] = entry
+        return entry[1]
+
+    return parsed
+
+
+def hub_id_or_folder(value: str) -> str | Path:
+    """A model path as verl and transformers read it: a folder, or a hub id (owner/name) when there can be no folder.
+
+    A relative path such as data/policy has the form of a hub id; it counts as a path where its parent folder exists.
+    """
+    path = Path(value).expanduser()
+    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) and not path.exists() and not path.parent.is_dir()
+    return value if is_id else path
 
 
 def _validated(model: type[_Section], section: Any, prefix: str) -> Any:
+    if isinstance(section, model):
+        return section
     try:
         values = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
         return model.model_validate(values)
@@ -183,6 +257,6 @@ def _validated(model: type[_Section], section: Any, prefix: str) -> Any:
         lines = []
         for problem in error.errors():
             key = ".".join([prefix, *(str(part) for part in problem["loc"])])
-            found = "" if problem["type"] == "missing" else f", found {problem['input']!r}"
-            lines.append(f"{key}: {problem['msg']}{found}. Set it in the recipe or as {key}=… on the command line")
+            value = "" if problem["type"] == "missing" else f", found {problem['input']!r}"
+            lines.append(f"{key}: {problem['msg']}{value}. Set it in the recipe or as {key}=… on the command line")
         raise ConfigError("\n".join(lines)) from error

@@ -1,47 +1,22 @@
-"""The command line `samr1`."""
+"""The command line `samr1`: one module per command. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from samr1_verl.cli.data import app as data_app
+from samr1_verl.cli.doctor import doctor
 from samr1_verl.cli.evaluate import evaluate
+from samr1_verl.cli.playground import playground
 from samr1_verl.cli.predict import predict
 from samr1_verl.cli.report import report
-from samr1_verl.cli.playground import demo
 from samr1_verl.cli.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="SAM-R1 for verl.")
 app.add_typer(data_app, name="data")
-app.command()(serve)
+app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(report)
-app.command()(demo)
-
-
-@app.command()
-def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as on verl's command line")] = None,
-    recipe: Annotated[str, typer.Option(help="the recipe you want to run")] = "samr1",
-) -> None:
-    """Check that this environment can run a recipe; exit status 0 only when everything holds."""
-    from samr1_verl.preflight.doctor import examine
-
-    console = Console(soft_wrap=True, highlight=False)
-    failed = False
-    for finding in examine(recipe, overrides or []):
-        failed |= bool(finding.problems)
-        mark = "[red]✗[/red]" if finding.problems else "[green]✓[/green]"
-        console.print(f"{mark} [bold]{escape(finding.subject)}[/bold]  {escape(finding.detail)}")
-        for problem in finding.problems:
-            console.print(f"    {escape(problem)}")
-    raise typer.Exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    app()
+app.command()(playground)
+app.command()(serve)

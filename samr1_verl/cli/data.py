@@ -1,4 +1,4 @@
-"""`samr1 data`: whether the rows of a file are true, and what they look like."""
+"""`samr1 data`: convert data sets to files of rows, validate these files, and show their rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-app = typer.Typer(no_args_is_help=True, help="Check and show files of training rows.")
+from samr1_verl.cli.convert import app as convert_app
+
+app = typer.Typer(no_args_is_help=True, help="Convert data sets to files of rows, check these files and show them.")
+app.add_typer(convert_app, name="convert")
 
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(help="parquet files; of several, no two may share an image")],
-    limit: Annotated[int, typer.Option(min=0, help="problems of each kind that are printed; 0: all")] = 10,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
+    files: Annotated[list[Path], typer.Argument(help="parquet files of rows; two files must not share an image")],
+    limit: Annotated[int, typer.Option(min=0, help="maximum number of problems printed per kind; 0: all")] = 10,
+    workers: Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")] = 0,
 ) -> None:
-    """Check every row and image; exit status 0 only when everything holds."""
+    """Validate rows against their images and masks. Exit status 0: no problem.
+
+    Problems are: a missing or changed image, an empty mask, a box that misses its mask, a row that appears twice, an
+    image that two files share.
+    """
     from samr1_verl.rows.check import Problem, Summary, check_files, first_of_each_kind
     from samr1_verl.rows.record import DataError, count_rows
 
@@ -27,12 +34,12 @@ def check(
         columns = ("rows", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("rows", total=sum(count_rows(path) for path in files))
-            for found in check_files(files, workers or None, lambda rows: progress.advance(task, rows)):
-                if isinstance(found, Summary):
-                    repeats = f", repeats under other ids: {found.repeats:,}" if found.repeats else ""
-                    typer.echo(f"{found.path}: rows: {found.rows:,}, images: {found.images:,}{repeats}")
+            for result in check_files(files, workers or None, lambda rows: progress.advance(task, rows)):
+                if isinstance(result, Summary):
+                    repeats = f", repeats under other ids: {result.repeats:,}" if result.repeats else ""
+                    typer.echo(f"{result.path}: rows: {result.rows:,}, images: {result.images:,}{repeats}")
                 else:
-                    problems.append(found)
+                    problems.append(result)
     except DataError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -45,13 +52,13 @@ def check(
 @app.command()
 def show(
     file: Annotated[Path, typer.Argument(help="parquet file of rows")],
-    out: Annotated[Path | None, typer.Option(help="the sheet's PNG file; left out: FILE.png beside the file")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="random rows on the sheet")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="of the choice of rows")] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG file to write; default: the file's name with .png")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="number of random rows on the sheet")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the random choice")] = 0,
 ) -> None:
-    """Draw random rows on a contact sheet, and print figures over all rows."""
-    from samr1_verl.rows.show import look
+    """Draw random rows, with masks, boxes and points, on one PNG, and print statistics of all rows."""
     from samr1_verl.rows.record import DataError
+    from samr1_verl.rows.show import look
 
     try:
         sheet, statistics = look(file, rows, seed)

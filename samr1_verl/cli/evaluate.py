@@ -14,7 +14,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from samr1_verl.cli.options import MergeOption, ModelOption, Parsing, ParsingOption, PolicyOption, RecipeOption, ServerOption, SetOption, check_one_policy, errors_end_the_command
+from samr1_verl.cli.options import (
+    MergeOption,
+    ModelOption,
+    Parsing,
+    ParsingOption,
+    PolicyOption,
+    RecipeOption,
+    ServerOption,
+    SetOption,
+    check_one_policy,
+    errors_end_the_command,
+)
 
 
 class Shown(str, Enum):
@@ -49,18 +60,18 @@ def evaluate(
 
     from samr1_verl.evaluation.run import Evaluation, results_of, store_results
     from samr1_verl.evaluation.table import show
-    from samr1_verl.policies.load import PolicyChoice, settings_for
+    from samr1_verl.policies.load import PolicyChoice, config_for
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
     folder = out or Path("outputs/eval") / _name(policy, server, model, file)
     with errors_end_the_command():
-        settings = settings_for(policy, recipe, set_ or [], server is not None)
-        choice = PolicyChoice(settings, policy, server, model, merge, temperature, parallel)
+        config = config_for(policy, recipe, set_ or [], server is not None)
+        choice = PolicyChoice(config, policy, server, model, merge, temperature, parallel)
         evaluation = Evaluation(
             file,
             choice,
-            settings,
+            config,
             limit,
             lenient=parsing is Parsing.lenient,
             block=batch_size if server is None else 1,

@@ -1,4 +1,4 @@
-"""The options by which `samr1 predict` and `samr1 eval` name a policy, and how their errors end a command."""
+"""The options by which `samr1 predict` and `samr1 eval` name a policy, and how errors end a command."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from typing import Annotated
 
 import typer
 
+from samr1_verl import Samr1Error
+
 PolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        help="model folder, hub id, LoRA adapter, run folder or one of its checkpoints; left out: the recipe's own",
+        help="model folder, hub id, LoRA adapter, run folder or one of its checkpoints; default: the recipe's own",
     ),
 ]
 ServerOption = Annotated[
     str | None,
-    typer.Option("--server", help="an OpenAI-compatible server answers, such as http://localhost:8000/v1"),
+    typer.Option(
+        "--server", help="address of an OpenAI-compatible server that answers, such as http://localhost:8000/v1"
+    ),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="its name on the server; left out: the only one there")
+    str | None, typer.Option("--model", help="its name on the server; default: the only model there")
 ]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="prompt, image size and segmenter are those of this recipe; left out: of the run that the policy comes "
-        "from, else samr1, or samr1_tiny where no policy is named",
+        help="recipe of prompt, image size and segmenter; default: the run that the policy comes from, else samr1, or "
+        "samr1_tiny where no policy is named",
     ),
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, as on verl's command line; repeat it")]
@@ -45,7 +49,8 @@ class Parsing(str, Enum):
 
 
 ParsingOption = Annotated[
-    Parsing, typer.Option("--parsing", help="strict: as rewards read answers; lenient: mends an untrained model's")
+    Parsing,
+    typer.Option("--parsing", help="strict: as rewards read answers; lenient: repairs an untrained model's answers"),
 ]
 
 
@@ -59,17 +64,9 @@ def check_one_policy(policy: str | None, server: str | None, model: str | None, 
 
 @contextmanager
 def errors_end_the_command() -> Iterator[None]:
-    """What a user can mend is one message on standard error and exit status 1."""
-    from samr1_verl.config import ConfigError
-    from samr1_verl.geometry.images import ImageError
-    from samr1_verl.rows.ground_truth import RowError
-    from samr1_verl.geometry.masks import MaskError
-    from samr1_verl.policies.base import PolicyError
-    from samr1_verl.rows.record import DataError
-    from samr1_verl.segmenters.base import SegmenterError
-
+    """An error that a user can mend becomes one message on standard error and exit status 1."""
     try:
         yield
-    except (ConfigError, DataError, ImageError, MaskError, PolicyError, RowError, SegmenterError) as error:
+    except Samr1Error as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -1,4 +1,4 @@
-"""`samr1 demo`."""
+"""`samr1 playground`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ from typing import Annotated
 
 import typer
 
-from samr1_verl.cli.options import MergeOption, Parsing, ParsingOption, PolicyOption, RecipeOption, SetOption, errors_end_the_command
+from samr1_verl.cli.options import (
+    MergeOption,
+    Parsing,
+    ParsingOption,
+    PolicyOption,
+    RecipeOption,
+    SetOption,
+    errors_end_the_command,
+)
 
 SHAPES = Path("data/shapes/test.parquet")
 
 
-def demo(
+def playground(
     policy: PolicyOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     merge: MergeOption = False,
     parsing: ParsingOption = Parsing.strict,
     examples: Annotated[
-        Path | None, typer.Option(help=f"data file whose rows the page offers; left out: {SHAPES}, where it exists")
+        Path | None, typer.Option(help=f"data file whose rows the page offers; default: {SHAPES}, where it exists")
     ] = None,
     port: Annotated[int, typer.Option(help="port to listen on, of 127.0.0.1")] = 8770,
 ) -> None:
@@ -32,16 +40,16 @@ def demo(
     import uvicorn
     from transformers.utils import logging as transformers_logging
 
-    from samr1_verl.policies.load import load_local, settings_for
+    from samr1_verl.policies.load import config_for, load_local
     from samr1_verl.policies.predict import Predictor
     from samr1_verl.report.playground import create_app, examples_from
 
     transformers_logging.disable_progress_bar()
     with errors_end_the_command():
-        settings = settings_for(policy, recipe, set_ or [], server=False)
+        config = config_for(policy, recipe, set_ or [], server=False)
         file = examples or (SHAPES if SHAPES.is_file() else None)
         offered = examples_from(file) if file is not None else []
-        predictor = Predictor(load_local(policy, settings, merge), settings, lenient=parsing is Parsing.lenient)
-        app = create_app(predictor, Path(policy or settings.model).name, offered)
+        predictor = Predictor(load_local(policy, config, merge), config, lenient=parsing is Parsing.lenient)
+        app = create_app(predictor, Path(policy or config.model).name, offered)
     typer.echo(f"http://127.0.0.1:{port}/  stop with Ctrl-C")
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

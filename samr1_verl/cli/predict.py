@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samr1_verl.cli.options import MergeOption, ModelOption, Parsing, ParsingOption, PolicyOption, RecipeOption, ServerOption, SetOption, check_one_policy, errors_end_the_command
+from samr1_verl.cli.options import (
+    MergeOption,
+    ModelOption,
+    Parsing,
+    ParsingOption,
+    PolicyOption,
+    RecipeOption,
+    ServerOption,
+    SetOption,
+    check_one_policy,
+    errors_end_the_command,
+)
 
 if TYPE_CHECKING:
     from samr1_verl.scoring.sample import Sample
@@ -33,15 +44,15 @@ def predict(
 
     from transformers.utils import logging as transformers_logging
 
-    from samr1_verl.policies.load import PolicyChoice, settings_for
+    from samr1_verl.policies.load import PolicyChoice, config_for
     from samr1_verl.policies.predict import Predictor
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
     with errors_end_the_command():
-        settings = settings_for(policy, recipe, set_ or [], server is not None)
-        asked = PolicyChoice(settings, policy, server, model, merge).load()
-        predictor = Predictor(asked, settings, lenient=parsing is Parsing.lenient)
+        config = config_for(policy, recipe, set_ or [], server is not None)
+        asked = PolicyChoice(config, policy, server, model, merge).load()
+        predictor = Predictor(asked, config, lenient=parsing is Parsing.lenient)
         samples = asyncio.run(predictor.predict_all([(image, sentence) for image in images]))
     out.mkdir(parents=True, exist_ok=True)
     for sample, name in zip(samples, _names(images, sentence), strict=True):
@@ -57,8 +68,8 @@ def _names(images: list[Path], sentence: str) -> list[str]:
 
 def _write(sample: Sample, stem: Path) -> list[Path]:
     """Overlay, mask and JSON beside each other."""
-    from samr1_verl.scoring.overlay import mask_image, overlay
     from samr1_verl.geometry.images import open_image
+    from samr1_verl.scoring.overlay import mask_image, overlay
 
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("overlay.png", "mask.png", "json")]
     overlay(sample, open_image(sample.image)).save(files[0])

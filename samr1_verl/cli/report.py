@@ -7,31 +7,28 @@ from typing import Annotated
 
 import typer
 
+from samr1_verl.cli.options import errors_end_the_command
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="folder of a training run: its trainer.default_local_dir")],
     compare: Annotated[Path | None, typer.Option(help="folder of a second run, shown beside the first")] = None,
-    out: Annotated[Path | None, typer.Option(help="the HTML file; left out: RUN/report.html")] = None,
+    out: Annotated[Path | None, typer.Option(help="the HTML file; default: RUN/report.html")] = None,
 ) -> None:
-    """Write what a run did as one HTML file that needs no server: its curves, and its samples step by step."""
-    from samr1_verl.geometry.masks import MaskError
-    from samr1_verl.rows.record import DataError
-    from samr1_verl.rows.files import complete
+    """Write a report of a run as one HTML file that needs no server: its curves, and its samples step by step."""
     from samr1_verl.report.page import report as page_of
-    from samr1_verl.report.run import RunError, read_run
+    from samr1_verl.report.run import read_run
+    from samr1_verl.rows.files import complete
 
-    try:
+    with errors_end_the_command():
         runs = [read_run(folder) for folder in (run, compare) if folder is not None]
         page, problems = page_of(runs)
-    except (RunError, DataError, MaskError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     path = out or run / "report.html"
     with complete(path) as part:
         part.write_text(page, encoding="utf-8")
     for problem in problems:
         typer.echo(f"image not shown: {problem}", err=True)
-    for one in runs:
-        samples = sum(map(len, one.samples.values()))
-        typer.echo(f"{one.name}: {len(one.curves)} curves, {samples} samples of {len(one.samples)} steps")
+    for shown in runs:
+        samples = sum(map(len, shown.samples.values()))
+        typer.echo(f"{shown.name}: {len(shown.curves)} curves, {samples} samples of {len(shown.samples)} steps")
     typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-TOKEN_VARIABLE = "SAMR1_TOKEN"
 GB = 1_000_000_000
 
 
@@ -36,25 +35,34 @@ def serve(
     """
     import uvicorn
 
-    from samr1_verl.config import ConfigError, service_configs
-    from samr1_verl.segmenters import load_segmenter
-    from samr1_verl.service.engine import Engine
+    from samr1_verl.config import ConfigError, segmenter_config
+    from samr1_verl.service.engine import engine_of
     from samr1_verl.service.http_server import Limits, create_app
+    from samr1_verl.service.wire import TOKEN_VARIABLE
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not _is_loopback(host):
         raise typer.BadParameter(f"{host} is reachable from elsewhere: set {TOKEN_VARIABLE} first", param_hint="--host")
     limits = Limits(int(max_body_mb * 1e6), int(max_megapixels * 1e6), max_queue, int(upload_gb * GB))
     try:
-        segmenter, service = service_configs(
-            {"backend": backend, "path": path, "device": device, "dtype": dtype, "multimask": multimask},
-            {"mode": "embedded", "cache_gb": cache_gb, "cache_dir": cache_dir, "cache_dtype": cache_dtype},
+        config = segmenter_config(
+            {
+                "backend": backend,
+                "path": path,
+                "device": device,
+                "dtype": dtype,
+                "multimask": multimask,
+                "service": {
+                    "mode": "embedded",
+                    "cache_gb": cache_gb,
+                    "cache_dir": cache_dir,
+                    "cache_dtype": cache_dtype,
+                },
+            }
         )
-        loaded = load_segmenter(segmenter)
+        engine = engine_of(config, limits.max_pixels)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    folder = None if cache_dir is None else Path(cache_dir)
-    engine = Engine(loaded, int(cache_gb * GB), folder, service.cache_dtype, limits.max_pixels)
     try:
         uvicorn.run(create_app(engine, root or [], token, limits), host=host, port=port, log_level="info")
     finally:

@@ -10,11 +10,26 @@ tests/cpu/test_registration.py fails when a later verl no longer needs one of th
 """
 
 import importlib
+import os
 from types import ModuleType
 
 import wrapt
+from verl.plugin.platform import PlatformRegistry
 
 ROLLOUT = "transformers"  # the value of actor_rollout_ref.rollout.name
+
+
+def accelerator_present() -> bool:
+    """Whether this machine has a device of one of verl's own platforms.
+
+    verl's check asks the driver's command-line tool as well, because Ray hides the GPUs from processes that reserve
+    none: such a process on a GPU machine must not turn into a CPU run.
+    """
+    chosen = os.environ.get("VERL_PLATFORM", "").strip().lower()
+    if chosen:
+        return chosen != "cpu"
+    platforms = [PlatformRegistry.get(name) for name in PlatformRegistry.registered_names() if name != "cpu"]
+    return any(platform().is_platform_available(use_smi_check=True) for platform in platforms if platform is not None)
 
 
 def register() -> None:

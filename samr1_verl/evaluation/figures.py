@@ -11,8 +11,8 @@ from pycocotools import mask as coco_mask
 from scipy import stats
 
 from samr1_verl.evaluation.judge import counts_in
+from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol, giou_ciou
 from samr1_verl.geometry.masks import coco_rle
-from samr1_verl.geometry.giou import PROTOCOLS, Protocol, giou_ciou
 from samr1_verl.scoring.sample import Sample
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
@@ -69,7 +69,7 @@ def tables(samples: Sequence[Sample]) -> dict[str, dict[str, dict[str, Any]]]:
     return result
 
 
-def intervals(samples: Sequence[Sample], protocol: Protocol, seed: int) -> dict[str, list[float] | None]:
+def intervals(samples: Sequence[Sample], protocol: EvalProtocol, seed: int) -> dict[str, list[float] | None]:
     """95 % percentile bootstrap intervals [low, high] of `giou` and `ciou`; None below two images.
 
     Images are resampled, not sentences: the sentences about one image stand or fall together.

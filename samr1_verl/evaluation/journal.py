@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from samr1_verl.rows.record import DataError
 from samr1_verl.rows.files import complete
+from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample
 
 PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"

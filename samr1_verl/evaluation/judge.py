@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from samr1_verl.answers import has_think_format
-from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts
+from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.scoring.sample import Sample
 
 

@@ -14,26 +14,26 @@ from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, interv
 from samr1_verl.evaluation.journal import PREDICTIONS, RESULTS, open_journal
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.rows import read_rows
+from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol
 from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.policies.base import Policy
+from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.policies.load import PolicyChoice
-from samr1_verl.geometry.giou import PROTOCOLS, Protocol
 from samr1_verl.prompts.questions import Questions
 from samr1_verl.rows.files import complete
-from samr1_verl.scoring.sample import Sample, look, write_samples
+from samr1_verl.scoring.sample import Reader, Sample, write_samples
 from samr1_verl.segmenters.base import SegmenterError
-from samr1_verl.policies.inference_config import Settings
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, on which rows.
+    """A policy and the rows on which it is evaluated.
 
     Args:
         file: parquet file of rows.
         choice: names the policy; it is loaded only when a row is left to ask about.
-        settings: how the policy is asked, and the segmenter.
+        config: how the policy is asked, and the segmenter.
         limit: the first rows only; None: all.
         lenient: read answers leniently.
         block: rows that the policy is asked together.
@@ -42,7 +42,7 @@ class Evaluation:
 
     file: Path
     choice: PolicyChoice
-    settings: Settings
+    config: InferenceConfig
     limit: int | None = None
     lenient: bool = False
     block: int = 16
@@ -64,7 +64,7 @@ class Evaluation:
             progress(len(journal.samples), len(records))
             if missing := list(journal.missing()):
                 policy = self.choice.load()
-                questions = Questions(self.settings, policy.processor)
+                questions = Questions(self.config.prompt, policy.processor, self.config.processor_kwargs)
 
                 def keep(samples: list[Sample]) -> None:
                     journal.append(samples)
@@ -83,36 +83,32 @@ class Evaluation:
         await answer_all(policy, blocks, self._judge, keep, self.seed)
 
     async def _judge(self, item: Mapping[str, Any], response: str) -> Sample:
-        one = self.settings
+        reader = Reader(self.config.segmenter, self.config.caps, self.lenient)
         try:
-            sample = await look(
-                item, response, {}, one.segmenter, one.service, one.max_points, one.max_objects, self.lenient
-            )
-            return judged(sample)
+            return judged(await reader.sample(item, response, {}))
         except (ImageError, MaskError, SegmenterError) as error:
             raise type(error)(f"{self.file}: row {item['extra_info']['index']}: {error}") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that an answer, its mask or its scores depend on; two evaluations may mix where it is equal."""
-        one = self.settings
+        config = self.config
         return {
             "file": str(self.file.absolute()),
             "file_sha256": sha256_of(self.file),
             "limit": self.limit,
             "policy": self.choice.identity(),
-            "prompt": one.prompt.model_dump(mode="json"),
-            "processor": one.processor_kwargs,
-            "template": one.template_kwargs,
-            "segmenter": one.segmenter.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json"),
+            "processor": config.processor_kwargs,
+            "template": config.template_kwargs,
+            "segmenter": config.segmenter.model_dump(mode="json", exclude={"service"}),
             "parsing": "lenient" if self.lenient else "strict",
-            "max_points": one.max_points,
-            "max_objects": one.max_objects,
+            "caps": config.caps.model_dump(),
             "batch_size": self.block,
             "seed": self.seed,
         }
 
 
-def results_of(samples: list[Sample], protocol: Protocol, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What results.json holds: figures over all rows by `protocol` and by both, reasons, intervals and tables."""
     overall = figures(samples)
     for name in PROTOCOLS:

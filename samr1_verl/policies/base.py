@@ -1,17 +1,19 @@
-"""What every policy outside a training is: chat messages with images in, texts out."""
+"""The protocol of a policy outside a training: chat messages with images in, texts out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from samr1_verl import Samr1Error
 
-class PolicyError(ValueError):
+
+class PolicyError(Samr1Error, ValueError):
     """A policy that cannot be loaded or asked; the message says what was found, what was expected and what to do."""
 
 
 class Policy(Protocol):
-    """Answers questions. An item is a mapping with `raw_prompt`, chat messages as `dataset.item_of` makes them."""
+    """Answers questions. An item is a mapping with `raw_prompt`, chat messages as `prompts.questions.item_of` makes them."""
 
     @property
     def processor(self) -> Any | None:

@@ -1,4 +1,4 @@
-"""What a policy was trained to see, and which segmenter turns its answers into masks: for answers outside a training.
+"""The configuration of a policy outside a training: the question it was trained on, and the segmenter of its answers.
 
 It comes from a recipe, or from the configuration that a training run leaves in its folder (`.hydra/config.yaml`).
 """
@@ -18,16 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from reward_fns.samr1 import caps_of
+from samr1_verl.answers import Caps
 from samr1_verl.config import (
     ROOT,
     ConfigError,
     PrepareConfig,
     PromptConfig,
     SegmenterConfig,
-    ServiceConfig,
     prompt_config,
-    service_configs,
+    reward_config,
+    segmenter_config,
 )
 from samr1_verl.segmenters import segmenter_problems
 from samr1_verl.service.client import service_problems
@@ -68,19 +68,17 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What asking a policy and reading its answer takes.
+class InferenceConfig:
+    """Everything that is needed to ask a policy and to read its answer.
 
-    `max_points` and `max_objects` bound a usable answer as the recipe's reward does; `model` is the policy that the
+    `caps` bound a usable answer as the recipe's reward does; `model` is the policy that the
     recipe starts from, `dtype` the rollout's; `processor_kwargs` and `template_kwargs` are verl's
-    `data.mm_processor_kwargs` and `data.apply_chat_template_kwargs`; `prepare` is what to type for what is missing.
+    `data.mm_processor_kwargs` and `data.apply_chat_template_kwargs`; `prepare` has the commands that make a missing input.
     """
 
     prompt: PromptConfig
     segmenter: SegmenterConfig
-    service: ServiceConfig
-    max_points: int
-    max_objects: int
+    caps: Caps
     max_new_tokens: int
     model: str
     dtype: str
@@ -89,7 +87,7 @@ class Settings:
     prepare: PrepareConfig
 
     @classmethod
-    def of(cls, config: DictConfig) -> Settings:
+    def of(cls, config: DictConfig) -> InferenceConfig:
         """From a composed recipe or a run's configuration.
 
         The service's mode `ray` is an application of a training's cluster; elsewhere its segmenter is embedded.
@@ -104,18 +102,16 @@ class Settings:
             raise ConfigError(f"{what}. Name one of our recipes, or the run of one") from error
 
     @classmethod
-    def _read(cls, config: DictConfig) -> Settings:
+    def _read(cls, config: DictConfig) -> InferenceConfig:
         root = config[ROOT]
-        max_points, max_objects = caps_of(root.get("reward"))
-        segmenter, service = service_configs(root.segmenter, root.service)
-        if service.mode == "ray":
-            service = service.model_copy(update={"mode": "embedded"})
+        segmenter = segmenter_config(root.segmenter)
+        if segmenter.service.mode == "ray":
+            service = segmenter.service.model_copy(update={"mode": "embedded"})
+            segmenter = segmenter.model_copy(update={"service": service})
         return cls(
             prompt=prompt_config(config.data),
             segmenter=segmenter,
-            service=service,
-            max_points=max_points,
-            max_objects=max_objects,
+            caps=reward_config(root.get("reward")).usable(),
             max_new_tokens=int(config.data.max_response_length),
             model=str(config.actor_rollout_ref.model.path),
             dtype=str(config.actor_rollout_ref.rollout.dtype),
@@ -126,6 +122,6 @@ class Settings:
 
     def problems(self) -> Iterator[str]:
         """Why the segmenter cannot be asked from here, one message each, with what to type."""
-        yield from service_problems(self.service)
-        if self.service.mode != "http":
+        yield from service_problems(self.segmenter.service)
+        if self.segmenter.service.mode != "http":
             yield from (f"{problem}. {self.prepare.segmenter}" for problem in segmenter_problems(self.segmenter))

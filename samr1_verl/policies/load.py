@@ -1,4 +1,4 @@
-"""From what somebody names on a command line to a policy and the settings it was trained with."""
+"""From the name of a policy, as on a command line, to the policy and the configuration it was trained with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from samr1_verl.config import ConfigError
 from samr1_verl.policies.base import Policy, PolicyError
 from samr1_verl.policies.checkpoints import Files, find, run_of
-from samr1_verl.policies.inference_config import Settings, compose_recipe, run_config
+from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe, run_config
 
 TRY_OUT, PAPER = "samr1_tiny", "samr1"
 
 
-def settings_for(policy: str | None, recipe: str | None, overrides: Sequence[str], server: bool) -> Settings:
-    """The settings of a policy that somebody names.
+def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str], server: bool) -> InferenceConfig:
+    """The configuration of a policy that a user names.
 
     Args:
         policy: as `checkpoints.find` takes it; None: the recipe's own.
@@ -29,21 +29,21 @@ def settings_for(policy: str | None, recipe: str | None, overrides: Sequence[str
         ConfigError: the configuration is wrong, or the segmenter cannot be loaded here.
     """
     run = run_of(policy) if recipe is None else None
-    config = run_config(run, overrides) if run is not None else None
-    if config is None:
-        config = compose_recipe(recipe or (PAPER if policy or server else TRY_OUT), overrides)
-    settings = Settings.of(config)
-    if problems := list(settings.problems()):
+    composed = run_config(run, overrides) if run is not None else None
+    if composed is None:
+        composed = compose_recipe(recipe or (PAPER if policy or server else TRY_OUT), overrides)
+    inference = InferenceConfig.of(composed)
+    if problems := list(inference.problems()):
         raise ConfigError("\n".join(problems))
-    return settings
+    return inference
 
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """A policy as somebody names it, not loaded yet.
+    """A policy as a user names it, not loaded yet.
 
     Args:
-        settings: of `settings_for`.
+        config: of `config_for`.
         policy: as `checkpoints.find` takes it; None: the one that the recipe starts from.
         server: address of an OpenAI-compatible server, which then answers.
         model: its name there; None: the only one.
@@ -52,7 +52,7 @@ class PolicyChoice:
         parallel: requests to a server at a time.
     """
 
-    settings: Settings
+    config: InferenceConfig
     policy: str | None = None
     server: str | None = None
     model: str | None = None
@@ -62,39 +62,39 @@ class PolicyChoice:
 
     def identity(self) -> dict[str, Any]:
         """Which policy it is and how it samples, in JSON values: equal ones give equal answers. Raises PolicyError."""
-        sampling = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.temperature}
+        sampling = {"max_new_tokens": self.config.max_new_tokens, "temperature": self.temperature}
         if self.server is not None:
             return {"server": self.server, "model": self.model, **sampling}
         files = self._files()
         adapter = None if files.adapter is None else str(files.adapter)
-        found = {"model": str(files.model), "adapter": adapter, "files": files.stamp(), "dtype": self.settings.dtype}
-        return found | sampling
+        model = {"model": str(files.model), "adapter": adapter, "files": files.stamp(), "dtype": self.config.dtype}
+        return model | sampling
 
     def load(self) -> Policy:
         """The policy, ready to answer. Raises PolicyError, and ConfigError for a package that is not installed."""
-        one = self.settings
-        extra = {"processor_kwargs": one.processor_kwargs, "template_kwargs": one.template_kwargs}
+        config = self.config
+        extra = {"processor_kwargs": config.processor_kwargs, "template_kwargs": config.template_kwargs}
         if self.server is None:
             from samr1_verl.policies.local import LocalPolicy
 
-            return LocalPolicy(self._files(), one.max_new_tokens, self.temperature, one.dtype, **extra)
+            return LocalPolicy(self._files(), config.max_new_tokens, self.temperature, config.dtype, **extra)
         if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
                 f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"
             )
         from samr1_verl.policies.server import ServerPolicy
 
-        return ServerPolicy(self.server, self.model, one.max_new_tokens, self.temperature, self.parallel, **extra)
+        return ServerPolicy(self.server, self.model, config.max_new_tokens, self.temperature, self.parallel, **extra)
 
     def _files(self) -> Files:
         try:
-            return find(self.policy or self.settings.model, self.settings.model, self.merge)
+            return find(self.policy or self.config.model, self.config.model, self.merge)
         except PolicyError as error:
             if self.policy is not None:
                 raise
-            raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.settings.prepare.model}") from error
+            raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.config.prepare.model}") from error
 
 
-def load_local(policy: str | None, settings: Settings, merge: bool = False) -> Policy:
+def load_local(policy: str | None, config: InferenceConfig, merge: bool = False) -> Policy:
     """A policy in this process; None is the one that the recipe starts from. Raises PolicyError."""
-    return PolicyChoice(settings, policy, merge=merge).load()
+    return PolicyChoice(config, policy, merge=merge).load()

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.policies.checkpoints import Files
+from samr1_verl.prompts.policy_image import load_policy_image
 
 
 class LocalPolicy:
@@ -26,7 +26,7 @@ class LocalPolicy:
         temperature: 0 is greedy.
         dtype: of the weights, such as bfloat16; auto: as config.json says. verl writes bfloat16 there for whatever it
             trained, so take the rollout's.
-        processor_kwargs, template_kwargs: of the processor's and the chat template's calls, as `Settings` has them.
+        processor_kwargs, template_kwargs: of the processor's and the chat template's calls, as `InferenceConfig` has them.
 
     Raises:
         PolicyError: the files are of another architecture, or their weights do not fit it.

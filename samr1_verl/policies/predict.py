@@ -9,10 +9,10 @@ from typing import Any
 
 from samr1_verl.geometry.images import ImageError, open_image, sha256_of
 from samr1_verl.policies.base import Policy
+from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.prompts.questions import Questions
 from samr1_verl.rows.record import Record
-from samr1_verl.scoring.sample import Sample, look
-from samr1_verl.policies.inference_config import Settings
+from samr1_verl.scoring.sample import Reader, Sample
 
 DATA_SOURCE = "predict"
 
@@ -22,17 +22,18 @@ class Predictor:
 
     Args:
         policy: answers.
-        settings: how it is asked, and the segmenter.
+        config: how it is asked, and the segmenter.
         lenient: read answers leniently (answers.parse_answer), as an untrained model needs it.
         batch_size: questions that the policy gets together.
 
     Raises:
-        ConfigError: the settings do not fit the policy.
+        ConfigError: the configuration does not fit the policy.
     """
 
-    def __init__(self, policy: Policy, settings: Settings, lenient: bool = False, batch_size: int = 16) -> None:
-        self._policy, self._settings, self._lenient, self._batch_size = policy, settings, lenient, batch_size
-        self._questions = Questions(settings, policy.processor)
+    def __init__(self, policy: Policy, config: InferenceConfig, lenient: bool = False, batch_size: int = 16) -> None:
+        self._policy, self._batch_size = policy, batch_size
+        self._reader = Reader(config.segmenter, config.caps, lenient)
+        self._questions = Questions(config.prompt, policy.processor, config.processor_kwargs)
 
     async def predict(self, image: str | Path, sentence: str) -> Sample:
         """One question's sample, without truth and scores. Raises as `predict_all`."""
@@ -50,7 +51,7 @@ class Predictor:
         for start in range(0, len(items), self._batch_size):
             batch = items[start : start + self._batch_size]
             responses = await self._policy.answer(batch)
-            samples += await asyncio.gather(*map(self._look, batch, responses))
+            samples += await asyncio.gather(*map(self._sample, batch, responses))
         return samples
 
     def _item(self, image: Path, sentence: str, number: int) -> dict[str, Any]:
@@ -69,9 +70,6 @@ class Predictor:
         )
         return self._questions.item(record, path, number)
 
-    async def _look(self, item: dict[str, Any], response: str) -> Sample:
-        one = self._settings
-        sample = await look(
-            item, response, {}, one.segmenter, one.service, one.max_points, one.max_objects, self._lenient
-        )
+    async def _sample(self, item: dict[str, Any], response: str) -> Sample:
+        sample = await self._reader.sample(item, response, {})
         return sample.model_copy(update={"truth": None})

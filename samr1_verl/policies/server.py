@@ -15,19 +15,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.policies.base import PolicyError
+from samr1_verl.prompts.policy_image import load_policy_image
+from samr1_verl.service.retry import ExhaustedError, HttpPool, Patience, TransientError, persist
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-ATTEMPTS = 6
 CONNECT_S, ANSWER_S = 10.0, 600.0
+PATIENCE = Patience(attempt_s=ANSWER_S, attempts=6, first_pause_s=0.5, longest_pause_s=30.0)
 _PASSING = (408, 409, 425, 429)  # statuses that another attempt may not meet, as all from 500 up
-
-
-class _Transient(Exception):
-    """A fault that another attempt may not meet."""
 
 
 class ServerPolicy:
@@ -39,7 +35,7 @@ class ServerPolicy:
         max_new_tokens: of an answer.
         temperature: 0 is greedy.
         parallel: requests at a time.
-        processor_kwargs, template_kwargs: as `Settings` has them, sent where there are any, under vLLM's names.
+        processor_kwargs, template_kwargs: as `InferenceConfig` has them, sent where there are any, under vLLM's names.
 
     Raises:
         PolicyError: no server answers there, or it does not serve the model.
@@ -66,9 +62,8 @@ class ServerPolicy:
         self._extra = {name: dict(values) for name, values in extra.items() if values}
         key = os.environ.get(KEY_VARIABLE)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+        self._pool = HttpPool(self._headers, timeout, connections=parallel, idle=parallel)
         self._model = self._served(model)
 
     async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
@@ -113,46 +108,28 @@ class ServerPolicy:
             "seed": seed,
             **self._extra,
         }
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.5, max=30.0),
-            retry=retry_if_exception_type(_Transient),
-            reraise=True,
-        )
+        extra = item["extra_info"]
+        where = f"row {extra['index']}, image {extra['image']}: the server {self._address} gave no answer"
         try:
-            async for attempt in retrying:
-                with attempt:
-                    return await self._post(body)
-        except (_Transient, PolicyError) as error:
-            extra = item["extra_info"]
-            where = f"row {extra['index']}, image {extra['image']}"
-            tried = f" in {ATTEMPTS} attempts" if isinstance(error, _Transient) else ""
-            raise PolicyError(f"{where}: the server {self._address} gave no answer{tried}: {error}") from error
-        raise AssertionError("tenacity ends by a result or an exception")
+            return await persist(lambda: self._post(body), PATIENCE)
+        except ExhaustedError as error:
+            raise PolicyError(f"{where} in {error.attempts} attempts: {error.fault}") from error
+        except PolicyError as error:
+            raise PolicyError(f"{where}: {error}") from error
 
     async def _post(self, body: dict[str, Any]) -> str:
         try:
-            response = await self._pool().post(f"{self._address}/chat/completions", json=body)
+            response = await self._pool.client().post(f"{self._address}/chat/completions", json=body)
         except httpx.HTTPError as error:
-            raise _Transient(f"{type(error).__name__} {error}") from error
+            raise TransientError(f"{type(error).__name__} {error}") from error
         if response.status_code in _PASSING or response.status_code >= 500:
-            raise _Transient(f"status {response.status_code}, {response.text[:300]}")
+            raise TransientError(f"status {response.status_code}, {response.text[:300]}")
         if not response.is_success:
             raise PolicyError(f"it refuses the question: status {response.status_code}, {response.text[:300]}")
         try:
             return response.json()["choices"][0]["message"]["content"] or ""
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise PolicyError(f"{response.text[:300]!r} is no chat completion") from error
-
-    def _pool(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:  # a pool belongs to its event loop
-            limits = httpx.Limits(max_connections=self.parallel, max_keepalive_connections=self.parallel)
-            self._client = httpx.AsyncClient(
-                headers=self._headers, timeout=self._timeout, limits=limits, trust_env=False
-            )
-            self._loop = loop
-        return self._client
 
 
 def _messages(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

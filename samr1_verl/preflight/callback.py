@@ -14,15 +14,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from samr1_verl.preflight import checks
-from samr1_verl.preflight import inputs
 from samr1_verl.config import ConfigError, samr1_config
+from samr1_verl.preflight import checks, inputs
 
 EXIT_STATUS = 2
 
 
 def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
-    """Everything a run will need, one (subject, detail, problems) each; a problem says what to do.
+    """The inputs and settings of a run, one (subject, detail, problems) each; a problem says what to do.
 
     Stops after a subject whose problems would make the following ones meaningless.
     """
@@ -41,9 +40,10 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     yield "micro-batches", "each worker's rollouts are whole ones", list(checks.check_micro_batches(config))
     yield "packages", f"rollout {rollout.name}", list(checks.check_packages(config))
     yield "resources", f"device {config.trainer.device}", list(checks.check_resources(config))
+    yield "prompt", settings.prompt, list(inputs.check_prompt(settings))
     yield "data", str(config.data.train_files), list(inputs.check_data(config, prepare.data))
     yield "model", str(model.path), list(inputs.check_model(config, prepare.model))
-    yield "reward", str(config.reward.custom_reward_function.path), list(inputs.check_reward(config, settings))
+    yield "reward", str(config.reward.custom_reward_function.path), list(inputs.check_reward(config))
     if inputs.uses_segmenter(config):
         yield "segmenter", settings.segmenter.path, list(inputs.check_segmenter(settings))
 
@@ -64,7 +64,7 @@ class Preflight(Callback):
 
     def check(self, config: DictConfig) -> None:
         """Print warnings and go on, or print problems and exit."""
-        problems = [problem for _, _, found in examine_config(config) for problem in found]
+        problems = [problem for _, _, problems in examine_config(config) for problem in problems]
         if not problems:
             for warning in checks.advice(config):
                 typer.echo(f"samr1: warning: {warning}", err=True)

@@ -1,7 +1,7 @@
-"""What a run needs of its configuration and of the machine, checked before anything is started.
+"""Checks of a run's configuration and of the machine, before anything is started.
 
 Used by the preflight of every run and by `samr1 doctor`. Each check takes a composed configuration and yields problems,
-one string each: the key, what was found, what was expected, and what to do.
+one string each: the key, the value found, the value expected, and the next step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from samr1_verl.plugin import accelerator_present
-
-ACTOR = "actor_rollout_ref.actor"
-ROLLOUT = "actor_rollout_ref.rollout"
+from samr1_verl.config import ACTOR, ROLLOUT
+from samr1_verl.cpu import accelerator_present
 
 # verl's keys that the objective and the size of a step depend on; verl builds its dataclasses without checking types.
 VERL_KEYS: dict[str, Any] = {
@@ -115,7 +113,7 @@ def check_micro_batches(config: DictConfig) -> Iterator[str]:
 
 
 def check_packages(config: DictConfig) -> Iterator[str]:
-    """What the chosen rollout and attention import is installed."""
+    """The packages of the chosen rollout and attention are installed."""
     if config.actor_rollout_ref.rollout.name == "vllm" and importlib.util.find_spec("vllm") is None:
         yield f"{ROLLOUT}.name is vllm, which is not installed. Type: pip install 'samr1-verl[vllm]'"
     attention = config.actor_rollout_ref.model.override_config.get("attn_implementation", "flash_attention_2")
@@ -141,10 +139,10 @@ def check_resources(config: DictConfig) -> Iterator[str]:
         )
     wanted = config.trainer.n_gpus_per_node * config.trainer.nnodes
     declared = ray_init.get("num_gpus")
-    found = torch.accelerator.device_count() if declared is None else declared
-    if address is None and config.trainer.nnodes == 1 and found < wanted:
+    devices = torch.accelerator.device_count() if declared is None else declared
+    if address is None and config.trainer.nnodes == 1 and devices < wanted:
         yield (
-            f"trainer.n_gpus_per_node is {wanted}, Ray will find {found} (ray_kwargs.ray_init.num_gpus is {declared}). "
+            f"trainer.n_gpus_per_node is {wanted}, Ray will find {devices} (ray_kwargs.ray_init.num_gpus is {declared}). "
             + (
                 f"Set ray_kwargs.ray_init.num_gpus={wanted}: on the CPU that is a name for a place to train"
                 if config.trainer.device == "cpu"
@@ -165,7 +163,7 @@ def _reachable(address: str) -> Iterator[str]:
 
 
 def advice(config: DictConfig) -> Iterator[str]:
-    """What a run may do but rarely wants."""
+    """Warnings: settings that are possible but rarely wanted."""
     actor = config.actor_rollout_ref.actor
     updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
     if updates == 1:
@@ -176,8 +174,8 @@ def advice(config: DictConfig) -> Iterator[str]:
         )
     if actor.use_kl_loss and not actor.kl_loss_coef:
         yield f"{ACTOR}.kl_loss_coef is 0 and use_kl_loss true: the reference model is loaded and run for nothing"
-    if config.reward.num_workers > 1 and OmegaConf.select(config, "samr1.service.mode") == "embedded":
+    if config.reward.num_workers > 1 and OmegaConf.select(config, "samr1.segmenter.service.mode") == "embedded":
         yield (
-            f"reward.num_workers={config.reward.num_workers} with samr1.service.mode=embedded: each worker loads its "
+            f"reward.num_workers={config.reward.num_workers} with samr1.segmenter.service.mode=embedded: each worker loads its "
             "own segmenter and encodes images that the others have encoded. Set reward.num_workers=1"
         )

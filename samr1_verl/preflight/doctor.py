@@ -19,51 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
 DISTRIBUTION = "samr1-verl"
+PROBE = "samr1_verl.preflight.probe"
 TIMEOUT_S = 600
-
-# Runs in the fresh interpreter; prints one JSON object as its last line.
-_PROBE = """
-import json, sys, traceback
-import verl
-report = {"plugin_error": None, "missing": [], "compose_error": None, "sources": [], "recipes": [], "config": None}
-loaded = "samr1_verl.plugin" in sys.modules
-try:
-    import samr1_verl.plugin as plugin  # raises again what verl has hidden
-    from verl.plugin.platform import PlatformRegistry
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
-    wanted = {
-        "module samr1_verl.plugin": loaded,
-        "policy loss samr1": "samr1" in POLICY_LOSS_REGISTRY,
-        "advantage estimator samr1": "samr1" in ADV_ESTIMATOR_REGISTRY,
-        "trainer samr1": "samr1" in TRAINER_REGISTRY,
-        "platform cpu": plugin.accelerator_present() or "cpu" in PlatformRegistry.registered_names(),
-    }
-    report["missing"] = [name for name, found in wanted.items() if not found]
-except BaseException:
-    report["plugin_error"] = traceback.format_exc()
-try:
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-    recipe, overrides = json.loads(sys.argv[1])
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        loader = GlobalHydra.instance().config_loader()
-        report["recipes"] = loader.get_group_options("recipe")
-        for source in loader.get_sources():
-            if source.is_config(f"recipe/{recipe}"):
-                report["sources"].append([source.provider, f"{source.full_path()}/recipe/{recipe}.yaml"])
-        config = compose("ppo_trainer", [f"+recipe={recipe}", *overrides])
-    report["config"] = OmegaConf.to_yaml(config)
-except Exception:
-    report["compose_error"] = traceback.format_exc(limit=0)
-print(json.dumps(report))
-"""
 
 
 @dataclass
 class Finding:
-    """One thing that was looked at: `problems` is empty when it holds, else each says what to type."""
+    """One subject of the examination: `problems` is empty where all is well, else each says what to type."""
 
     subject: str
     detail: str
@@ -81,9 +43,9 @@ def examine(recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     yield _entry_point()
     report = _probe(recipe, overrides)
     yield _plugin(report)
-    found = _recipe(recipe, report)
-    yield found
-    if not found.problems and report["plugin_error"] is None:
+    finding = _recipe(recipe, report)
+    yield finding
+    if not finding.problems and report["plugin_error"] is None:
         yield from _inputs(OmegaConf.create(report["config"]))
 
 
@@ -94,26 +56,26 @@ def _versions() -> Finding:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
-            found = None
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            installed = None
+        if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             problems.append(
-                f"{requirement.name} is {found or 'not installed'}, expected {requirement.specifier or 'any version'}. "
+                f"{requirement.name} is {installed or 'not installed'}, expected {requirement.specifier or 'any version'}. "
                 f"Type: pip install '{requirement}'"
             )
         elif requirement.name in ("verl", "torch", "transformers"):
-            named.append(f"{requirement.name} {found}")
+            named.append(f"{requirement.name} {installed}")
     return Finding("versions", ", ".join(named), problems)
 
 
 def _entry_point() -> Finding:
-    found = [point.value for point in entry_points(group="verl.plugins") if point.name == "samr1"]
+    targets = [point.value for point in entry_points(group="verl.plugins") if point.name == "samr1"]
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
     problems = []
-    if found != ["samr1_verl.plugin"]:
+    if targets != ["samr1_verl.plugin"]:
         problems.append(
-            f"the entry point samr1 of the group verl.plugins is {found or 'missing'}, expected ['samr1_verl.plugin']. "
+            f"the entry point samr1 of the group verl.plugins is {targets or 'missing'}, expected ['samr1_verl.plugin']. "
             f"Type: pip install --force-reinstall --no-deps {DISTRIBUTION}"
         )
     if policy != "auto" and "samr1" not in [name.strip() for name in policy.split(",")]:
@@ -123,10 +85,10 @@ def _entry_point() -> Finding:
 
 
 def _probe(recipe: str, overrides: Sequence[str]) -> dict:
-    """The report of _PROBE from a fresh interpreter in an empty folder."""
+    """The report of probe.py from a fresh interpreter in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE, json.dumps([recipe, list(overrides)])],
+            [sys.executable, "-m", PROBE, json.dumps([recipe, list(overrides)])],
             cwd=folder,
             capture_output=True,
             text=True,

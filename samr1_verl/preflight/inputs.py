@@ -1,25 +1,26 @@
-"""The files a run reads, checked before it starts: rows and their images, the policy, the segmenter's weights.
+"""Checks of the files that a run reads, before it starts: rows and images, the policy, the segmenter's weights.
 
 Used by the preflight of every run and by `samr1 doctor`. Each check yields problems, one string each: the key that
-names the file, what was found there, what was expected, and the recipe's command that makes it.
+names the file, the state found there, the state expected, and the recipe's command that makes it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
-from reward_fns.samr1 import constants_from
-from samr1_verl.config import ConfigError, Samr1Config
+from samr1_verl.config import ConfigError, Samr1Config, hub_id_or_folder
 from samr1_verl.geometry.images import ImageError, open_image, sha256_of
-from samr1_verl.rows.ground_truth import RowError
-from samr1_verl.config import hub_id_or_folder
 from samr1_verl.geometry.masks import MaskError, decode_rle
+from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.rows.record import DataError, Record, read_table, record_at, resolve_image
 from samr1_verl.segmenters import segmenter_problems
 from samr1_verl.service.client import service_problems
@@ -41,7 +42,7 @@ def check_model(config: DictConfig, remedy: str) -> Iterator[str]:
 
 
 def check_data(config: DictConfig, remedy: str) -> Iterator[str]:
-    """Every data file is readable, its first row is true, and every image it names is there."""
+    """Every data file is readable, its first row fits its image and masks, and every image it names exists."""
     if config.data.custom_cls.name != "SegmentationDataset":
         return
     for key in ("data.train_files", "data.val_files"):
@@ -94,35 +95,52 @@ def _first_row(path: Path, record: Record) -> Iterator[str]:
         yield f"{path}: row 0: {error}. Prepare the data again"
 
 
+def check_prompt(settings: Samr1Config) -> Iterator[str]:
+    """`samr1.prompt` names a template."""
+    try:
+        load_prompt(settings.prompt)
+    except ConfigError as error:
+        yield str(error)
+
+
 def uses_segmenter(config: DictConfig) -> bool:
-    """Whether the reward is given a segmenter, or samples are kept; a reward that compares boxes needs none."""
-    return config.samr1.samples > 0 or "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})
+    """Whether the run asks the segmenter: its samples do, and so does a reward that compares masks."""
+    return config.samr1.samples > 0 or _compares_masks(config)
+
+
+def _compares_masks(config: DictConfig) -> bool:
+    """Whether the reward or one of its terms compares masks; a reward from elsewhere: whether it gets a segmenter."""
+    if (module := _own_reward(config)) is None:
+        return "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})
+    try:
+        return module.ARGUMENTS.read(config.samr1.reward).compares_masks
+    except ConfigError:
+        return False  # check_reward reports it
+
+
+def _own_reward(config: DictConfig) -> Any | None:
+    """The reward's module where it is ours, else None. Loaded by its path, as verl loads it."""
+    path = str(config.reward.custom_reward_function.path)
+    return import_module(path.removeprefix("pkg://")) if path.startswith("pkg://reward_fns.") else None
 
 
 def check_segmenter(settings: Samr1Config) -> Iterator[str]:
     """The service's packages are there, and the segmenter's backend and weights, unless other machines have them."""
-    yield from service_problems(settings.service)
-    if settings.service.mode == "http":
+    yield from service_problems(settings.segmenter.service)
+    if settings.segmenter.service.mode == "http":
         return
     for problem in segmenter_problems(settings.segmenter):
         yield f"{problem}. {settings.prepare.segmenter}"
 
 
-def check_reward(config: DictConfig, settings: Samr1Config) -> Iterator[str]:
-    """The recipe's constants are ones that SAM-R1's reward takes; other rewards of ours take their keyword arguments
-    and the first row. A reward from elsewhere checks its own.
-    """
-    path = str(config.reward.custom_reward_function.path)
-    if path == "pkg://reward_fns.samr1":
-        try:
-            constants_from(settings.reward or {})
-        except ConfigError as error:
-            yield from str(error).splitlines()
-    elif path.startswith("pkg://reward_fns."):
-        try:
+def check_reward(config: DictConfig) -> Iterator[str]:
+    """A reward of ours takes `samr1.reward` and the first training row. A reward from elsewhere checks its own."""
+    try:
+        if (module := _own_reward(config)) is not None:
+            module.ARGUMENTS.read(config.samr1.reward)
             asyncio.run(_score_nothing(config))
-        except (ConfigError, RowError) as error:
-            yield from str(error).splitlines()
+    except (ConfigError, RowError) as error:
+        yield from str(error).splitlines()
 
 
 async def _score_nothing(config: DictConfig) -> None:
@@ -132,7 +150,7 @@ async def _score_nothing(config: DictConfig) -> None:
         file = Path(files if isinstance(files, str) else files[0]).expanduser().absolute()
         record = record_at(read_table(file), 0, file)
     except (DataError, IndexError, TypeError):
-        return  # check_data has told
+        return  # check_data reports it
     size = config.samr1.policy_size or (record.width, record.height)
     extra = {"image": str(resolve_image(record, file)), "sha256": record.sha256, "policy_size": list(size), "index": 0}
     await get_custom_reward_fn(config)(

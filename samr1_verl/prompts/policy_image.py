@@ -59,6 +59,9 @@ class PolicySize:
         return self.fixed_wh or self._processor_size(original_wh)
 
     def _processor_size(self, original_wh: tuple[int, int]) -> tuple[int, int]:
+        # transformers imports torch with it, and whoever only renders prompts needs neither
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
         width, height = original_wh
         new_height, new_width = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
         return new_width, new_height

@@ -1,37 +1,39 @@
-"""Rows as a policy outside a training is asked about them: the prompt and the image size of its training."""
+"""From a row to the question that a policy gets: chat messages with the image, and the row's truth beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from samr1_verl.config import ConfigError
-from samr1_verl.prompts.policy_image import PolicySize
-from samr1_verl.prompts.questions import item_of
+from jinja2 import Template
+
+from samr1_verl.config import ConfigError, PromptConfig
+from samr1_verl.geometry.frames import THOUSAND
 from samr1_verl.geometry.images import ImageError
-from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.prompts.policy_image import PolicySize
+from samr1_verl.prompts.templates import as_question, load_prompt
 from samr1_verl.rows.record import Record
-from samr1_verl.policies.inference_config import Settings
 
 
 class Questions:
-    """Makes items, as `dataset.item_of`, from rows.
+    """Makes items, as `item_of`, from rows, for a policy outside a training.
 
     Args:
-        settings: prompt, frame and image size.
+        prompt: template, frame and image size.
         processor: of the policy, held against the image size; None where it is out of reach, as behind a server.
+        processor_kwargs: verl's `data.mm_processor_kwargs`.
 
     Raises:
         ConfigError: the processor would resize the images again, or is needed to say their size.
     """
 
-    def __init__(self, settings: Settings, processor: Any | None) -> None:
-        self._prompt = settings.prompt
-        self._template = load_prompt(settings.prompt.prompt)
-        self._fixed_wh = settings.prompt.policy_size
+    def __init__(self, prompt: PromptConfig, processor: Any | None, processor_kwargs: dict[str, Any]) -> None:
+        self._prompt = prompt
+        self._template = load_prompt(prompt.prompt)
+        self._fixed_wh = prompt.policy_size
         self._size = None
         if processor is not None:
-            self._size = PolicySize(processor, self._fixed_wh, settings.processor_kwargs)
+            self._size = PolicySize(processor, self._fixed_wh, processor_kwargs)
         elif self._fixed_wh is None:
             raise ConfigError(
                 "samr1.policy_size: found null, expected [W, H]: the policy's processor, which would say the size, is "
@@ -67,7 +69,7 @@ def messages_of(
 def item_of(
     record: Record, image: str, index: int, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
 ) -> dict[str, Any]:
-    """What a rollout and a reward get of row `index`: raw_prompt, data_source, reward_model and extra_info."""
+    """Row `index` as a rollout and a reward get it: raw_prompt, data_source, reward_model and extra_info."""
     return {
         "raw_prompt": messages_of(record.sentence, image, record.sha256, policy_wh, prompt, template),
         "data_source": record.data_source,

@@ -4,13 +4,15 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
 
-_SUFFIX = ".jinja"
+from samr1_verl.config import ConfigError
+
+_PACKAGE, _SUFFIX = "samr1_verl.prompts", ".jinja"
 
 
 def prompt_names() -> list[str]:
     """Names that `samr1.prompt` may have, sorted."""
     return sorted(
-        entry.name.removesuffix(_SUFFIX) for entry in files(__name__).iterdir() if entry.name.endswith(_SUFFIX)
+        entry.name.removesuffix(_SUFFIX) for entry in files(_PACKAGE).iterdir() if entry.name.endswith(_SUFFIX)
     )
 
 
@@ -18,11 +20,14 @@ def load_prompt(name: str) -> Template:
     """The template of a prompt. It renders the variables sentence, frame, width and height; a missing one is an error.
 
     Raises:
-        ValueError: there is no prompt of this name.
+        ConfigError: there is no prompt of this name.
     """
     if name not in prompt_names():
-        raise ValueError(f"no prompt named {name!r}; samr1.prompt is one of {', '.join(prompt_names())}")
-    text = files(__name__).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
+        raise ConfigError(
+            f"samr1.prompt: found {name!r}, expected one of {', '.join(prompt_names())}. Set it in the recipe or as "
+            "samr1.prompt=… on the command line"
+        )
+    text = files(_PACKAGE).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
     return Environment(undefined=StrictUndefined, autoescape=False).from_string(text)
 
 

@@ -58,7 +58,7 @@ def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:
     """The page `name`: NAME.jinja with style.css, NAME.js and the modules that it imports.
 
     Args:
-        name: `report` or `demo`.
+        name: `report` or `playground`.
         title: of the page; any text.
         data: JSON-able; the page's scripts find it.
         connect: what its scripts may talk to, as a source expression of the policy.

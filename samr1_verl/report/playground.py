@@ -22,9 +22,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samr1_verl.policies.base import PolicyError
-from samr1_verl.rows.record import read_table, record_at, resolve_image
 from samr1_verl.report.gallery import Gallery, data_url
 from samr1_verl.report.page import render
+from samr1_verl.rows.record import read_table, record_at, resolve_image
 from samr1_verl.scoring.sample import Sample
 from samr1_verl.service.guard import Guard
 from samr1_verl.service.http_server import Limits, add_refusals
@@ -81,7 +81,7 @@ def create_app(predictor: Asked, title: str, examples: Sequence[Example] = (), l
 
 def _page(title: str, examples: Sequence[Example], limits: Limits) -> str:
     shown = [{"sentence": one.sentence, "src": data_url(one.image, EXAMPLE_SIDE)} for one in examples]
-    return render("demo", title, {"examples": shown, "max_bytes": limits.max_body}, connect="'self'")
+    return render("playground", title, {"examples": shown, "max_bytes": limits.max_body}, connect="'self'")
 
 
 def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Example], limits: Limits) -> None:

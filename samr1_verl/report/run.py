@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from samr1_verl import Samr1Error
 from samr1_verl.scoring.sample import FOLDER, Sample, read_samples
 
 EVENTS = "tensorboard"  # of a run's folder
@@ -13,7 +14,7 @@ EVENTS = "tensorboard"  # of a run's folder
 Curve = dict[int, float]  # step → value, in the order of the steps
 
 
-class RunError(ValueError):
+class RunError(Samr1Error, ValueError):
     """A run's folder that cannot be reported on; the message says what to do."""
 
 

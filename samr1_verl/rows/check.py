@@ -1,6 +1,7 @@
-"""Whether the rows of data files are true: images, masks, boxes, duplicates, and images that two files share.
+"""Validation of rows against their images and masks, and a search for duplicate rows and images that files share.
 
-Rows are read as a stream and checked on all cores. In memory stay 16 bytes a row and the digest of each image.
+Rows are read as a stream and checked on all cores. Memory holds two digests of 16 bytes per row and the digest of each
+image.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from samr1_verl.geometry.masks import MaskError, box_of, decode_rle
 from samr1_verl.rows.parallel import ordered_map
 from samr1_verl.rows.record import DataError, Record, iter_rows, parse_record, resolve_image
 
-SLACK = 1.0  # pixels by which a box may miss its mask: annotation tools round
+SLACK = 1.0  # pixels by which a box may miss its mask or leave the image: annotation tools round
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that does not hold. `kind` is what sums of problems are made over."""
+    """A fault of a row or of a file. Problems of one `kind` are counted together."""
 
     kind: str
     text: str
@@ -32,7 +33,7 @@ class Problem:
 
 @dataclass
 class Summary:
-    """What was seen in one file. `repeats` are rows with another row's image, sentence and objects, but other ids."""
+    """Counts of one file. `repeats`: rows with the image, sentence and objects of another row, but other ids."""
 
     path: Path
     rows: int = 0
@@ -42,7 +43,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Group:
-    """Consecutive rows about one image; `first` is the number of the first."""
+    """Consecutive rows about one image. `first` is the number of the first row."""
 
     path: Path
     first: int
@@ -51,10 +52,9 @@ class _Group:
 
 @dataclass
 class _Checked:
-    """Problems of a group's rows, and for each row that could be read its image's digest and two digests of itself."""
+    """Problems of a group's rows, and the digests of each readable row: number, image, content, whole row."""
 
     path: Path
-    first: int
     count: int
     problems: list[Problem] = field(default_factory=list)
     digests: list[tuple[int, str, bytes, bytes]] = field(default_factory=list)
@@ -63,18 +63,18 @@ class _Checked:
 def check_files(
     files: Sequence[Path], workers: int | None = None, advance: Callable[[int], None] = lambda rows: None
 ) -> Iterator[Problem | Summary]:
-    """Problems as they are found, and a summary after each file.
+    """The problems of each file, in order of rows, and its summary after them.
 
-    An image that two files share is a problem: what is trained on must not be tested on.
+    An image that two files share is a problem: a test file must not hold images of the training file.
 
     Args:
-        workers: processes; None: one a core.
-        advance: called with a number of rows that were just checked.
+        workers: number of processes; None: one per core.
+        advance: receives the number of rows that were checked since its last call.
 
     Raises:
-        DataError: a file is missing, no parquet file of rows, or of another schema version.
+        DataError: a file is missing, is not a parquet file of rows, or has another schema version.
     """
-    owners: dict[str, Path] = {}  # image digest: the first file that has it
+    owners: dict[str, Path] = {}  # image digest: the first file with this image
     groups = (group for path in files for group in _groups(path))
     results = ordered_map(_check_group, groups, workers)
     for path, of_file in groupby(results, key=lambda result: result.path):
@@ -105,7 +105,7 @@ def check_files(
 
 @dataclass
 class _Seen:
-    """Digests of the rows of one file, with the row that had them first."""
+    """Digests of the rows of one file, each with the number of its first row."""
 
     whole: dict[bytes, int] = field(default_factory=dict)
     content: dict[bytes, int] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def _groups(path: Path) -> Iterator[_Group]:
 
 
 def _check_group(group: _Group) -> _Checked:
-    result = _Checked(group.path, group.first, len(group.rows))
+    result = _Checked(group.path, len(group.rows))
     image: tuple[str, tuple[int, int]] | None = None
     for offset, row in enumerate(group.rows):
         number = group.first + offset
@@ -160,18 +160,21 @@ def _image_problems(record: Record, image: tuple[str, tuple[int, int]], where: s
 
 def _object_problems(record: Record, where: str) -> Iterator[Problem]:
     size = (record.height, record.width)
-    for name, counts in [*((f"masks.{i}", one) for i, one in enumerate(record.masks)), ("ignore", record.ignore)]:
-        if counts is None:
-            continue
+    boxes: Sequence[list[float] | None] = record.boxes or [None] * len(record.masks)
+    fields = [(f"masks.{i}", rle, box) for i, (rle, box) in enumerate(zip(record.masks, boxes, strict=True))]
+    if record.ignore is not None:
+        fields.append(("ignore", record.ignore, None))
+    for name, counts, box in fields:
+        place = f"{where}, field {name!r}"
         try:
             mask = decode_rle(counts, size)
         except MaskError as error:
-            yield Problem("mask", f"{where}, field {name!r}: {error}. Prepare the data again")
+            yield Problem("mask", f"{place}: {error}. Prepare the data again")
             continue
         if not mask.any():
-            yield Problem("mask", f"{where}, field {name!r}: it is empty. A row without a target has no masks at all")
-        elif name != "ignore" and record.boxes:
-            yield from _box_problems(mask, record.boxes[int(name.removeprefix("masks."))], f"{where}, field {name!r}")
+            yield Problem("mask", f"{place}: it is empty. A row without a target has no masks at all")
+        elif box is not None:
+            yield from _box_problems(mask, box, place)
     for index, box in enumerate(record.boxes):
         left, top, right, bottom = box
         inside = min(left, top) >= -SLACK and right <= record.width + SLACK and bottom <= record.height + SLACK
@@ -192,7 +195,7 @@ def _box_problems(mask: np.ndarray, box: Sequence[float], where: str) -> Iterato
 
 
 def _digests(record: Record) -> tuple[bytes, bytes]:
-    """Of what the row asks and answers, and of the whole row."""
+    """Digest of the row's image, sentence and objects, and digest of the whole row."""
     content = record.model_dump(include={"sha256", "sentence", "masks", "ignore", "boxes"})
     return _digest(content), _digest(record.model_dump())
 
@@ -202,7 +205,7 @@ def _digest(values: dict) -> bytes:
 
 
 def first_of_each_kind(problems: Iterable[Problem], limit: int) -> list[str]:
-    """At most `limit` problems of each kind, and how many more there are. `limit` 0: all."""
+    """Texts of at most `limit` problems per kind, and a line with the number of the others. `limit` 0: all."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem.text)

@@ -18,7 +18,6 @@ from samr1_verl.geometry.masks import MaskError, decode_rle, union_rle
 from samr1_verl.geometry.prompt import Box, Point
 
 
-
 class RowError(Samr1Error, ValueError):
     """A row that no reward can be computed from; the message names data source, image and key. Never a score of 0."""
 

@@ -1,4 +1,4 @@
-"""All cores on a stream: results in order, memory bounded however long the stream is."""
+"""A function over a stream on all cores: results in order, memory independent of the stream's length."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -25,18 +25,18 @@ def cores() -> int:
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
-) -> Iterator[Result]:
-    """`function` of each item, in order, from `workers` processes (default: one a core; 1: this process).
+) -> Generator[Result, None, None]:
+    """Results of `function` for each item, in order, from `workers` processes (default: one per core; 1: this process).
 
-    `function`, items and results must be picklable. At most AHEAD * CHUNK items a worker are taken from the stream
-    before their results are consumed. An exception of `function` is raised here, in its item's place.
+    `function`, items and results must be picklable. At most AHEAD * CHUNK items per worker are taken from the stream
+    before their results are consumed. An exception of `function` is raised here, in the place of its item.
     """
     workers = workers or cores()
     stream = iter(items)
     if workers == 1:
         yield from map(function, stream)
         return
-    # spawn: a fork of a process with threads (a progress bar, pyarrow) may inherit a lock that nobody releases
+    # spawn: a fork of a process with threads (a progress bar, pyarrow) may inherit a lock that is never released
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts)
     pending: deque[Future[list[Result]]] = deque()
     try:
@@ -51,7 +51,7 @@ def ordered_map(
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the one that started the others ends them."""
+    """Ignore Ctrl-C in a worker. It reaches every process of a terminal, and the starting process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

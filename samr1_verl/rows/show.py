@@ -1,4 +1,4 @@
-"""What the rows of a data file look like: a contact sheet of some of them, and figures over all."""
+"""A picture of random rows of a data file, and statistics of all its rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from samr1_verl.geometry.drawing import COLOURS, draw
 from samr1_verl.geometry.images import ImageError, open_image
-from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.geometry.masks import MaskError, decode_rle
 from samr1_verl.rows.record import DataError, Record, count_rows, iter_rows, parse_record, resolve_image
 
 TILE, CAPTION, GAP = 360, 52, 8  # pixels
@@ -23,15 +23,15 @@ IGNORED = (128, 128, 128)
 
 @dataclass
 class Statistics:
-    """Values of all rows of a file; one entry a row unless said otherwise."""
+    """Values of all rows of a file. Lists have one entry per row; `shares` has one per mask."""
 
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     characters: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     objects: list[int] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)  # of the image that a mask covers, one a mask
-    ignored: int = 0
+    shares: list[float] = field(default_factory=list)  # of the image's pixels that a mask covers, 0 to 1
+    ignored: int = 0  # rows with pixels that do not count
     sources: Counter[str] = field(default_factory=Counter)
     categories: Counter[str] = field(default_factory=Counter)
 
@@ -44,13 +44,14 @@ class Statistics:
         self.objects.append(len(record.masks or record.boxes))
         pixels = record.width * record.height
         size = [record.height, record.width]
-        self.shares += [int(coco_mask.area({"size": size, "counts": one.encode()})) / pixels for one in record.masks]
+        areas = (coco_mask.area({"size": size, "counts": counts.encode()}) for counts in record.masks)
+        self.shares += [int(area) / pixels for area in areas]
         self.ignored += record.ignore is not None
         self.sources[record.data_source] += 1
         self.categories[record.category] += 1
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and value of each figure."""
+        """Name and value of each statistic."""
         objects = Counter(self.objects)
         return [
             ("rows", f"{len(self.objects):,} ({_most(self.sources, 5)})"),
@@ -58,7 +59,7 @@ class Statistics:
             ("image height", _spread(self.heights)),
             ("sentence, words", _spread(self.words)),
             ("sentence, characters", _spread(self.characters)),
-            ("objects a row", ", ".join(f"{number}: {objects[number]:,}" for number in sorted(objects)[:8])),
+            ("objects per row", ", ".join(f"{number}: {objects[number]:,}" for number in sorted(objects)[:8])),
             ("mask, share of the image", _spread([100 * share for share in self.shares], " %")),
             ("rows with ignored pixels", f"{self.ignored:,}"),
             ("categories", f"{len(self.categories):,} ({_most(self.categories, 8)})"),
@@ -77,10 +78,10 @@ def _most(counter: Counter[str], number: int) -> str:
 
 
 def look(path: Path, rows: int, seed: int) -> tuple[Image.Image, Statistics]:
-    """A contact sheet of `rows` random rows, drawn with `seed`, and the figures over all, in one pass over the file.
+    """A sheet with `rows` random rows, chosen with `seed`, and the statistics of all rows, in one pass over the file.
 
     Raises:
-        DataError: the file or a row cannot be read, or the image of a drawn row.
+        DataError: the file, a row, or the image of a chosen row cannot be read.
     """
     total = count_rows(path)
     chosen = set(np.random.default_rng(seed).choice(total, size=min(rows, total), replace=False).tolist())
@@ -91,7 +92,7 @@ def look(path: Path, rows: int, seed: int) -> tuple[Image.Image, Statistics]:
         if number in chosen:
             try:
                 tiles.append(_tile(record, path, number))
-            except ImageError as error:
+            except (ImageError, MaskError) as error:
                 raise DataError(f"{path}: row {number}: {error}") from error
     return _sheet(tiles), statistics
 
@@ -107,7 +108,7 @@ def _sheet(tiles: list[Image.Image]) -> Image.Image:
 
 
 def _tile(record: Record, path: Path, number: int) -> Image.Image:
-    """One row: its image with masks, boxes and points drawn, its sentence below."""
+    """The tile of a row: its image with masks, boxes and points, and its sentence below."""
     image = open_image(resolve_image(record, path))
     shown = image.copy()
     shown.thumbnail((TILE, TILE))

@@ -1,25 +1,24 @@
-"""One response against its row: what every reward of this folder looks at.
+"""One response against its row: the object from which every reward and every figure is computed.
 
-Scores are pure functions of a `Rollout`; only `with_masks` asks a segmenter.
+Scores are pure functions of a `Rollout`; only `overlap`, `segment` and `with_masks` ask a segmenter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from samr1_verl.answers import Answer, Reason, Target, Unusable, parse_answer, within
-from samr1_verl.config import ConfigError
+from samr1_verl.answers import CAPS, Answer, Caps, Reason, Unusable, parse_answer, within
 from samr1_verl.geometry.frames import boxes_from_policy, boxes_to_policy, points_from_policy, points_to_policy
-from samr1_verl.rows.ground_truth import GroundTruth, RowError, View, read_row
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.geometry.masks import MaskError
-from samr1_verl.segmenters.base import Prompt
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.rows.ground_truth import GroundTruth, RowError, View, read_row
 from samr1_verl.service.client import get_client
-
-VERLS_OWN = ("reward_router_address", "reward_model_tokenizer")  # what verl adds beside a reward model
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +33,21 @@ class Masks:
 class Rollout:
     """A response, its row, and the strictly parsed answer in the policy frame, boxes clipped to the image.
 
-    `row` names the row in messages. `masks` is None until `with_masks` was asked.
+    `label` names the row in messages. `masks` is None until `with_masks` was called.
     """
 
     text: str
     truth: GroundTruth
     view: View
-    row: str
+    label: str
     answer: Answer | Unusable
     masks: Masks | None = None
 
     @property
     def flags(self) -> dict[str, float]:
         """`answer/<reason>`: 1 for the reason why the answer cannot be used, else 0."""
-        found = self.answer.reason if isinstance(self.answer, Unusable) else None
-        return {f"answer/{one.value}": float(one is found) for one in Reason}
+        own = self.answer.reason if isinstance(self.answer, Unusable) else None
+        return {f"answer/{reason.value}": float(reason is own) for reason in Reason}
 
     def pixels(self, coordinates: np.ndarray) -> np.ndarray:
         """Points [..., 2] or boxes [..., 4] of an answer in pixels of the image the policy saw, float64.
@@ -70,9 +69,9 @@ class Rollout:
         """
         if len(self.truth.boxes) < len(self.truth.masks):
             raise RowError(
-                f"{self.row}: ground_truth.boxes holds {len(self.truth.boxes)} boxes for {len(self.truth.masks)} "
-                "masks: this reward compares boxes. Prepare the data again with boxes, as samr1_verl.geometry.masks.box_of "
-                "gives them"
+                f"{self.label}: ground_truth.boxes holds {len(self.truth.boxes)} boxes for {len(self.truth.masks)} "
+                "masks: this reward compares boxes. Prepare the data again with boxes, as "
+                "samr1_verl.geometry.masks.box_of gives them"
             )
         boxes = np.asarray(self.truth.boxes, dtype=np.float64).reshape(-1, 4)
         return boxes_to_policy(boxes, _original_wh(self.truth), self.view.policy_size, "absolute")
@@ -83,10 +82,10 @@ class Rollout:
         Raises:
             RowError: an object has fewer.
         """
-        found = [len(points) for points in self.truth.points]
-        if len(found) != len(self.truth.boxes) or min(found, default=count) < count:
+        counts = [len(points) for points in self.truth.points]
+        if len(counts) != len(self.truth.boxes) or min(counts, default=count) < count:
             raise RowError(
-                f"{self.row}: ground_truth.points holds {found} points an object for {len(self.truth.boxes)} boxes, "
+                f"{self.label}: ground_truth.points holds {counts} points per object for {len(self.truth.boxes)} boxes, "
                 f"expected at least {count} each: this reward compares points. Prepare the data again with points, as "
                 "samr1_verl.geometry.masks.inscribed_points gives them"
             )
@@ -95,94 +94,115 @@ class Rollout:
 
 
 def read_rollout(
-    data_source: str, text: str, ground_truth: str, extra_info: Mapping[str, Any], max_points: int, max_objects: int
+    data_source: str,
+    text: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any],
+    caps: Caps = CAPS,
+    *,
+    lenient: bool = False,
 ) -> Rollout:
-    """The response and its row, typed. Raises RowError."""
-    truth, view, row = read_row(data_source, ground_truth, extra_info)
-    return Rollout(text, truth, view, row, read_answer(text, truth, view, max_points, max_objects))
+    """The response and its row, typed. Raises RowError.
+
+    The answer is parsed in the policy frame, and its boxes clipped to the image. Rewards are strict; `lenient` reads it
+    as `answers.parse_answer` does for an untrained model.
+    """
+    truth, view, label = read_row(data_source, ground_truth, extra_info)
+    answer = parse_answer(text, caps, lenient=lenient)
+    answer = answer if isinstance(answer, Unusable) else within(answer, _extent(truth, view))
+    return Rollout(text, truth, view, label, answer)
 
 
-def read_answer(
-    text: str, truth: GroundTruth, view: View, max_points: int, max_objects: int, lenient: bool = False
-) -> Answer | Unusable:
-    """The answer in the policy frame, its boxes clipped to the image; rewards are strict."""
-    answer = parse_answer(text, lenient=lenient, max_points=max_points, max_objects=max_objects)
-    return answer if isinstance(answer, Unusable) else within(answer, _extent(truth, view))
-
-
-def prompts_of(answer: Answer, truth: GroundTruth, view: View) -> list[Prompt]:
-    """The answer's objects as prompts in the original frame, equal ones once."""
-    geometry = (_original_wh(truth), view.policy_size, view.frame)
+def prompts_of(rollout: Rollout, objects_policy: Sequence[Prompt]) -> list[Prompt]:
+    """Objects of an answer as prompts in the original frame, equal ones once."""
+    geometry = (_original_wh(rollout.truth), rollout.view.policy_size, rollout.view.frame)
     return [
         Prompt(
             None if target.box is None else tuple(boxes_from_policy(np.array(target.box), *geometry).tolist()),
             tuple(map(tuple, points_from_policy(np.array(target.points).reshape(-1, 2), *geometry).tolist())),
             target.labels,
         )
-        for target in dict.fromkeys(answer.targets)
+        for target in dict.fromkeys(objects_policy)
     ]
 
 
-async def with_masks(rollout: Rollout, segmenter: Any, service: Any) -> Rollout:
-    """The rollout with `masks`: the union of its objects' masks, empty where the answer is unusable.
+async def overlap(rollout: Rollout, segmenter: Any) -> PixelCounts:
+    """The answer's masks against the true ones, in pixels; an empty mask for an unusable answer.
+
+    Args:
+        segmenter: as `service.client.get_client` takes it.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
     """
-    union, ignore = true_union(rollout)
-    predicted = np.zeros_like(union)
-    if isinstance(rollout.answer, Answer):
-        for mask in await segment(rollout, list(rollout.answer.targets), segmenter, service):
-            predicted |= mask
+    image, sha256 = image_of(rollout)
+    with _mask_errors_name_the_row(rollout):
+        if isinstance(rollout.answer, Unusable):
+            true, ignore = rollout.truth.union_and_ignore()
+            return PixelCounts.of(np.zeros_like(true), true, ignore)
+        prompts_original = prompts_of(rollout, rollout.answer.objects_policy)
+        return (await get_client(segmenter).overlap(image, sha256, prompts_original, rollout.truth)).pixels
+
+
+async def segment(rollout: Rollout, objects_policy: Sequence[Prompt], segmenter: Any) -> list[np.ndarray]:
+    """One mask for each object, HxW bool, original frame. Equal objects are decoded once. Raises as `overlap`."""
+    image, sha256 = image_of(rollout)
+    distinct = list(dict.fromkeys(objects_policy))
+    if not distinct:
+        return []
+    prompts_original = prompts_of(rollout, distinct)
+    predictions = await get_client(segmenter).segment(image, sha256, prompts_original)
+    with _mask_errors_name_the_row(rollout):
+        for prediction in predictions:
+            rollout.truth.check_size(prediction.mask.shape)
+    mask_of = {target: prediction.mask for target, prediction in zip(distinct, predictions, strict=True)}
+    return [mask_of[target] for target in objects_policy]
+
+
+async def with_masks(rollout: Rollout, segmenter: Any) -> Rollout:
+    """The rollout with `masks`: the union of its objects' masks, empty where the answer is unusable.
+
+    Raises:
+        ConfigError, RowError, ImageError, SegmenterError: as `overlap`.
+    """
+    with _mask_errors_name_the_row(rollout):
+        union, ignore = rollout.truth.union_and_ignore()
+    predicted = await union_of(rollout, segmenter)
     counts = np.ones_like(union) if ignore is None else ~ignore
     return replace(rollout, masks=Masks(predicted & counts, union & counts))
 
 
-async def segment(rollout: Rollout, targets: list[Target], segmenter: Any, service: Any) -> list[np.ndarray]:
-    """One mask for each target, HxW bool, original frame. Equal targets are decoded once. Raises as `with_masks`."""
-    image, sha256 = image_of(rollout)
-    distinct = list(dict.fromkeys(targets))
-    if not distinct:
-        return []
-    prompts = prompts_of(Answer(tuple(distinct)), rollout.truth, rollout.view)
-    predictions = await get_client(segmenter, service).segment(image, sha256, prompts)
-    mask_of = {target: one.mask for target, one in zip(distinct, predictions, strict=True)}
-    for mask in mask_of.values():
-        if mask.shape != rollout.truth.size:
-            raise RowError(
-                f"{rollout.row}: the image is {mask.shape[0]}x{mask.shape[1]} (HxW), ground_truth.size is "
-                f"{rollout.truth.size[0]}x{rollout.truth.size[1]}. Prepare the data again from this image"
-            )
-    return [mask_of[target] for target in targets]
+async def union_of(rollout: Rollout, segmenter: Any) -> np.ndarray:
+    """The union of the answer's masks, HxW bool, original frame; empty where it is unusable. Raises as `overlap`."""
+    predicted = np.zeros(rollout.truth.size, dtype=bool)
+    if isinstance(rollout.answer, Answer):
+        for mask in await segment(rollout, rollout.answer.objects_policy, segmenter):
+            predicted |= mask
+    return predicted
 
 
-def within_image(rollout: Rollout, target: Target) -> Target | None:
-    """One object held against the image as `within` does it, or None where it is no prompt there."""
-    found = within(Answer((target,)), _extent(rollout.truth, rollout.view))
-    return None if isinstance(found, Unusable) else found.targets[0]
+def within_image(rollout: Rollout, object_policy: Prompt) -> Prompt | None:
+    """One object, clipped to the image as `within` does it, or None where it is no prompt there."""
+    answer = within(Answer((object_policy,)), _extent(rollout.truth, rollout.view))
+    return None if isinstance(answer, Unusable) else answer.objects_policy[0]
 
 
 def image_of(rollout: Rollout) -> tuple[str, str]:
     """Path and SHA-256 of the row's image. Raises RowError where it has none."""
     if rollout.view.image is None or rollout.view.sha256 is None:
         raise RowError(
-            f"{rollout.row}: extra_info.image and extra_info.sha256 must be there: this reward compares masks"
+            f"{rollout.label}: extra_info.image and extra_info.sha256 must be there: this reward compares masks"
         )
     return rollout.view.image, rollout.view.sha256
 
 
-def true_union(rollout: Rollout) -> tuple[np.ndarray, np.ndarray | None]:
-    """Union of the true masks, and the pixels that do not count or None; HxW bool, original frame. Raises RowError."""
+@contextmanager
+def _mask_errors_name_the_row(rollout: Rollout) -> Iterator[None]:
+    """A mask that does not decode or fit is the row's fault: the error becomes a RowError with the row's label."""
     try:
-        return rollout.truth.union_and_ignore()
+        yield
     except MaskError as error:
-        raise RowError(f"{rollout.row}: {error}") from error
-
-
-def check_keywords(given: Mapping[str, Any], *expected: str) -> None:
-    """Raises ConfigError for keyword arguments that are neither the reward's nor verl's own."""
-    if unknown := sorted(set(given) - set(VERLS_OWN)):
-        raise ConfigError(f"reward_kwargs.{unknown[0]}: no such key, expected {', '.join(expected)}")
+        raise RowError(f"{rollout.label}: {error}") from error
 
 
 def _original_wh(truth: GroundTruth) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.segmenters.base import Embedding, Prediction, Segmenter, SegmenterError
 
 BACKENDS = {name: f"samr1_verl.segmenters.{name}" for name in ("onnx", "segment_anything", "transformers")}
 

@@ -1,7 +1,7 @@
-"""What every segmenter is: image to embedding once, embedding and prompts to masks many times.
+"""The protocol of every segmenter: image to embedding once, embedding and prompts to masks many times.
 
-Everything a caller sees is in the original frame (frames.py): continuous XY pixel coordinates of the image file after
-its EXIF orientation. A backend scales to its own input inside.
+Everything a caller sees is in the original frame (geometry/frames.py): continuous XY pixel coordinates of the image
+file after its EXIF orientation. A backend scales to its own input inside.
 """
 
 from __future__ import annotations
@@ -12,43 +12,24 @@ from typing import Protocol
 
 import numpy as np
 
+from samr1_verl import Samr1Error
+from samr1_verl.geometry.prompt import Prompt
 
-class SegmenterError(RuntimeError):
+
+class SegmenterError(Samr1Error, RuntimeError):
     """The segmenter failed where its input was sound: a fault, never a score."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What to segment: a box, points, or both, original frame.
-
-    `box_original` is x1 y1 x2 y2 or None; `points_original` holds (x, y); `labels` has 1 (on the object) or 0 (not on
-    it) for each point. Hashable, so that equal prompts are decoded once.
-
-    Raises:
-        ValueError: neither box nor point, or another number of labels than of points.
-    """
-
-    box_original: tuple[float, float, float, float] | None
-    points_original: tuple[tuple[float, float], ...] = ()
-    labels: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.box_original is None and not self.points_original:
-            raise ValueError("a prompt needs a box or a point, this one has neither")
-        if len(self.points_original) != len(self.labels):
-            raise ValueError(f"{len(self.points_original)} points and {len(self.labels)} labels, expected one a point")
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What a segmenter knows of one image: named arrays, and the image's `size` (H, W) in the original frame."""
+    """A segmenter's knowledge of one image: named arrays, and the image's `size` (H, W) in the original frame."""
 
     arrays: dict[str, np.ndarray]
     size: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, which is what a cache is bounded by."""
+        """Bytes of the arrays, by which a cache is bounded."""
         return sum(array.nbytes for array in self.arrays.values())
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import ImageError, sha256_of
-from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 
 ENCODER, DECODER = "encoder.onnx", "sam.onnx"
 SIDE = 1024
@@ -150,13 +151,13 @@ def prompt_arrays(prompt: Prompt, size: tuple[int, int]) -> tuple[np.ndarray, np
         corners; without a box, a padding point.
     """
     height, width = resized(size)
-    points, labels = list(prompt.points_original), list(prompt.labels)
-    if prompt.box_original is not None:
-        x1, y1, x2, y2 = prompt.box_original
+    points, labels = list(prompt.points), list(prompt.labels)
+    if prompt.box is not None:
+        x1, y1, x2, y2 = prompt.box
         points += [(x1, y1), (x2, y2)]
         labels += [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
     coordinates = np.asarray(points, dtype=np.float64) * (width / size[1], height / size[0])
-    if prompt.box_original is None:
+    if prompt.box is None:
         coordinates, labels = np.concatenate([coordinates, [(0.0, 0.0)]]), [*labels, PADDING]
     return coordinates.astype(np.float32), np.asarray(labels, dtype=np.float32)
 

@@ -19,7 +19,8 @@ import torch
 
 from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import ImageError, sha256_of
-from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 
 # Names in the package's registry, by the width of the encoder.
@@ -119,12 +120,12 @@ class SegmentAnythingSegmenter:
         [P, 4], float32 in the frame of 1024."""
         transform = self._predictor.transform
         points = boxes = None
-        if prompts[0].points_original:
-            coordinates = transform.apply_coords(np.array([prompt.points_original for prompt in prompts]), size)
+        if prompts[0].points:
+            coordinates = transform.apply_coords(np.array([prompt.points for prompt in prompts]), size)
             labels = torch.tensor([prompt.labels for prompt in prompts], dtype=torch.int, device=self._device)
             points = (torch.as_tensor(coordinates, dtype=torch.float, device=self._device), labels)
-        if prompts[0].box_original is not None:
-            corners = transform.apply_boxes(np.array([prompt.box_original for prompt in prompts]), size)
+        if prompts[0].box is not None:
+            corners = transform.apply_boxes(np.array([prompt.box for prompt in prompts]), size)
             boxes = torch.as_tensor(corners, dtype=torch.float, device=self._device)
         return {"points": points, "boxes": boxes}
 

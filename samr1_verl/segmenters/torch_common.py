@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from samr1_verl.config import ConfigError
-from samr1_verl.segmenters.base import Prediction, Prompt
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.segmenters.base import Prediction
 
 # Prompts a decoder call on a GPU, as in segment-anything's mask generator: bounds memory where an answer names many
 # objects. A CPU takes them one by one: a prompt's 4 MB of image tokens fit its cache, eight prompts' cost 1.3 to 1.6
@@ -51,7 +52,7 @@ def decode_by_form(
     """
     forms: dict[tuple[bool, int], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        forms.setdefault((prompt.box_original is not None, len(prompt.points_original)), []).append(index)
+        forms.setdefault((prompt.box is not None, len(prompt.points)), []).append(index)
     found: dict[int, Prediction] = {}
     for indices in forms.values():
         for start in range(0, len(indices), batch):

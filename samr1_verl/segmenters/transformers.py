@@ -23,10 +23,10 @@ import torch
 import transformers
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
-from samr1_verl.config import ConfigError, SegmenterConfig
+from samr1_verl.config import ConfigError, SegmenterConfig, hub_id_or_folder
 from samr1_verl.geometry.images import ImageError, sha256_of
-from samr1_verl.config import hub_id_or_folder
-from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, SegmenterError
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 
 # Classes by model_type. Named here and not left to the Auto classes: for sam2_video these give a video processor, and
@@ -162,12 +162,12 @@ class TransformersSegmenter:
         precision = torch.float32 if self._longest_side is None else torch.float64
         factors = torch.tensor([width / size[1], height / size[0]], dtype=precision)
         tensors = {}
-        if prompts[0].points_original:
-            points = torch.tensor([[prompt.points_original for prompt in prompts]], dtype=precision)
+        if prompts[0].points:
+            points = torch.tensor([[prompt.points for prompt in prompts]], dtype=precision)
             tensors["input_points"] = points * factors
             tensors["input_labels"] = torch.tensor([[prompt.labels for prompt in prompts]])
-        if prompts[0].box_original is not None:
-            boxes = torch.tensor([[prompt.box_original for prompt in prompts]], dtype=torch.float32).to(precision)
+        if prompts[0].box is not None:
+            boxes = torch.tensor([[prompt.box for prompt in prompts]], dtype=torch.float32).to(precision)
             tensors["input_boxes"] = boxes * factors.repeat(2)
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 

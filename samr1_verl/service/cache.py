@@ -1,18 +1,18 @@
-"""Where embeddings are kept: in memory, bounded in bytes, and optionally in a folder that later runs re-use."""
+"""The places of embeddings: in memory, bounded in bytes, and optionally in a folder that later runs re-use."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
+from samr1_verl.rows.files import complete
 from samr1_verl.segmenters.base import Embedding
 
 _log = logging.getLogger(__name__)
@@ -43,43 +43,17 @@ def restored(embedding: Embedding) -> Embedding:
     )
 
 
-class MemoryCache:
+def memory_cache(limit: int) -> LRUCache[str, Embedding]:
     """Embeddings by key, at most `limit` bytes of them, the least recently used out first. Callers hold a lock."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.nbytes = 0
-        self._entries: OrderedDict[str, Embedding] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._entries
-
-    def get(self, key: str) -> Embedding | None:
-        """The embedding under a key, which becomes the most recently used, or None."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
-    def put(self, key: str, embedding: Embedding) -> None:
-        """Keep an embedding; one that is larger than the whole limit is not kept."""
-        if embedding.nbytes > self.limit:
-            return
-        if key in self._entries:
-            self.nbytes -= self._entries.pop(key).nbytes
-        self._entries[key] = embedding
-        self.nbytes += embedding.nbytes
-        while self.nbytes > self.limit:
-            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+    return LRUCache(limit, getsizeof=lambda embedding: embedding.nbytes)
 
 
 class FolderCache:
     """Embeddings of one segmenter as .npz files, one an image, named by the image's digest.
 
-    A file appears under its name only when it is complete, so several processes may share a folder. What cannot be read
-    is encoded again, and what cannot be written is not kept; both are logged, neither fails a reward.
+    A file appears under its name only when it is complete, so several processes may share a folder. An embedding that
+    cannot be read is encoded again, and one that cannot be written is not kept.
+    Both are logged, neither fails a reward.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -103,17 +77,12 @@ class FolderCache:
     def put(self, digest: str, embedding: Embedding) -> None:
         """Keep the embedding of the image with this SHA-256."""
         path = self._path(digest)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         contents: dict[str, Any] = {**embedding.arrays, _SIZE: np.asarray(embedding.size)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with complete(path) as partial, partial.open("wb") as file:
                 np.savez(file, **contents)
-            os.replace(partial, path)
         except OSError as error:
             _log.warning("%s: the embedding is not kept on disk (%s)", path, error)
-            if partial.exists():
-                partial.unlink()
 
     def _remove_stale(self) -> None:
         for partial in self.folder.glob(".*.partial"):

@@ -1,4 +1,4 @@
-"""What rewards and the evaluation ask for masks: one client a process and configuration."""
+"""The client that rewards and the evaluation ask for masks: one per process and configuration."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from samr1_verl.config import ConfigError, SegmenterConfig, ServiceConfig, service_configs
+from samr1_verl.config import ConfigError, SegmenterConfig, ServiceConfig, once_per_object, segmenter_config
 from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.segmenters import load_segmenter
-from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
-from samr1_verl.service.engine import Engine
 from samr1_verl.geometry.overlap import Overlap
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.segmenters.base import Prediction, SegmenterError
+from samr1_verl.service.engine import engine_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,67 +32,67 @@ class Client(Protocol):
     async def prefetch(self, image: str | Path, sha256: str) -> None: ...
 
 
-_clients: dict[tuple[SegmenterConfig, ServiceConfig], Client] = {}
+_clients: dict[SegmenterConfig, Client] = {}
 _lock = threading.Lock()
+_config_of = once_per_object(segmenter_config)
 
 
-def get_client(segmenter: Any, service: Any) -> Client:
-    """The client of a configuration, made on its first use in this process.
+def get_client(segmenter: Any) -> Client:
+    """The client of a segmenter, made on its first use in this process.
 
     Args:
-        segmenter: the recipe's `samr1.segmenter`: a mapping (a DictConfig too) with backend, path, device, dtype.
-        service: the recipe's `samr1.service`: a mapping with mode, cache_gb, cache_dir, and the mode's own section.
+        segmenter: the recipe's `samr1.segmenter`, as a mapping (a DictConfig too) or validated: what the segmenter is,
+            and under `service` where it runs. It is validated once per object. A client is returned as it is.
 
     Raises:
         ConfigError: a key is missing, unknown or wrong, or the segmenter cannot be loaded.
     """
-    return _client(service_configs(segmenter, service))
-
-
-def _client(key: tuple[SegmenterConfig, ServiceConfig]) -> Client:
+    if hasattr(segmenter, "overlap"):
+        return segmenter
+    config = _config_of(segmenter)
     with _lock:
-        if key not in _clients:
-            _clients[key] = _make(*key)
-        return _clients[key]
+        if config not in _clients:
+            _clients[config] = _make(config)
+        return _clients[config]
 
 
 def service_problems(service: ServiceConfig) -> Iterator[str]:
-    """Why a mode cannot work on this machine: packages that are not installed."""
+    """Missing packages of the chosen mode, one message for all of them."""
     needed = {"embedded": (), "ray": ("mmh3", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         yield (
-            f"samr1.service.mode is {service.mode}, and {', '.join(missing)} is not installed. "
+            f"samr1.segmenter.service.mode is {service.mode}, and {', '.join(missing)} is not installed. "
             "Type: pip install 'samr1-verl[service]'"
         )
 
 
-async def announce(segmenter: Any, service: Any, image: str | Path, sha256: str) -> None:
+async def announce(segmenter: Any, image: str | Path, sha256: str) -> None:
     """Tell the service of an image whose rollouts start, so that its encode runs while the policy generates.
 
     Does nothing where the segmenter is embedded, in another process than this one, or `encode_ahead` is false. A
     service that cannot be told is logged and no error: the request for the image will say what is wrong.
     """
-    key = service_configs(segmenter, service)
-    if key[1].mode == "embedded" or not key[1].encode_ahead:
+    service = _config_of(segmenter).service
+    if service.mode == "embedded" or not service.encode_ahead:
         return
     try:
-        await _client(key).prefetch(image, sha256)
+        await get_client(segmenter).prefetch(image, sha256)
     except (SegmenterError, ImageError, ConfigError) as error:
         _log.warning("encode ahead of time: %s", error)
 
 
-def _make(segmenter: SegmenterConfig, service: ServiceConfig) -> Client:
+def _make(config: SegmenterConfig) -> Client:
+    service = config.service
     if problems := list(service_problems(service)):
         raise ConfigError("\n".join(problems))
     # Imported where they are needed: a reward with an embedded segmenter needs neither Ray nor an HTTP client.
     if service.mode == "ray":
         from samr1_verl.service.ray_client import RayClient
 
-        return RayClient(segmenter, service)
+        return RayClient(config)
     if service.mode == "http":
         from samr1_verl.service.http_client import HttpClient
 
         assert service.http is not None
         return HttpClient(service.http, service.timeout_s, service.attempt_s)
-    folder = None if service.cache_dir is None else Path(service.cache_dir)
-    return Engine(load_segmenter(segmenter), int(service.cache_gb * 1e9), folder, service.cache_dtype)
+    return engine_of(config)

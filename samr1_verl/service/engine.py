@@ -20,11 +20,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from samr1_verl.config import SegmenterConfig
 from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.segmenters.base import Embedding, Prediction, Prompt, Segmenter, SegmenterError
-from samr1_verl.service.cache import FolderCache, MemoryCache, halved, restored
+from samr1_verl.geometry.masks import MaskError
 from samr1_verl.geometry.overlap import Overlap, overlap_of
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.segmenters import load_segmenter
+from samr1_verl.segmenters.base import Embedding, Prediction, Segmenter, SegmenterError
+from samr1_verl.service.cache import FolderCache, halved, memory_cache, restored
+from samr1_verl.service.counters import Counters
 from samr1_verl.service.source import read_image
 from samr1_verl.service.worker import Priority, Worker
 
@@ -35,26 +40,6 @@ TOGETHER = 16
 
 class UnknownImageError(ImageError):
     """A request that names an image by digest alone, and the engine does not have its embedding."""
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What an engine did since it was made.
-
-    A request that finds its embedding in memory (`hits`) waits for its decode only; the others wait for an encode, be
-    it their own, another's or one ahead of time, or for the folder.
-    """
-
-    requests: int = 0
-    hits: int = 0
-    encodes: int = 0  # images encoded
-    disk_hits: int = 0  # embeddings read from the cache folder
-    decodes: int = 0  # prompts decoded; equal ones that wait together count once
-    cached_bytes: int = 0  # of embeddings in memory now
-    queued: int = 0  # computations that wait now
-    encode_seconds: float = field(default=0.0, compare=False)
-    decode_seconds: float = field(default=0.0, compare=False)
-    wait_seconds: float = field(default=0.0, compare=False)  # that requests waited for embeddings, summed
 
 
 @dataclass(eq=False)
@@ -98,7 +83,7 @@ class Engine:
     ) -> None:
         self.identity = segmenter.identity
         self._segmenter, self._halve, self._max_pixels = segmenter, cache_dtype == "float16", max_pixels
-        self._memory = MemoryCache(cache_bytes)
+        self._memory = memory_cache(cache_bytes)
         kept_as = segmenter.identity + ("-float16" if self._halve else "")
         self._folder = None if cache_dir is None else FolderCache(cache_dir, kept_as)
         self._flights: dict[str, _Flight] = {}
@@ -147,7 +132,7 @@ class Engine:
     def counters(self) -> Counters:
         """What this engine did so far."""
         with self._lock:
-            return replace(self._counters, cached_bytes=self._memory.nbytes, queued=len(self._worker))
+            return replace(self._counters, cached_bytes=int(self._memory.currsize), queued=len(self._worker))
 
     def busy_seconds(self) -> float:
         """How long the running computation has taken so far; infinite when the engine cannot compute any more."""
@@ -214,8 +199,8 @@ class Engine:
                 _log.warning("encode ahead of time: %s", error)
             embedding = error
         with self._lock:  # at once: a next request finds the embedding, or tries again
-            if isinstance(embedding, Embedding):
-                self._memory.put(sha256, embedding)
+            if isinstance(embedding, Embedding) and embedding.nbytes <= self._memory.maxsize:
+                self._memory[sha256] = embedding
             if self._flights.get(sha256) is flight:
                 del self._flights[sha256]
         if isinstance(embedding, Embedding):
@@ -278,13 +263,38 @@ class Engine:
                 if job.truth is None:
                     job.future.set_result(predictions)
                 else:
-                    job.future.set_result(overlap_of(job.image, embedding.size, predictions, job.truth))
+                    job.future.set_result(_overlap(job, predictions, embedding.size))
             except Exception as error:
                 job.future.set_exception(error)
 
     def _count(self, **more: float) -> None:
         now = {name: getattr(self._counters, name) + number for name, number in more.items()}
         self._counters = replace(self._counters, **now)
+
+
+def engine_of(config: SegmenterConfig, max_pixels: int | None = None) -> Engine:
+    """The engine that serves a segmenter in this process.
+
+    Args:
+        max_pixels: an image with more is refused before it is decoded; None: Pillow's own limit.
+
+    Raises:
+        ConfigError: the segmenter cannot be loaded.
+    """
+    service = config.service
+    folder = None if service.cache_dir is None else Path(service.cache_dir)
+    return Engine(load_segmenter(config), int(service.cache_gb * 1e9), folder, service.cache_dtype, max_pixels)
+
+
+def _overlap(job: _Job, predictions: list[Prediction], size: tuple[int, int]) -> Overlap:
+    """Raises MaskError, which names the image, where the truth does not decode or is for another size."""
+    assert job.truth is not None
+    try:
+        job.truth.check_size(size)
+        truth, ignore = job.truth.union_and_ignore()
+    except MaskError as error:
+        raise MaskError(f"{job.image or 'the image'}: {error}") from error
+    return overlap_of([one.mask for one in predictions], [one.score for one in predictions], truth, ignore)
 
 
 def _path(image: str | Path | None) -> Path | None:

@@ -14,21 +14,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from samr1_verl.config import HttpServiceConfig
-from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.geometry.masks import MaskError, decode_rle
 from samr1_verl.geometry.giou import PixelCounts
-from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.geometry.masks import MaskError, decode_rle
 from samr1_verl.geometry.overlap import Overlap
-from samr1_verl.service.retry import TransientError, persist
-from samr1_verl.service.wire import TOKEN_VARIABLE
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.segmenters.base import Prediction, SegmenterError
+from samr1_verl.service.retry import HttpPool, TransientError, ask_service
 from samr1_verl.service.wire import (
+    TOKEN_VARIABLE,
     Accepted,
     ErrorAnswer,
     ImageAnswer,
@@ -60,27 +60,27 @@ class HttpClient:
         self._addresses, self._timeout_s, self._attempt_s = config.addresses, timeout_s, attempt_s
         self._down: dict[str, float] = {}  # address to the time until which it is asked last
         self._by_digest: set[str] = set()  # addresses whose roots do not hold our images
-        # A pool belongs to an event loop; a process may have several, one after the other.
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        token = os.environ.get(TOKEN_VARIABLE)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._pool = HttpPool(headers, httpx.Timeout(attempt_s, connect=CONNECT_S), connections=None, idle=64)
 
     async def segment(self, image: str | Path, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
         """As `engine.Engine.segment`. Raises ServiceError when no address answers in time."""
         if not prompts:
             return []
         answer = await self._persist("segment", image, sha256, _request(sha256, prompts, masks=True), SegmentAnswer)
-        found = answer.predictions or []
-        if len(found) != len(prompts):
-            raise SegmenterError(f"{image}: {len(found)} masks came back for {len(prompts)} prompts")
-        return [Prediction(decode_rle(one.mask, answer.size), one.score) for one in found]
+        predictions = answer.predictions or []
+        if len(predictions) != len(prompts):
+            raise SegmenterError(f"{image}: {len(predictions)} masks came back for {len(prompts)} prompts")
+        return [Prediction(decode_rle(wire.mask, answer.size), wire.score) for wire in predictions]
 
     async def overlap(self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
         """As `engine.Engine.overlap`. Raises ServiceError when no address answers in time."""
         answer = await self._persist("segment", image, sha256, _request(sha256, prompts, truth=truth), SegmentAnswer)
         if answer.overlap is None:
             raise SegmenterError(f"{image}: an answer without the overlap that was asked for")
-        found = answer.overlap
-        counts = PixelCounts(found.intersection, found.union, found.ignored, found.ignored_predicted)
-        return Overlap(counts, found.score)
+        wire = answer.overlap
+        return Overlap(PixelCounts(wire.intersection, wire.union, wire.ignored, wire.ignored_predicted), wire.score)
 
     async def prefetch(self, image: str | Path, sha256: str) -> None:
         """As `engine.Engine.prefetch`. Raises ServiceError when no address answers in time."""
@@ -100,12 +100,13 @@ class HttpClient:
             self._down.pop(address, None)
             return answer
 
-        return await persist(attempt, self._timeout_s, self._attempt_s, str(image))
+        return await ask_service(attempt, self._timeout_s, self._attempt_s, str(image))
 
     def _order(self, sha256: str) -> list[str]:
         now = time.monotonic()
-        weight = {one: hashlib.sha256(f"{one} {sha256}".encode()).digest() for one in self._addresses}
-        return sorted(self._addresses, key=lambda one: (max(self._down.get(one, now) - now, 0.0), weight[one]))
+        weight = {address: hashlib.sha256(f"{address} {sha256}".encode()).digest() for address in self._addresses}
+        cooling = {address: max(self._down.get(address, now) - now, 0.0) for address in self._addresses}
+        return sorted(self._addresses, key=lambda address: (cooling[address], weight[address]))
 
     async def _ask(
         self, address: str, endpoint: str, image: Path, sha256: str, request: BaseModel, kind: type[Answer]
@@ -113,17 +114,17 @@ class HttpClient:
         by_path = {**request.model_dump(mode="json"), "image": {"sha256": sha256, "path": str(image.absolute())}}
         by_digest = {**by_path, "image": {"sha256": sha256}}
         url = f"{address}/v1/{endpoint}"
-        found: Answer | Problem
-        found = await self._send("POST", url, kind, json=by_digest if address in self._by_digest else by_path)
-        if isinstance(found, Problem) and found.code == "outside_roots":
+        outcome: Answer | Problem
+        outcome = await self._send("POST", url, kind, json=by_digest if address in self._by_digest else by_path)
+        if isinstance(outcome, Problem) and outcome.code == "outside_roots":
             self._by_digest.add(address)
-            found = await self._send("POST", url, kind, json=by_digest)
-        if isinstance(found, Problem) and found.code == "unknown_image":
+            outcome = await self._send("POST", url, kind, json=by_digest)
+        if isinstance(outcome, Problem) and outcome.code == "unknown_image":
             uploaded = await self._upload(address, image, sha256)
-            found = uploaded if isinstance(uploaded, Problem) else await self._send("POST", url, kind, json=by_digest)
-        if isinstance(found, Problem):
-            raise _exception(f"{image}: {found.message}", found)
-        return found
+            outcome = uploaded if isinstance(uploaded, Problem) else await self._send("POST", url, kind, json=by_digest)
+        if isinstance(outcome, Problem):
+            raise _exception(f"{image}: {outcome.message}", outcome)
+        return outcome
 
     async def _upload(self, address: str, image: Path, sha256: str) -> ImageAnswer | Problem:
         try:
@@ -135,7 +136,7 @@ class HttpClient:
     async def _send(self, method: str, url: str, kind: type[Answer], **body: Any) -> Answer | Problem:
         """An answer, or why there is none. Raises TransientError for what another attempt may not meet."""
         try:
-            response = await self._pool().request(method, url, **body)
+            response = await self._pool.client().request(method, url, **body)
         except httpx.HTTPError as error:
             raise TransientError(f"{url}: {type(error).__name__} {error}") from error
         try:
@@ -150,18 +151,6 @@ class HttpClient:
             raise TransientError(f"{url}: {problem.message}")
         return problem
 
-    def _pool(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            token = os.environ.get(TOKEN_VARIABLE)
-            self._pools[loop] = httpx.AsyncClient(
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=httpx.Timeout(self._attempt_s, connect=CONNECT_S),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-                trust_env=False,  # a proxy of the environment is for the internet, not for the next rack
-            )
-        return self._pools[loop]
-
 
 def _image(sha256: str) -> ImageRef:
     try:
@@ -173,7 +162,7 @@ def _image(sha256: str) -> ImageRef:
 def _request(sha256: str, prompts: Sequence[Prompt], **wanted: Any) -> SegmentRequest:
     image = _image(sha256)
     try:
-        return SegmentRequest(image=image, prompts=[WirePrompt.of(one) for one in prompts], **wanted)
+        return SegmentRequest(image=image, prompts=list(map(WirePrompt.of, prompts)), **wanted)
     except ValidationError as error:
         raise SegmenterError(f"prompts that the service does not take: {error}") from error
 

@@ -1,8 +1,8 @@
 """The engine as a Ray Serve application: replicas anywhere in the cluster, requests routed by the image's digest.
 
-Whoever needs the application first starts it, through a named actor, so that it is started once however many ask. Ray
-Serve's consistent-hash router sends an image's requests to one replica, which has its embedding, and on to the next in
-the ring when that one has as many requests as it takes.
+The first process that needs the application starts it, through a named actor, so it is started once. Ray Serve's
+consistent-hash router sends an image's requests to one replica, which has its embedding, and on to the next in the ring
+when that replica has as many requests as it takes.
 
 Beside verl, whose placement groups reserve every GPU, `gpus: shared` asks Ray for none and picks one itself.
 """
@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,10 +20,10 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.util.metrics import Gauge
 
-from samr1_verl.config import ConfigError, RayServiceConfig, SegmenterConfig, ServiceConfig
-from samr1_verl.segmenters import load_segmenter
+from samr1_verl.config import ConfigError, RayServiceConfig, SegmenterConfig
 from samr1_verl.segmenters.base import SegmenterError
-from samr1_verl.service.engine import Counters, Engine
+from samr1_verl.service.counters import Counters
+from samr1_verl.service.engine import engine_of
 
 DEPLOYMENT, NAMESPACE = "segmenter", "samr1"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -40,12 +39,11 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 class Replica:
     """One engine."""
 
-    def __init__(self, segmenter: SegmenterConfig, service: ServiceConfig) -> None:
-        assert service.ray is not None
-        if service.ray.gpus == "shared":
+    def __init__(self, config: SegmenterConfig) -> None:
+        assert config.service.ray is not None
+        if config.service.ray.gpus == "shared":
             os.environ[VISIBLE] = shared_gpu(os.environ.get(VISIBLE), serve.get_replica_context().rank.local_rank)
-        folder = None if service.cache_dir is None else Path(service.cache_dir)
-        self._engine = Engine(load_segmenter(segmenter), int(service.cache_gb * 1e9), folder, service.cache_dtype)
+        self._engine = engine_of(config)
         self._gauges = {name: Gauge(f"samr1_{name}", f"Engine counter {name}") for name in vars(Counters())}
 
     async def together(self, method: str, image: str, sha256: str, calls: Sequence[tuple]) -> list[Any]:
@@ -94,8 +92,8 @@ def shared_gpu(visible: str | None, local_rank: int) -> str:
         gpus = [one.strip() for one in visible.split(",") if one.strip()]
     if not gpus:
         raise ConfigError(
-            f"samr1.service.ray.gpus is shared, and this node shows no GPU ({VISIBLE} is {visible!r}). Set it to 0 to "
-            "run on the CPU"
+            f"samr1.segmenter.service.ray.gpus is shared, and this node shows no GPU ({VISIBLE} is {visible!r}). "
+            "Set it to 0 to run on the CPU"
         )
     return gpus[local_rank % len(gpus)]
 
@@ -104,7 +102,7 @@ def deployment_options(config: RayServiceConfig, cluster: Mapping[str, float]) -
     """What Ray Serve is asked for.
 
     Args:
-        config: `samr1.service.ray`.
+        config: `samr1.segmenter.service.ray`.
         cluster: the cluster's resources. A GPU node has one named accelerator_type:<model>, which nobody reserves:
             a thousandth of it keeps replicas that share GPUs off nodes that have none.
     """
@@ -131,41 +129,44 @@ def deployment_options(config: RayServiceConfig, cluster: Mapping[str, float]) -
     return options
 
 
-def application_name(segmenter: SegmenterConfig, service: ServiceConfig) -> str:
+def application_name(config: SegmenterConfig) -> str:
     """Equal for configurations that can share replicas."""
-    replicas = service.model_dump_json(include={"cache_gb", "cache_dir", "cache_dtype", "ray"})
-    return f"samr1-{hashlib.sha256((segmenter.model_dump_json() + replicas).encode()).hexdigest()[:12]}"
+    segmenter = config.model_dump_json(exclude={"service"})
+    replicas = config.service.model_dump_json(include={"cache_gb", "cache_dir", "cache_dtype", "ray"})
+    return f"samr1-{hashlib.sha256((segmenter + replicas).encode()).hexdigest()[:12]}"
 
 
 class Starter:
     """Starts an application that does not run. One named actor per application, so two requests follow each other."""
 
-    def start(self, segmenter: SegmenterConfig, service: ServiceConfig) -> bool:
+    def start(self, config: SegmenterConfig) -> bool:
         """Returns when the application answers; whether this call started it."""
-        assert service.ray is not None
-        name = application_name(segmenter, service)
+        assert config.service.ray is not None
+        name = application_name(config)
         running = serve.status().applications.get(name)
         if running is not None and running.status == "RUNNING":
             return False
         serve.start(proxy_location="Disabled")  # requests come through handles; nothing listens on a port
-        options = deployment_options(service.ray, ray.cluster_resources())
-        application = serve.deployment(Replica, name=DEPLOYMENT).options(**options).bind(segmenter, service)
+        options = deployment_options(config.service.ray, ray.cluster_resources())
+        application = serve.deployment(Replica, name=DEPLOYMENT).options(**options).bind(config)
         try:
             serve.run(application, name=name, route_prefix=None)
         except RuntimeError as error:  # Ray Serve gave up: the replicas' own fault is in its log
             detail = serve.status().applications[name].deployments[DEPLOYMENT].message
-            raise ConfigError(f"samr1.service.mode is ray, and no replica starts ({error}): {detail}") from error
+            raise ConfigError(
+                f"samr1.segmenter.service.mode is ray, and no replica starts ({error}): {detail}"
+            ) from error
         return True
 
 
-async def start(segmenter: SegmenterConfig, service: ServiceConfig) -> Any:
+async def start(config: SegmenterConfig) -> Any:
     """The handle of the application, which runs then."""
-    name = application_name(segmenter, service)
+    name = application_name(config)
     # Detached: it outlives the worker that was first, and the application outlives the job, for the next one to use.
     starter = (
         ray.remote(Starter)
         .options(name=f"{name}-starter", namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0)
         .remote()
     )
-    await starter.start.remote(segmenter, service)
+    await starter.start.remote(config)
     return serve.get_deployment_handle(DEPLOYMENT, name)

@@ -13,17 +13,18 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from samr1_verl.config import ConfigError, SegmenterConfig, ServiceConfig
+from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.geometry.masks import MaskError
-from samr1_verl.segmenters.base import Prediction, Prompt, SegmenterError
-from samr1_verl.service import ray_app
-from samr1_verl.service.engine import Counters
 from samr1_verl.geometry.overlap import Overlap
-from samr1_verl.service.retry import TransientError, persist
+from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.segmenters.base import Prediction, SegmenterError
+from samr1_verl.service import ray_app
+from samr1_verl.service.counters import Counters
+from samr1_verl.service.retry import TransientError, ask_service
 
-# What another attempt would meet again.
+# Faults that another attempt would meet again.
 FINAL = (ImageError, MaskError, ConfigError)
 GATHER_S = 0.002  # calls about one image within it travel together: each request costs both processes computation
 
@@ -40,8 +41,8 @@ class _Flight:
 class RayClient:
     """Implements `client.Client` with the replicas of one configuration, in the cluster this process belongs to."""
 
-    def __init__(self, segmenter: SegmenterConfig, service: ServiceConfig) -> None:
-        self._segmenter, self._service = segmenter, service
+    def __init__(self, config: SegmenterConfig) -> None:
+        self._config, self._service = config, config.service
         self._handle: Any = None
         # By event loop, since futures belong to one, then method, path and digest.
         self._boarding: dict[tuple[asyncio.AbstractEventLoop, str, str, str], _Flight] = {}
@@ -64,7 +65,7 @@ class RayClient:
         return await handle.counters.remote()
 
     async def _persist(self, image: str | Path, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        return await persist(attempt, self._service.timeout_s, self._service.attempt_s, str(image))
+        return await ask_service(attempt, self._service.timeout_s, self._service.attempt_s, str(image))
 
     async def _board(self, method: str, image: str, sha256: str, *arguments: Any) -> Any:
         """One call's result; it travels with the others about its image. Raises TransientError or one of FINAL."""
@@ -77,16 +78,16 @@ class RayClient:
         if flight.task is None:
             flight.task = loop.create_task(self._fly(key, flight))
         try:
-            found = await result
+            outcome = await result
         except asyncio.CancelledError:
-            if all(one.cancelled() for one in flight.results):
+            if all(waiting.cancelled() for waiting in flight.results):
                 flight.task.cancel()  # nobody waits for any of it
             raise
-        if isinstance(found, FINAL):
-            raise found
-        if isinstance(found, Exception):
-            raise TransientError(str(found)) from found
-        return found
+        if isinstance(outcome, FINAL):
+            raise outcome
+        if isinstance(outcome, Exception):
+            raise TransientError(str(outcome)) from outcome
+        return outcome
 
     async def _fly(self, key: tuple[asyncio.AbstractEventLoop, str, str, str], flight: _Flight) -> None:
         _, method, image, sha256 = key
@@ -95,12 +96,12 @@ class RayClient:
         finally:
             del self._boarding[key]
         try:
-            found = await self._request("together", sha256, method, image, sha256, flight.calls)
+            outcomes = await self._request("together", sha256, method, image, sha256, flight.calls)
         except Exception as error:  # of the request as a whole: each call has its own attempts
-            found = [error] * len(flight.calls)
-        for result, one in zip(flight.results, found, strict=True):
+            outcomes = [error] * len(flight.calls)
+        for result, outcome in zip(flight.results, outcomes, strict=True):
             if not result.done():
-                result.set_result(one)
+                result.set_result(outcome)
 
     async def _request(self, method: str, session: str, *arguments: Any) -> Any:
         try:
@@ -119,5 +120,5 @@ class RayClient:
         if self._handle is None:
             if not ray.is_initialized():
                 await asyncio.to_thread(ray.init)
-            self._handle = await ray_app.start(self._segmenter, self._service)
+            self._handle = await ray_app.start(self._config)
         return self._handle

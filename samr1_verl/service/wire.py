@@ -1,4 +1,4 @@
-"""What goes over HTTP, typed: client and server validate with the same schemas, and the OpenAPI page shows them.
+"""The messages of the HTTP service: client and server validate with these schemas, the OpenAPI page shows them.
 
 Coordinates are continuous XY pixels of the original image, masks compressed COCO RLE counts of its size.
 """
@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.segmenters.base import Prompt
 
-MAX_PROMPTS = 256  # of a request
-MAX_POINTS = 1000  # of a prompt
+TOKEN_VARIABLE = "SAMR1_TOKEN"  # environment variable of server and client
+MAX_PROMPTS = 256  # per request
+MAX_POINTS = 1000  # per prompt
 Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file")]
 
@@ -32,7 +33,7 @@ class ImageRef(_Wire):
 
 
 class WirePrompt(_Wire):
-    """What to segment: a box, points, or both."""
+    """A prompt in JSON: a box, points, or both. Samples store an answer's objects in the same form."""
 
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
     points: list[tuple[Coordinate, Coordinate]] = Field(default_factory=list, max_length=MAX_POINTS)
@@ -52,9 +53,7 @@ class WirePrompt(_Wire):
 
     @classmethod
     def of(cls, prompt: Prompt) -> WirePrompt:
-        return cls.model_validate(
-            {"box": prompt.box_original, "points": list(prompt.points_original), "labels": list(prompt.labels)}
-        )
+        return cls.model_validate({"box": prompt.box, "points": list(prompt.points), "labels": list(prompt.labels)})
 
     def within(self, size: tuple[int, int]) -> bool:
         """Whether box and points lie on an image of `size` (H, W), its border included, give or take a rounding."""

@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jinja2 import Template
 from omegaconf import DictConfig
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from samr1_verl.config import ConfigError, PromptConfig, prompt_config
-from samr1_verl.geometry.frames import THOUSAND
-from samr1_verl.geometry.images import open_image
-from samr1_verl.prompts.templates import as_question, load_prompt
-from samr1_verl.rows.record import DataError, Record, read_table, record_at, resolve_image
+from samr1_verl.config import ConfigError, prompt_config
+from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
+from samr1_verl.prompts.questions import item_of, messages_of
+from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.rows.record import DataError, read_table, record_at, resolve_image
 from samr1_verl.service.client import announce
 
 logger = logging.getLogger(__name__)
@@ -36,7 +33,9 @@ _BATCH = 1024  # prompts tokenized together when their lengths are checked
 
 
 class SegmentationDataset(RLHFDataset):
-    """Rows of samr1_verl.rows.record for verl: set `data.custom_cls` to path pkg://samr1_verl.training.dataset and this name.
+    """Rows of samr1_verl.rows.record for verl.
+
+    Set `data.custom_cls` to path pkg://samr1_verl.training.dataset and this name.
 
     Reads `data.segmentation` (policy_size, frame, prompt) beside verl's own keys. An item is a dict with
 
@@ -112,10 +111,10 @@ class SegmentationDataset(RLHFDataset):
         text = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, **self.apply_chat_template_kwargs
         )
-        found = text.count(self.processor.image_token)
-        if found != 1:
+        count = text.count(self.processor.image_token)
+        if count != 1:
             raise DataError(
-                f"{self._where(row)}: its prompt holds {found} image tokens ({self.processor.image_token}), expected "
+                f"{self._where(row)}: its prompt holds {count} image tokens ({self.processor.image_token}), expected "
                 "1. Take the token out of the row's sentence, or use a model whose chat template shows images"
             )
         return text
@@ -162,7 +161,7 @@ class SegmentationDataset(RLHFDataset):
         """Images, videos and audios of a prompt, called by verl's agent loop when a rollout starts.
 
         Images come back in the policy's frame, opened in a thread so that the other rollouts go on. The message says
-        the size, not `image_patch_size`. Where `config` has `encode_ahead`, the segmenter's service is told of each
+        the size, not `image_patch_size`. Where `config` has `encode_ahead`, a segmenter, its service is told of each
         image, and not waited for.
         """
         items = [item for message in messages for item in message["content"] if isinstance(item, dict)]
@@ -170,9 +169,9 @@ class SegmentationDataset(RLHFDataset):
         other = {item["type"] for item in items} - {"image", "text"}
         if other:
             raise DataError(f"a prompt holds {sorted(other)}; SegmentationDataset shows images and text only")
-        if config is not None and (service := config.get("encode_ahead")) is not None:
+        if config is not None and (segmenter := config.get("encode_ahead")) is not None:
             for item in shown:
-                told = asyncio.create_task(announce(service.segmenter, service.service, item["image"], item["sha256"]))
+                told = asyncio.create_task(announce(segmenter, item["image"], item["sha256"]))
                 _announcing.add(told)  # an event loop keeps no reference to its tasks
                 told.add_done_callback(_announcing.discard)
         loop = asyncio.get_running_loop()

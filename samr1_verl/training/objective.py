@@ -20,8 +20,8 @@ its rows. What is exact, and what is not:
   mini-batch of whole groups is the mean over them (times M·n/N for n of N groups); the mean over mini-batches is -J;
 - exact: a lost rollout is missing from its group's mean, standard deviation and token count alike;
 - the KL term is added by verl, outside the policy loss, with `actor.loss_agg_mode`. `trainer.v1.trainer_mode: samr1`
-  (samr1_verl/trainer.py) gives the actor a loss that weighs it like the policy term: exact. Under verl's own trainers
-  it is divided by the tokens of the mini-batch (`token-mean`) instead of the group's: a group of long answers then
+  (trainer.py) gives the actor a loss that weighs it like the policy term: exact. Under verl's own trainers it is
+  divided by the tokens of the mini-batch (`token-mean`) instead of the group's: a group of long answers then
   counts for more than one of short ones. Its coefficient has the same meaning either way.
 
 Other normalisers, for ablations: `batch` is verl's `token-mean` (the tokens of a mini-batch), `sequence` its

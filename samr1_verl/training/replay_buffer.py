@@ -1,4 +1,4 @@
-"""Training metrics that verl leaves out: what each component of the reward earned, and what the groups look like.
+"""The replay buffer, which adds training metrics that verl lacks: each component of the reward, and the groups.
 
 verl logs the parts of a reward at validation only. But a recipe may replace the buffer from which it samples finished
 rollouts, and verl logs the metrics which that returns:
@@ -7,7 +7,7 @@ rollouts, and verl logs the metrics which that returns:
 
 One step's metrics, over the rollouts it trains on, verl's padding rows not among them:
 
-    reward/<key>                       mean of a numeric key of the reward's dict: reward/acc, reward/answer/no_json, …
+    reward/<key>                       mean of a numeric key of the reward's dict: reward/acc, reward/answer/not_json, …
     critic/groups/zero_advantage_frac  share of groups whose rewards are all equal, or that hold one rollout
     critic/groups/count                prompts of which a rollout came back
     critic/groups/size/mean, min       rollouts of a group
@@ -78,7 +78,7 @@ def time_metrics(generated: Sequence[float], scored: Sequence[float]) -> dict[st
     The synchronous trainer starts a step's rollouts together, so the last answer is there after the longest generation,
     and the last reward after the longest sum.
     """
-    total = [one + other for one, other in zip(generated, scored, strict=True)]
+    total = [generation + reward for generation, reward in zip(generated, scored, strict=True)]
     return {
         "reward/seconds/mean": float(np.mean(scored)),
         "reward/seconds/max": float(np.max(scored)),
@@ -97,7 +97,8 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         if trainer_mode != "sync":
             raise ValueError(
                 f"trainer.v1.trainer_mode: found {trainer_mode!r}, expected samr1 or sync with the sampler "
-                "samr1_verl.training.replay_buffer.ReplayBuffer. Set the mode, or trainer.v1.sampler.custom_sampler.path=null."
+                "samr1_verl.training.replay_buffer.ReplayBuffer. Set the mode, or set "
+                "trainer.v1.sampler.custom_sampler.path=null."
             )
         super().__init__(trainer_mode, *args, poll_interval=POLL_S, **kwargs)
         self._sampled: float | None = None  # when the last batch for training left, on the monotonic clock
@@ -153,5 +154,5 @@ def measure(batch: KVBatchMeta) -> dict[str, float]:
     return {
         **reward_metrics(rewards),
         **group_metrics(tu.get(data, "uid"), scores, tokens),
-        **time_metrics([one["generate_sequences"] for one in loops], [one["compute_score"] for one in loops]),
+        **time_metrics([loop["generate_sequences"] for loop in loops], [loop["compute_score"] for loop in loops]),
     }

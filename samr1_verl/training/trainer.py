@@ -1,11 +1,11 @@
-"""verl's synchronous trainer with more to tell at validation, and the KL term weighed like the policy term.
+"""verl's synchronous trainer with more metrics at validation, and the KL term weighed like the policy term.
 
-`trainer.v1.trainer_mode: samr1` is verl's `sync`, and logs and keeps at each validation what samr1_verl/validation.py
-says. Under the policy loss `samr1` the KL term is exact as well: verl adds it outside the policy loss, where no
+`trainer.v1.trainer_mode: samr1` is verl's `sync`. At each validation it also logs and keeps what validation.py
+describes. Under the policy loss `samr1` the KL term is exact as well: verl adds it outside the policy loss, where no
 registered function sees a token's weight. But trainers can be registered, and an actor takes a loss from its trainer
 (`set_loss_fn`, which verl's own use for the critic). This one sends verl's `ppo_loss` without KL, plus
 
-    β · 1/rows Σ_it w_it · D_KL(π_θ‖π_ref)_it        with w_it and the division by rows of samr1_verl/objective.py
+    β · 1/rows Σ_it w_it · D_KL(π_θ‖π_ref)_it        with w_it and the division by rows of objective.py
 
 The weights travel as `returns`, which the estimator `samr1` fills.
 """
@@ -27,10 +27,9 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from samr1_verl.config import ACTOR
-from samr1_verl.config import samr1_config
-from samr1_verl.training.replay_buffer import ReplayBuffer
+from samr1_verl.config import ACTOR, samr1_config
 from samr1_verl.training.objective import reduce_tokens
+from samr1_verl.training.replay_buffer import ReplayBuffer
 from samr1_verl.training.validation import SampleWriter, first_of_each, protocol_metrics
 
 

@@ -1,4 +1,4 @@
-"""What a validation inside training tells beyond the mean reward: gIoU and cIoU by both protocols, and samples.
+"""Validation inside training, beyond the mean reward: gIoU and cIoU by both protocols, and samples.
 
 Metrics, for every data source whose reward counts pixels:
 
@@ -19,14 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from reward_fns.samr1 import caps_of
-from samr1_verl.config import ConfigError, Samr1Config
-from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import RowError
-from samr1_verl.geometry.masks import MaskError
+from samr1_verl import Samr1Error
+from samr1_verl.config import Samr1Config
 from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts, giou_ciou
-from samr1_verl.scoring.sample import FOLDER, look, write_samples
-from samr1_verl.segmenters.base import SegmenterError
+from samr1_verl.scoring.sample import FOLDER, Reader, Sample, write_samples
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +40,12 @@ def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
     """gIoU and cIoU in [0, 1] of each data source by each protocol; none where the reward counts no pixels."""
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:
-        if (one := PixelCounts.in_scores(row.scores)) is not None:
-            counts[row.item["data_source"]].append(one)
+        if (pixels := PixelCounts.in_scores(row.scores)) is not None:
+            counts[row.item["data_source"]].append(pixels)
     metrics = {}
-    for source, found in counts.items():
+    for source, of_source in counts.items():
         for protocol in PROTOCOLS:
-            giou, ciou = giou_ciou(found, protocol)
+            giou, ciou = giou_ciou(of_source, protocol)
             metrics[f"val-core/{source}/giou/{protocol}"] = giou
             metrics[f"val-core/{source}/ciou/{protocol}"] = ciou
     return metrics
@@ -59,15 +55,15 @@ class SampleWriter:
     """Keeps the samples of a run.
 
     Args:
-        config: its `samples` rows are kept; their masks come from its segmenter, whichever place that runs in. With
-            mode `embedded` this process loads one of its own.
+        config: its `samples` rows are kept; their masks come from its segmenter, in the place where that runs. With
+            mode `embedded` this process loads a segmenter of its own.
         run: the run's folder.
         tokenizer: of the policy.
     """
 
     def __init__(self, config: Samr1Config, run: Path, tokenizer: Any):
         self._config, self._run, self._tokenizer = config, run, tokenizer
-        self._caps = caps_of(config.reward)
+        self._reader = Reader(config.segmenter, config.reward.usable())
 
     def chosen(self, dataset: Sequence[Mapping[str, Any]]) -> list[int]:
         """The `index` of the rows that are kept, spread evenly over a data set."""
@@ -75,33 +71,23 @@ class SampleWriter:
         return [dataset[int(place)]["index"] for place in places.round()]
 
     def write(self, rows: Sequence[Validated], step: int) -> None:
-        """Write the samples of a validation. What is wrong with one ends no training: it is logged, nothing written."""
+        """Write the samples of a validation. A faulty one ends no training: it is logged, and nothing is written."""
         try:
-            samples = asyncio.run(self._look(rows))
+            samples = asyncio.run(self._samples(rows))
             write_samples(samples, self._run / FOLDER / f"{step}.jsonl")
-        except (ConfigError, RowError, ImageError, MaskError, SegmenterError, OSError):
+        except (Samr1Error, OSError):
             _log.exception("the samples of step %d are not written", step)
 
-    async def _look(self, rows: Sequence[Validated]) -> list[Any]:
-        config = self._config
+    async def _samples(self, rows: Sequence[Validated]) -> list[Sample]:
+        texts = (self._tokenizer.decode(row.response_ids, skip_special_tokens=True) for row in rows)
         return await asyncio.gather(
-            *(
-                look(
-                    row.item,
-                    self._tokenizer.decode(row.response_ids, skip_special_tokens=True),
-                    row.scores,
-                    config.segmenter.model_dump(),
-                    config.service.model_dump(),
-                    *self._caps,
-                )
-                for row in rows
-            )
+            *(self._reader.sample(row.item, text, row.scores) for row, text in zip(rows, texts, strict=True))
         )
 
 
 def first_of_each(rows: Sequence[Validated], chosen: Sequence[int]) -> list[Validated]:
     """The first response to each chosen row, in their order; rows whose rollout failed are not among them."""
-    found: dict[int, Validated] = {}
+    first: dict[int, Validated] = {}
     for row in rows:
-        found.setdefault(row.item["extra_info"]["index"], row)
-    return [found[index] for index in chosen if index in found]
+        first.setdefault(row.item["extra_info"]["index"], row)
+    return [first[index] for index in chosen if index in first]

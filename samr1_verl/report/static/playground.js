@@ -1,4 +1,4 @@
-// The demo: an image and a sentence in; reasoning, prompts and mask out.
+// The playground: an image and a sentence in; reasoning, prompts and mask out.
 
 import { byId, h } from "./dom.js";
 import { chips, prompts, reasoning } from "./details.js";
@@ -63,7 +63,7 @@ function problem(text) {
 
 // fetch throws a TypeError where nobody answers.
 function words(error) {
-  return error instanceof TypeError ? "The server does not answer. Is samr1 demo still running?" : error.message;
+  return error instanceof TypeError ? "The server does not answer. Is samr1 playground still running?" : error.message;
 }
 
 async function ask() {

@@ -1,8 +1,7 @@
-"""From annotations as data sets ship them to masks in the original frame, and from masks to rows."""
+"""Annotations of published data sets become masks in the original frame, and masks become rows."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,34 +10,31 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
+from samr1_verl import Samr1Error
 from samr1_verl.geometry.frames import turn_box, turn_mask
+from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
 from samr1_verl.geometry.masks import MaskError, box_of, decode_rle, encode_rle, inscribed_points
+from samr1_verl.rows.convert.options import Exif
 from samr1_verl.rows.record import Record
 
-LONGEST_SENTENCE = 2000  # characters; ReasonSeg's longest has a few hundred, and it must fit a prompt
+LONGEST_SENTENCE = 2000  # characters; the longest of ReasonSeg has a few hundred, and a sentence must fit a prompt
 _CORNERS = 3
 
 
-class Flaw(ValueError):
-    """A field of a source record that cannot be used: what was found, what was expected, what to do."""
+class Flaw(Samr1Error, ValueError):
+    """A field of a source record that cannot be used. The message has its value, the expected value and the remedy."""
 
     def __init__(self, field: str, problem: str):
         super().__init__(problem)
         self.field = field
 
 
-class Exif(str, enum.Enum):
-    """Which way up the annotations of an image with an EXIF orientation are drawn."""
-
-    auto = "auto"  # told by the size that comes with them; an error where it does not tell
-    applied = "applied"  # on the image as a viewer shows it
-    stored = "stored"  # on the pixels as they lie in the file
-
-
 @dataclass(frozen=True)
 class Picture:
-    """An image file that was decoded to its end. `size_wh` is its (W, H) in the original frame."""
+    """An image file that was decoded completely.
+
+    `size_wh` is its (W, H) in the original frame, `stored_wh` its (W, H) before the EXIF `orientation` (1 to 8).
+    """
 
     path: Path
     sha256: str
@@ -54,16 +50,18 @@ class Picture:
         """The EXIF orientation that annotations drawn on (W, H) pixels still need; 1: none.
 
         Raises:
-            Flaw: they were drawn on an image of another size, or their size does not tell which way up.
+            Flaw: the annotations are for an image of another size, or their size fits both the stored pixels and
+                the image after its EXIF orientation.
         """
         fits = {Exif.applied: drawn_wh == self.size_wh, Exif.stored: drawn_wh == self.stored_wh}
         if exif is Exif.auto and self.orientation != 1 and all(fits.values()):
             raise Flaw(
                 "orientation",
                 f"{self.path} has the EXIF orientation {self.orientation}, and its size does not tell whether the "
-                "annotation was drawn before or after it. Say --exif applied (as viewers show it) or --exif stored",
+                "annotation was drawn before or after it. Use --exif applied (as viewers show it) or --exif stored",
             )
-        frame = exif if exif is not Exif.auto else Exif.stored if fits[Exif.stored] else Exif.applied
+        by_size = Exif.stored if fits[Exif.stored] else Exif.applied
+        frame = by_size if exif is Exif.auto else exif
         if not fits[frame]:
             raise Flaw(
                 "size",
@@ -79,7 +77,7 @@ def _by(size_wh: tuple[int, int]) -> str:
 
 
 def open_picture(path: Path) -> Picture:
-    """Decode an image file and take its digest. Raises Flaw where it is missing, cut short or no image."""
+    """Decode an image file and compute its digest. Raises Flaw where the file is missing, incomplete or no image."""
     try:
         orientation, stored_wh = orientation_of(path)
         return Picture(path, sha256_of(path), open_image(path).size, stored_wh, orientation)
@@ -89,21 +87,22 @@ def open_picture(path: Path) -> Picture:
 
 @dataclass(frozen=True)
 class Shape:
-    """A mask, HxW bool in the original frame, and what of its annotation covers no pixel (empty: nothing)."""
+    """A mask, HxW bool on the image that it was drawn on, and a note for each of its parts that covers no pixel."""
 
     mask: np.ndarray
     notes: tuple[str, ...] = ()
 
 
 def segmentation_mask(segmentation: Any, drawn_wh: tuple[int, int]) -> Shape:
-    """The mask of a COCO segmentation, HxW bool, on the image it was drawn on, of (W, H).
+    """The mask of a COCO segmentation on the image that it was drawn on.
 
     Args:
         segmentation: polygons [[x, y, x, y, …], …], which are united, or one flat polygon, or an RLE
             {"size": [H, W], "counts": a list of run lengths, or compressed text}.
+        drawn_wh: (W, H) of the image in pixels.
 
     Raises:
-        Flaw: it is none of these, is for an image of another size, or covers no pixel.
+        Flaw: the segmentation has another form, is for an image of another size, or covers no pixel.
     """
     if isinstance(segmentation, dict):
         shape = Shape(_rle_mask(segmentation, drawn_wh))
@@ -165,7 +164,7 @@ def _rle_mask(rle: dict, drawn_wh: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Truth:
-    """One object of a row: its mask as compressed COCO RLE, its box x1 y1 x2 y2 and points [x, y], original frame."""
+    """An object in the original frame: its compressed COCO RLE counts, box [x1, y1, x2, y2] and points [[x, y], …]."""
 
     rle: str
     box: list[float]
@@ -173,19 +172,24 @@ class Truth:
 
 
 def truth_of(mask_drawn: np.ndarray, orientation: int) -> Truth:
-    """The object of a non-empty mask, HxW bool, which still needs the EXIF `orientation` (1: none)."""
+    """The object of a non-empty mask, HxW bool, after the EXIF `orientation` is applied to it (1: nothing changes)."""
     mask = turn_mask(mask_drawn, orientation)
     return Truth(encode_rle(mask), box_of(mask), inscribed_points(mask))
 
 
 def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) -> list[float]:
-    """A box x1 y1 x2 y2 brought to the original frame. Raises Flaw where it has no area or leaves the image."""
+    """A box [x1, y1, x2, y2] after the EXIF `orientation` is applied to it: pixels of the original frame.
+
+    Raises:
+        Flaw: it does not hold four numbers, has no area or leaves the image.
+    """
     box = np.asarray(box_xyxy, dtype=np.float64)
     if box.shape != (4,) or not np.isfinite(box).all():
         raise Flaw("box", f"found {_short(box_xyxy)}, expected four numbers")
     if box[2] <= box[0] or box[3] <= box[1]:
         raise Flaw(
-            "box", f"{box.tolist()} has no area, expected x1 < x2 and y1 < y2. Is it x, y, w, h? Say --box-format"
+            "box",
+            f"{box.tolist()} has no area, expected x1 < x2 and y1 < y2. Is it x, y, w, h? Then use --box-format xywh",
         )
     box = turn_box(box, picture.stored_wh, orientation)
     width, height = picture.size_wh
@@ -196,7 +200,7 @@ def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) 
 
 
 def checked_sentence(sentence: Any) -> str:
-    """The sentence without white space around it. Raises Flaw where it is empty, too long or no text."""
+    """The sentence without white space around it. Raises Flaw where it is empty, too long or not text."""
     if not isinstance(sentence, str):
         raise Flaw("sentence", f"found {_short(sentence)}, expected text")
     text = sentence.strip()
@@ -229,9 +233,11 @@ def make_record(
     """A row.
 
     Args:
-        folder: of the parquet file; images below it are named relative to it, others by their absolute path.
-        boxes: of a row without masks; objects with masks have their own.
+        folder: folder of the parquet file. Images below it are named relative to it, others by their absolute path.
+        truths: objects with masks.
+        boxes: boxes [x1, y1, x2, y2], original frame, of a row without masks.
         ignore: compressed COCO RLE counts of the pixels that do not count, or None.
+        source: ids in the source data set.
 
     Raises:
         Flaw: the sentence cannot be used.
@@ -253,7 +259,10 @@ def make_record(
 
 
 def image_name(path: Path, folder: Path) -> str:
-    """How a row in `folder` names its image: relative below the folder, so that both move together, else absolute."""
+    """Path by which a row in `folder` names its image: relative where the image lies below the folder, else absolute.
+
+    A folder with relative names can be moved as a whole.
+    """
     path, folder = path.resolve(), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 

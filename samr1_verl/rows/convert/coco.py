@@ -1,12 +1,8 @@
-"""Any COCO instances file, LVIS included, to training rows.
+"""A COCO instances file, LVIS included, converted to rows.
 
-    python data/coco.py --annotations instances_val2017.json --images val2017 --out data/coco/val.parquet
-    python data/coco.py --annotations lvis_v1_val.json --images coco --out data/lvis/val.parquet --name lvis
-    python data/coco.py --annotations mine.json --images images --out data/mine/train.parquet --column caption
-
-By default a row is one category of one image with all its objects, and its sentence comes from the category's name;
-crowds become the ignore mask. With --column a row is one annotation, and its sentence is what that field holds, text or
-a list.
+By default, a row is one category of one image with all its objects. Its sentence comes from the category's name, and
+crowds become the ignore mask. With a column, a row is one sentence of one annotation: the column is the annotation's
+field that holds its sentence, or a list of sentences.
 """
 
 from __future__ import annotations
@@ -17,31 +13,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
-from samr1_verl.rows.convert.annotations import Exif, Flaw, Picture, make_record, open_picture, segmentation_mask, truth_of
-from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, report_and_exit, stamp
-from samr1_verl.rows.convert.instances import find_image, instances_of, open_index
 
 from samr1_verl.geometry.frames import turn_mask
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.convert.annotations import Flaw, Picture, make_record, open_picture, segmentation_mask, truth_of
+from samr1_verl.rows.convert.instances import find_image, instances_of, open_index
+from samr1_verl.rows.convert.options import Exif, RunOptions
+from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, stamp
 from samr1_verl.rows.record import DataError, Record
 
-NOT_EXHAUSTIVE = "not_exhaustive_category_ids"  # LVIS: categories of an image with objects that nobody annotated
+NOT_EXHAUSTIVE = "not_exhaustive_category_ids"  # LVIS: categories whose objects in an image are not all annotated
 
 
 @dataclass(frozen=True)
 class CocoJob:
-    """One image and its annotations: (id, category id, category, crowd, JSON segmentation, JSON extra)."""
+    """One image (id, name, width, height, JSON extra) and its annotations.
+
+    An annotation is (id, category id, category, crowd, JSON segmentation, JSON extra).
+    """
 
     image: tuple
     annotations: list[tuple]
 
 
 def jobs(database: sqlite3.Connection) -> Iterator[CocoJob]:
-    """One job an image, in the order of image ids; annotations of an image that is not listed come as one, too."""
+    """One job per image, in the order of image ids, and one per image id that the file does not list."""
     rows = database.execute(
         "SELECT a.image_id, i.name, i.width, i.height, i.extra, "
         "a.id, a.category_id, c.name, a.crowd, a.segmentation, a.extra FROM annotations a "
@@ -55,7 +54,11 @@ def jobs(database: sqlite3.Connection) -> Iterator[CocoJob]:
 
 @dataclass(frozen=True)
 class CocoConvert:
-    """Rows of one image. `sentence` holds {category}; `column`, where given, names the annotation's field instead."""
+    """Rows and problems of one image.
+
+    `sentence` holds {category}. `column`, where given, is the annotation's field that holds the sentence instead.
+    `folder` is the folder of the parquet file.
+    """
 
     file: Path
     images: Path
@@ -73,25 +76,25 @@ class CocoConvert:
             picture = open_picture(find_image(self.images, name))
             orientation = picture.turn((width, height), self.exif)
         except Flaw as flaw:
-            by_column = sum(len(self._sentences(one)) for one in job.annotations)
-            rows = by_column if self.column else len({one[1] for one in job.annotations})
+            by_column = sum(len(self._sentences(annotation)) for annotation in job.annotations)
+            rows = by_column if self.column else len({annotation[1] for annotation in job.annotations})
             return [], [Problem(str(self.file), f"image {image_id}", flaw.field, str(flaw), rows)]
         image = _Image(self, picture, (width, height), orientation, image_id, json.loads(extra))
         if self.column:
             for annotation in job.annotations:
                 image.by_column(annotation, self._sentences(annotation))
         else:
-            for _, group in groupby(job.annotations, key=lambda one: one[1]):
+            for _, group in groupby(job.annotations, key=lambda annotation: annotation[1]):
                 image.by_category(list(group))
         return image.records, image.problems
 
     def _sentences(self, annotation: tuple) -> list[Any]:
-        found = json.loads(annotation[5]).get(self.column)
-        return found if isinstance(found, list) else [found]
+        sentences = json.loads(annotation[5]).get(self.column)
+        return sentences if isinstance(sentences, list) else [sentences]
 
 
 class _Image:
-    """Collects the rows and problems of one image."""
+    """The rows and problems of one image, collected."""
 
     def __init__(
         self, to: CocoConvert, picture: Picture, drawn_wh: tuple[int, int], orientation: int, image_id: Any, extra: dict
@@ -102,34 +105,33 @@ class _Image:
         self.problems: list[Problem] = []
 
     def by_column(self, annotation: tuple, sentences: list[Any]) -> None:
-        """A row for each sentence of one annotation."""
-        one, _, category, *_ = annotation
+        """Add a row for each sentence of one annotation."""
+        ann_id, _, category, *_ = annotation
         try:
             truths = [truth_of(self._mask(annotation), self.orientation)]
         except Flaw as flaw:
-            self._problem(f"annotation {one}", flaw, len(sentences))
+            self._problem(f"annotation {ann_id}", flaw, len(sentences))
             return
         for number, sentence in enumerate(sentences):
             try:
-                self._add(sentence, category, truths, None, {"ann_id": one, "sentence": number})
+                self._add(sentence, category, truths, None, {"ann_id": ann_id, "sentence": number})
             except Flaw as flaw:
-                self._problem(f"annotation {one}", Flaw(str(self.to.column), str(flaw)), 1)
+                self._problem(f"annotation {ann_id}", Flaw(str(self.to.column), str(flaw)), 1)
 
     def by_category(self, annotations: list[tuple]) -> None:
-        """A row for all objects of one category; crowds are pixels that do not count."""
-        _, category_id, category, *_ = annotations[0]
+        """Add a row for all objects of one category. Crowds become pixels that do not count."""
+        ann_id, category_id, category, *_ = annotations[0]
         crowd = np.zeros(self.drawn_wh[::-1], dtype=bool)
         truths = []
-        one = annotations[0][0]
         try:
             if category is None:
                 raise Flaw("category_id", f"no category has the id {category_id}")
             if category_id in self.extra.get(NOT_EXHAUSTIVE, []):
                 raise Flaw(
-                    NOT_EXHAUSTIVE, f"objects of {category!r} in this image are not annotated, so no mask is true"
+                    NOT_EXHAUSTIVE, f"objects of {category!r} in this image are not all annotated, so no mask is true"
                 )
             for annotation in annotations:
-                one, is_crowd = annotation[0], annotation[3]
+                ann_id, is_crowd = annotation[0], annotation[3]
                 mask = self._mask(annotation)
                 if is_crowd:
                     crowd |= mask
@@ -141,7 +143,7 @@ class _Image:
             ignore = encode_rle(turn_mask(crowd, self.orientation)) if crowd.any() else None
             self._add(sentence, category, truths, ignore, {"category_id": category_id})
         except Flaw as flaw:
-            self._problem(f"annotation {one}", flaw, 1)
+            self._problem(f"annotation {ann_id}", flaw, 1)
 
     def _mask(self, annotation: tuple) -> np.ndarray:
         shape = segmentation_mask(json.loads(annotation[4]), self.drawn_wh)
@@ -168,37 +170,24 @@ class _Image:
         self.problems.append(Problem(str(self.to.file), where, flaw.field, str(flaw), rows))
 
 
-def _convert(to: CocoConvert, out: Path, strict: bool, workers: int) -> list[Outcome]:
+def convert_coco(to: CocoConvert, out: Path, run: RunOptions) -> list[Outcome]:
+    """Write the rows to the parquet file `out`, which lies in `to.folder`.
+
+    Raises:
+        DataError: an option or a file cannot be used, there is a problem where `run.strict`, or no row is left.
+    """
     if not to.images.is_dir():
         raise DataError(f"--images: no folder {to.images}. Unpack the images there")
     if not to.column and "{category}" not in to.sentence:
-        raise DataError(f"--sentence is {to.sentence!r}, expected it to hold {{category}}: rows would all ask the same")
+        raise DataError(
+            f"--sentence is {to.sentence!r}, expected it to hold {{category}}: all rows would have the same sentence"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = {"source": stamp(to.file), "to": repr(to)}
-    with Workspace(out.parent / f".{out.name}.work", plan) as work:
+    with Workspace(out.parent / f".{out.name}.work", plan, run.watcher) as work:
         keep = [NOT_EXHAUSTIVE, *([to.column] if to.column else [])]
         database = open_index(work.folder / "index.sqlite", instances_of(to.file, keep))
         (total,) = database.execute("SELECT COUNT(DISTINCT image_id) FROM annotations").fetchone()
-        outcome = convert(work, out, jobs(database), total, to, strict, workers)
+        outcome = convert(work, out, jobs(database), total, to, run)
         database.close()
     return [outcome]
-
-
-def main(
-    annotations: Annotated[Path, typer.Option(help="the instances file")],
-    images: Annotated[Path, typer.Option(help="folder of the images that it names")],
-    out: Annotated[Path, typer.Option(help="the parquet file to write")],
-    sentence: Annotated[str, typer.Option(help="the sentence of a category's row")] = "the {category}",
-    column: Annotated[str | None, typer.Option(help="field of an annotation that holds its sentence or list")] = None,
-    name: Annotated[str, typer.Option(help="the rows' data_source")] = "coco",
-    exif: Annotated[Exif, typer.Option(help="which way up images with an EXIF orientation were annotated")] = Exif.auto,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
-) -> None:
-    """Convert a COCO instances file."""
-    to = CocoConvert(annotations, images, out.parent, name, sentence, column, exif)
-    report_and_exit(lambda: _convert(to, out, strict, workers))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,27 +1,25 @@
-"""What the columns of a Hugging Face data set hold, read into masks, polygons and boxes."""
+"""Values in the columns of a Hugging Face data set, read as masks, polygons and boxes."""
 
 from __future__ import annotations
 
-import enum
 import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from samr1_verl.rows.convert.annotations import Flaw
 from PIL import Image
 
-
-class BoxFormat(str, enum.Enum):
-    """What the four numbers of a box are."""
-
-    xyxy = "xyxy"
-    xywh = "xywh"
+from samr1_verl.rows.convert.annotations import Flaw
+from samr1_verl.rows.convert.options import BoxFormat
 
 
 def label_image(mask: Any) -> np.ndarray:
-    """Labels of a mask column, HxW: an encoded image, or rows of numbers. Raises Flaw."""
+    """The labels in a mask column, HxW of any number type. `mask` is an encoded image or rows of numbers.
+
+    Raises:
+        Flaw: it cannot be read, or has several channels that differ.
+    """
     try:
         if isinstance(mask, dict) and (mask.get("bytes") or mask.get("path")):
             with Image.open(io.BytesIO(mask["bytes"]) if mask.get("bytes") else mask["path"]) as image:
@@ -39,13 +37,21 @@ def label_image(mask: Any) -> np.ndarray:
 
 
 def split_labels(labels: np.ndarray, ignore_value: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The object's pixels and those that do not count, both HxW bool. Raises Flaw where the values leave it open."""
+    """The object's pixels and the pixels that do not count, both HxW bool.
+
+    Args:
+        labels: HxW, 0 where there is no object.
+        ignore_value: label of the pixels that do not count, or None.
+
+    Raises:
+        Flaw: the labels hold no object, or more than one further value.
+    """
     values = [value for value in np.unique(labels).tolist() if value not in (0, ignore_value)]
     if len(values) > 1:
         raise Flaw(
             "mask",
             f"it holds the values {[0, *values][:8]}, expected 0 and one other. If one marks pixels that do not count "
-            "(255 often does), say --ignore-value; if each is an object, split them into examples",
+            "(255 often does), use --ignore-value; if each is an object, split them into examples",
         )
     if not values:
         raise Flaw("mask", "no pixel belongs to the object")
@@ -54,12 +60,16 @@ def split_labels(labels: np.ndarray, ignore_value: int | None) -> tuple[np.ndarr
 
 
 def several_segmentations(segmentation: Any) -> Sequence[Any]:
-    """Segmentations of several objects: a list of RLEs, or of lists of polygons; anything else is one object's."""
+    """The segmentation of each object: `segmentation` is a list of RLEs or of lists of polygons, else one object's.
+
+    Raises:
+        Flaw: it is text that is not JSON.
+    """
     if isinstance(segmentation, str):
         try:
             segmentation = json.loads(segmentation)
         except ValueError as error:
-            raise Flaw("segmentation", f"text that is no JSON ({error})") from error
+            raise Flaw("segmentation", f"text that is not JSON ({error})") from error
     if isinstance(segmentation, list) and segmentation:
         first = segmentation[0]
         if isinstance(first, dict) or (isinstance(first, list) and first and isinstance(first[0], list)):
@@ -68,10 +78,12 @@ def several_segmentations(segmentation: Any) -> Sequence[Any]:
 
 
 def several_boxes(box: Any) -> Sequence[Any]:
+    """The box of each object: `box` is a list of boxes, else one object's."""
     return box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
 
 
 def box_xyxy(box: Any, box_format: BoxFormat) -> list[float]:
+    """A box as [x1, y1, x2, y2], in the pixels it was given in. Raises Flaw where it does not hold four numbers."""
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
         raise Flaw("box", f"found {str(box)[:80]}, expected four numbers")
     x, y, right, bottom = box

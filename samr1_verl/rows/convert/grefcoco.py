@@ -1,25 +1,28 @@
-"""gRefCOCO (GRES, CVPR 2023) to training rows: sentences about several objects, and about none.
+"""gRefCOCO (GRES, CVPR 2023) converted to rows: its sentences are about one object, several objects, or none.
 
-    python data/grefcoco.py --annotations grefcoco --images coco/train2014 --out data/grefcoco
-
-The folder of annotations holds grefs(unc).json and instances.json. Writes one parquet file a split, one row a sentence,
-with one mask an object; a sentence without a target has no mask.
+The folder of annotations holds grefs(unc).json and instances.json. Each split becomes a parquet file, each sentence a
+row, each object a mask. A sentence without a target has no mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from samr1_verl.rows.convert.annotations import Exif, Flaw
-from samr1_verl.rows.convert.pipeline import report_and_exit
+from samr1_verl.rows.convert.annotations import Flaw
 from samr1_verl.rows.convert.instances import read_stream
-from samr1_verl.rows.convert.referring import NO_TARGET, Files, convert_splits, refs_of
+from samr1_verl.rows.convert.options import Exif, RunOptions
+from samr1_verl.rows.convert.pipeline import Outcome
+from samr1_verl.rows.convert.referring import NO_TARGET, Files, Sample, convert_splits, refs_of
 
 
 def annotation_ids(ref: dict) -> list[Any]:
-    """Ids of the objects that a reference means; none where it says no_target. Raises Flaw where it says both."""
+    """Ids of the objects that a reference means; none for a reference without a target.
+
+    Raises:
+        Flaw: `no_target` and `ann_id` contradict each other.
+    """
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     empty = ids in ([], [None], NO_TARGET)
     if bool(ref.get("no_target", empty)) != empty:
@@ -27,23 +30,25 @@ def annotation_ids(ref: dict) -> list[Any]:
     return [] if empty else ids
 
 
-def main(
-    annotations: Annotated[Path, typer.Option(help="folder with grefs(unc).json and instances.json")],
-    images: Annotated[Path, typer.Option(help="folder of COCO's train2014 images")],
-    out: Annotated[Path, typer.Option(help="folder for the parquet files, one a split")],
-    split: Annotated[list[str] | None, typer.Option(help="may be repeated; left out: every split")] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="draw so many of train's sentences")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the sample")] = 42,
-    exif: Annotated[Exif, typer.Option(help="which way up images with an EXIF orientation were annotated")] = Exif.auto,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
-) -> None:
-    """Convert gRefCOCO."""
+def convert_grefcoco(
+    annotations: Path,
+    images: Path,
+    out: Path,
+    splits: Sequence[str],
+    sample: Sample | None,
+    exif: Exif,
+    run: RunOptions,
+) -> list[Outcome]:
+    """Write OUT/SPLIT.parquet for each of `splits` (empty: all).
+
+    Args:
+        annotations: folder with grefs(unc).json and instances.json.
+        images: folder of COCO's train2014 images.
+
+    Raises:
+        DataError: as convert_splits.
+    """
     refs = annotations / "grefs(unc).json"
     files = Files("grefcoco", refs, annotations / "instances.json", images)
     fill = refs_of(lambda: read_stream(refs, "item"), annotation_ids)
-    report_and_exit(lambda: convert_splits(files, fill, out, split or [], sample, seed, exif, strict, workers))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return convert_splits(files, fill, out, splits, sample, exif, run)

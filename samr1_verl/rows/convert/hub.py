@@ -1,12 +1,8 @@
-"""A Hugging Face data set, of the hub or on disk, to training rows: flags name the columns.
+"""A Hugging Face data set, from the hub or from disk, converted to rows. Options name its columns.
 
-    python data/hub.py --dataset Ricky06662/ReasonSeg_val --split test --image image --sentence text --mask mask \\
-        --out data/reasonseg_hub/val.parquet
-    python data/hub.py --dataset mine.parquet --image photo --sentence question --box bbox --out data/mine/train.parquet
-
-Objects come from one of three kinds of columns: --mask (an image, or rows of pixels), --segmentation (COCO polygons or
-RLE, of one object or a list of them), or --box. Images that lie inside the data set are written, byte for byte, to the
-folder `images` beside the parquet file, named by their digest. The data set is read as a stream.
+Objects come from one of three kinds of columns: a mask (an image, or rows of pixels), a segmentation (COCO polygons or
+RLE, of one object or a list of objects), or a box. Images inside the data set are copied, byte for byte, to the folder
+`images` beside the parquet file. Their name is their digest. The data set is read as a stream.
 """
 
 from __future__ import annotations
@@ -17,18 +13,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from samr1_verl.rows.convert.annotations import Exif, Flaw, Picture, Truth, box_in_image, make_record, open_picture, segmentation_mask, truth_of
-from samr1_verl.rows.convert.columns import BoxFormat, box_xyxy, label_image, several_boxes, several_segmentations, split_labels
-from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, report_and_exit, stamp
 from PIL import Image, UnidentifiedImageError
 
 from samr1_verl.geometry.frames import turn_mask
 from samr1_verl.geometry.masks import encode_rle
-from samr1_verl.rows.record import DataError, Record
+from samr1_verl.rows.convert.annotations import (
+    Flaw,
+    Picture,
+    Truth,
+    box_in_image,
+    make_record,
+    open_picture,
+    segmentation_mask,
+    truth_of,
+)
+from samr1_verl.rows.convert.columns import (
+    box_xyxy,
+    label_image,
+    several_boxes,
+    several_segmentations,
+    split_labels,
+)
+from samr1_verl.rows.convert.options import BoxFormat, Exif, RunOptions
+from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, stamp
 from samr1_verl.rows.files import complete
+from samr1_verl.rows.record import DataError, Record
 
 if TYPE_CHECKING:
     import datasets  # takes seconds to import, and no worker needs it
@@ -38,7 +49,7 @@ _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; one of mask, segmentation and box."""
+    """Names of the columns. One of mask, segmentation and box is given."""
 
     image: str
     sentence: str
@@ -55,7 +66,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class HubConvert:
-    """Rows of one example, given as (number, example)."""
+    """Rows and problems of one example, which comes as (number, example). `folder` is the parquet file's folder."""
 
     dataset: str
     columns: Columns
@@ -76,7 +87,7 @@ class HubConvert:
             return [], [self._problem(number, flaw.field, str(flaw), len(sentences))]
         problems = [self._problem(number, "segmentation", note, 0) for note in notes]
         records = []
-        for index, one in enumerate(sentences):
+        for index, text in enumerate(sentences):
             ids = {"example": number, "sentence": index}
             if self.columns.id:
                 ids[self.columns.id] = example[self.columns.id]
@@ -85,7 +96,7 @@ class HubConvert:
                 records.append(
                     make_record(
                         data_source=self.data_source,
-                        sentence=one,
+                        sentence=text,
                         picture=picture,
                         folder=self.folder,
                         truths=truths,
@@ -104,7 +115,7 @@ class HubConvert:
         return Problem(self.dataset, f"example {number}", column, problem, rows)
 
     def _picture(self, image: Any) -> Picture:
-        """The example's image file: its own where the data set names one, else its bytes, written to `images`."""
+        """The example's image file: the file that the data set names, else a copy of its bytes in `images`."""
         image = {"path": image, "bytes": None} if isinstance(image, str) else image
         if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
             raise Flaw("image", f"found {str(image)[:80]}, expected an image or a path")
@@ -114,7 +125,7 @@ class HubConvert:
         try:
             suffix = (Image.open(io.BytesIO(data)).format or "image").lower()
         except (UnidentifiedImageError, OSError) as error:
-            raise Flaw("image", f"its {len(data)} bytes are no image ({error})") from error
+            raise Flaw("image", f"its {len(data)} bytes are not an image ({error})") from error
         path = self.folder / "images" / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
         if not path.is_file():
             with complete(path) as partial:
@@ -124,7 +135,7 @@ class HubConvert:
     def _objects(
         self, example: dict, picture: Picture
     ) -> tuple[list[Truth], list[list[float]], str | None, tuple[str, ...]]:
-        """Objects, boxes where there are no masks, pixels that do not count (RLE), and notes."""
+        """Objects with masks, boxes where there are no masks, pixels that do not count (RLE), and notes."""
         if self.columns.mask:
             labels = label_image(example[self.columns.mask])
             mask, ignore = split_labels(labels, self.ignore_value)
@@ -132,27 +143,27 @@ class HubConvert:
             return [truth_of(mask, turn)], [], encode_rle(turn_mask(ignore, turn)) if ignore.any() else None, ()
         turn = self._turn(picture)
         if self.columns.segmentation:
-            shapes = [
-                segmentation_mask(one, picture.stored_wh if turn != 1 else picture.size_wh)
-                for one in several_segmentations(example[self.columns.segmentation])
-            ]
-            return [truth_of(one.mask, turn) for one in shapes], [], None, tuple(chain(*(one.notes for one in shapes)))
+            drawn_wh = picture.stored_wh if turn != 1 else picture.size_wh
+            segmentations = several_segmentations(example[self.columns.segmentation])
+            shapes = [segmentation_mask(segmentation, drawn_wh) for segmentation in segmentations]
+            notes = tuple(chain(*(shape.notes for shape in shapes)))
+            return [truth_of(shape.mask, turn) for shape in shapes], [], None, notes
         boxes = [box_xyxy(box, self.box_format) for box in several_boxes(example[str(self.columns.box)])]
         return [], [box_in_image(box, picture, turn) for box in boxes], None, ()
 
     def _turn(self, picture: Picture) -> int:
-        """Polygons and boxes come without the size of the image they were drawn on."""
+        """The EXIF orientation that polygons and boxes still need. They come without the size of their image."""
         if self.exif is Exif.auto and picture.orientation != 1:
             raise Flaw(
                 "orientation",
                 f"{picture.path} has the EXIF orientation {picture.orientation}, and nothing tells whether the "
-                "annotation was drawn before or after it. Say --exif applied (as viewers show it) or --exif stored",
+                "annotation was drawn before or after it. Use --exif applied (as viewers show it) or --exif stored",
             )
         return picture.orientation if self.exif is Exif.stored else 1
 
 
 def open_dataset(place: str, config: str | None, split: str) -> datasets.IterableDataset:
-    """The data set as a stream: a hub id, a folder, one file, or what save_to_disk wrote. Raises DataError."""
+    """The data set as a stream. `place`: a hub id, a folder, a file, or a folder of save_to_disk. Raises DataError."""
     import datasets
 
     path = Path(place)
@@ -176,7 +187,7 @@ def open_dataset(place: str, config: str | None, split: str) -> datasets.Iterabl
 
 
 def raw_examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[dict]:
-    """The examples with images as bytes or path, undecoded. Raises DataError where a column is not there."""
+    """The examples, their images not decoded: bytes or a path. Raises DataError where a column is missing."""
     import datasets
 
     names = stream.column_names or list(next(iter(stream), {}))
@@ -189,10 +200,18 @@ def raw_examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator
     yield from stream
 
 
-def _convert(to: HubConvert, config: str | None, split: str, out: Path, strict: bool, workers: int) -> list[Outcome]:
+def convert_hub(to: HubConvert, config: str | None, split: str, out: Path, run: RunOptions) -> list[Outcome]:
+    """Write the rows of a data set's split to the parquet file `out`, which lies in `to.folder`.
+
+    Args:
+        config: the data set's configuration; None: its only one.
+
+    Raises:
+        DataError: an option or a file cannot be used, there is a problem where `run.strict`, or no row is left.
+    """
     chosen = [to.columns.mask, to.columns.segmentation, to.columns.box]
     if sum(name is not None for name in chosen) != 1:
-        raise DataError("say one of --mask, --segmentation and --box")
+        raise DataError("give exactly one of --mask, --segmentation and --box")
     stream = open_dataset(to.dataset, config, split)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = Path(to.dataset)
@@ -204,37 +223,6 @@ def _convert(to: HubConvert, config: str | None, split: str, out: Path, strict: 
         "files": [stamp(path) for path in files if path.is_file()],
     }
     total = stream.info.splits[split].num_examples if split in (stream.info.splits or {}) else None
-    with Workspace(out.parent / f".{out.name}.work", plan) as work:
+    with Workspace(out.parent / f".{out.name}.work", plan, run.watcher) as work:
         jobs = enumerate(raw_examples(stream, to.columns))
-        return [convert(work, out, jobs, total, to, strict, workers)]
-
-
-def main(
-    dataset: Annotated[str, typer.Option(help="id on the hub, folder, or parquet, json, jsonl, csv or arrow file")],
-    image: Annotated[str, typer.Option(help="column of the image, or of its path")],
-    sentence: Annotated[str, typer.Option(help="column of the sentence, or of a list of them")],
-    out: Annotated[Path, typer.Option(help="the parquet file to write")],
-    mask: Annotated[str | None, typer.Option(help="column of the mask: an image, or rows of pixels")] = None,
-    segmentation: Annotated[str | None, typer.Option(help="column of COCO polygons or RLE, or a list of them")] = None,
-    box: Annotated[
-        str | None, typer.Option(help="column of the box, or a list of them; rows then have no mask")
-    ] = None,
-    box_format: Annotated[BoxFormat, typer.Option(help="what a box holds")] = BoxFormat.xyxy,
-    ignore_value: Annotated[int | None, typer.Option(help="value of mask pixels that do not count")] = None,
-    category: Annotated[str | None, typer.Option(help="column of the category")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="column of the example's own id")] = None,
-    config: Annotated[str | None, typer.Option(help="the data set's configuration")] = None,
-    split: Annotated[str, typer.Option(help="the data set's split")] = "train",
-    name: Annotated[str, typer.Option(help="the rows' data_source")] = "hub",
-    exif: Annotated[Exif, typer.Option(help="which way up images with an EXIF orientation were annotated")] = Exif.auto,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
-) -> None:
-    """Convert a Hugging Face data set."""
-    columns = Columns(image, sentence, mask, segmentation, box, category, id_column)
-    to = HubConvert(dataset, columns, box_format, ignore_value, out.parent, name, exif)
-    report_and_exit(lambda: _convert(to, config, split, out, strict, workers))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        return [convert(work, out, jobs, total, to, run)]

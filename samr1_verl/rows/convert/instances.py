@@ -1,17 +1,16 @@
-"""A COCO instances file as a small database on disk: its JSON is read as a stream, so its size costs no memory."""
+"""A COCO instances file as a small database on disk. Its JSON is read as a stream, so its size costs no memory."""
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import ijson
-
+from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import DataError
 
 _TABLES = """
@@ -23,7 +22,14 @@ CREATE TABLE categories (id PRIMARY KEY, name TEXT) WITHOUT ROWID;
 
 
 def read_stream(path: Path, prefix: str) -> Iterator[Any]:
-    """The items of a JSON array, one at a time; `prefix` is ijson's name of it. Raises DataError."""
+    """The items of a JSON array, one at a time. `prefix` is the array's name in ijson's notation.
+
+    Raises:
+        DataError: the file is missing or not JSON.
+        ModuleNotFoundError: the package ijson (extra `data`) is not installed.
+    """
+    import ijson  # only here: it belongs to the extra `data`
+
     try:
         with path.open("rb") as file:
             yield from ijson.items(file, prefix, use_float=True)
@@ -37,40 +43,39 @@ Fill = Callable[[sqlite3.Connection], None]
 
 
 def open_index(path: Path, *fills: Fill) -> sqlite3.Connection:
-    """The database at `path`, made by calling `fills` with an empty one unless it is there."""
+    """The database at `path`. Where there is none, each of `fills` is called with a new, empty one."""
     if not path.is_file():
-        partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        database = sqlite3.connect(partial)
-        database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
-        for fill in fills:
-            fill(database)
-        database.commit()
-        database.close()
-        os.replace(partial, path)
+        with complete(path) as partial, closing(sqlite3.connect(partial)) as database:
+            database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+            for fill in fills:
+                fill(database)
+            database.commit()
     return sqlite3.connect(path)
 
 
 def instances_of(instances: Path, keep: Sequence[str] = ()) -> Fill:
-    """Fills a database with the tables images, annotations and categories of a COCO instances file.
+    """A function that fills a database with the tables images, annotations and categories of a COCO instances file.
+
+    It raises DataError where the file is missing or not a COCO instances file.
 
     Args:
-        keep: further fields of images and annotations, which the JSON column `extra` then has.
-
-    Raises:
-        DataError: when called, if the file is missing or no COCO instances file.
+        keep: further fields of images and annotations to keep, as JSON in the column `extra`.
     """
 
     def extra(item: dict) -> str:
         return json.dumps({name: item[name] for name in keep if name in item})
 
     rows: dict[str, Callable[[dict], tuple]] = {
-        "images": lambda i: (i["id"], _file_name(i), i["width"], i["height"], extra(i)),
-        "annotations": lambda a: (
-            *(a["id"], a["image_id"], a["category_id"], bool(a.get("iscrowd", 0))),
-            *(json.dumps(a.get("segmentation")), extra(a)),
+        "images": lambda image: (image["id"], _file_name(image), image["width"], image["height"], extra(image)),
+        "annotations": lambda annotation: (
+            annotation["id"],
+            annotation["image_id"],
+            annotation["category_id"],
+            bool(annotation.get("iscrowd", 0)),
+            json.dumps(annotation.get("segmentation")),
+            extra(annotation),
         ),
-        "categories": lambda c: (c["id"], c["name"]),
+        "categories": lambda category: (category["id"], category["name"]),
     }
 
     def fill(database: sqlite3.Connection) -> None:
@@ -100,12 +105,12 @@ def _explain(error: Exception) -> str:
 
 
 def _file_name(image: dict) -> str:
-    """COCO has file_name; LVIS only coco_url, whose path ends in folder/name."""
+    """The image's name: file_name in COCO's files; LVIS has only coco_url, whose path ends in folder/name."""
     return image["file_name"] if "file_name" in image else urlparse(image["coco_url"]).path.lstrip("/")
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The image `name` below `folder`: under its whole name, or without the folders in front that are not there."""
+    """The image `name` below `folder`: under its whole name, or without leading folders that do not exist."""
     parts = Path(name).parts
     candidates = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
     return next((path for path in candidates if path.is_file()), candidates[-1])

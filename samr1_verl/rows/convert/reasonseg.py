@@ -1,10 +1,8 @@
-"""ReasonSeg as LISA ships it to training rows.
+"""ReasonSeg as LISA ships it, converted to rows.
 
-    python data/reasonseg.py --folder ReasonSeg --out data/reasonseg
-
-The folder holds train, val and test, each with pairs NAME.jpg and NAME.json. Writes one parquet file a split, one row a
-sentence. The polygons are painted as LISA paints them: largest first, so that small ones lie on top; pixels labelled
-`ignore` become the row's ignore mask and are no part of the object.
+The folder holds train, val and test, each with pairs NAME.jpg and NAME.json. Each split becomes a parquet file, each
+sentence a row. Polygons are painted as LISA paints them: largest first, so that small polygons lie on top. Pixels
+labelled `ignore` become the row's ignore mask and are not part of the object.
 """
 
 from __future__ import annotations
@@ -13,15 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import cv2
 import numpy as np
-import typer
-from samr1_verl.rows.convert.annotations import Flaw, make_record, open_picture, truth_of
-from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, report_and_exit
 
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.convert.annotations import Flaw, make_record, open_picture, truth_of
+from samr1_verl.rows.convert.options import RunOptions
+from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert
 from samr1_verl.rows.record import DataError, Record
 
 TARGET, IGNORE = 1, 255  # LISA's labels
@@ -32,6 +29,10 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
 
     Source: get_mask_from_json in LISA's utils/data_processing.py. Corners are cut to whole pixels, outlines belong to
     the polygon, and `flag` marks annotations that LISA's authors withdrew.
+
+    Args:
+        shapes: LISA's annotations, each with `label` and `points` [[x, y], …] in pixels of the original frame.
+        size_hw: (H, W) of the image.
 
     Raises:
         Flaw: a shape has no label or no points, or lies far outside the image.
@@ -52,7 +53,7 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
         if len(np.unique(corners, axis=0)) < 3:
             notes.append(f"shapes[{number}] ({label}) has no area: {len(corners)} corners")
             continue
-        polygon = corners.astype(np.int32)[None]
+        polygon = corners.astype(np.int32)
         alone = np.zeros(size_hw, dtype=np.uint8)
         _fill(alone, polygon, TARGET)
         painted.append((int(alone.sum()), polygon, IGNORE if "ignore" in label else TARGET))
@@ -63,29 +64,33 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
 
 
 def _fill(canvas: np.ndarray, polygon: np.ndarray, value: int) -> None:
-    cv2.polylines(canvas, polygon, True, value, 1)
-    cv2.fillPoly(canvas, polygon, value)
+    """Paint a polygon, [N, 2] int32 XY pixels, and its outline on `canvas`, HxW uint8."""
+    import cv2  # only here: it belongs to the extra `data`
+
+    cv2.polylines(canvas, [polygon], True, value, 1)
+    cv2.fillPoly(canvas, [polygon], value)
 
 
 def read_annotation(path: Path) -> dict[str, Any]:
-    """The JSON of one image; LISA's files are UTF-8, a few cp1252. Raises Flaw where it lacks text or shapes."""
+    """The JSON of one image. LISA's files are UTF-8, a few cp1252. Raises Flaw where text or shapes are missing."""
     data = path.read_bytes()
     try:
         try:
-            found = json.loads(data.decode("utf-8"))
+            annotation = json.loads(data.decode("utf-8"))
         except UnicodeDecodeError:
-            found = json.loads(data.decode("cp1252"))
+            annotation = json.loads(data.decode("cp1252"))
     except ValueError as error:
         raise Flaw("json", f"unreadable ({error}). Unpack the data set again") from error
     for name in ("text", "shapes"):
-        if not isinstance(found, dict) or not isinstance(found.get(name), list) or not found[name]:
+        values = annotation.get(name) if isinstance(annotation, dict) else None
+        if not isinstance(values, list) or not values:
             raise Flaw(name, "expected a list that is not empty")
-    return found
+    return annotation
 
 
 @dataclass(frozen=True)
 class ReasonSegConvert:
-    """Rows of one annotation file."""
+    """Rows and problems of one annotation file."""
 
     split: str
     folder: Path
@@ -129,37 +134,32 @@ class ReasonSegConvert:
         return records, problems
 
 
-def _convert(
-    folder: Path, out: Path, wanted: list[str], first_sentence: bool, strict: bool, workers: int
+def convert_reasonseg(
+    folder: Path, out: Path, splits: Sequence[str], first_sentence: bool, run: RunOptions
 ) -> list[Outcome]:
-    found = {path.parent.name for path in folder.glob("*/*.json")} - {"explanatory"}
-    unknown = sorted(set(wanted) - found)
-    if unknown or not found:
-        there = ", ".join(sorted(found)) or "no folder with NAME.json files"
-        raise DataError(f"{folder}: no split {', '.join(unknown) or 'at all'}, it has: {there}")
+    """Write OUT/SPLIT.parquet for each of `splits` (empty: all).
+
+    Args:
+        folder: folder with train, val and test.
+        first_sentence: one row per image, with its first sentence, as LISA evaluates val.
+
+    Raises:
+        DataError: a split does not exist, a problem where `run.strict`, or no row is left.
+        ModuleNotFoundError: the package cv2 (extra `data`) is not installed.
+    """
+    import cv2  # noqa: F401 - a missing package is an error here, not in each worker
+
+    present = {path.parent.name for path in folder.glob("*/*.json")} - {"explanatory"}
+    unknown = sorted(set(splits) - present)
+    if unknown or not present:
+        available = ", ".join(sorted(present)) or "no folder with NAME.json files"
+        raise DataError(f"{folder}: no split {', '.join(unknown) or 'at all'}, it has: {available}")
     out.mkdir(parents=True, exist_ok=True)
+    plan = {"folder": folder.resolve(), "first": first_sentence}
     outcomes = []
-    with Workspace(out / ".reasonseg.work", {"folder": folder.resolve(), "first": first_sentence}) as work:
-        for split in wanted or sorted(found):
+    with Workspace(out / ".reasonseg.work", plan, run.watcher) as work:
+        for split in splits or sorted(present):
             files = sorted((folder / split).glob("*.json"))
             function = ReasonSegConvert(split, out, first_sentence)
-            outcomes.append(convert(work, out / f"{split}.parquet", files, len(files), function, strict, workers))
+            outcomes.append(convert(work, out / f"{split}.parquet", files, len(files), function, run))
     return outcomes
-
-
-def main(
-    folder: Annotated[Path, typer.Option(help="folder with train, val and test")],
-    out: Annotated[Path, typer.Option(help="folder for the parquet files, one a split")],
-    split: Annotated[list[str] | None, typer.Option(help="may be repeated; left out: every split")] = None,
-    first_sentence: Annotated[
-        bool, typer.Option("--first-sentence", help="one row an image, as LISA evaluates val")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
-) -> None:
-    """Convert ReasonSeg."""
-    report_and_exit(lambda: _convert(folder, out, split or [], first_sentence, strict, workers))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,6 +1,6 @@
-"""Referring expressions on COCO images: what RefCOCO and gRefCOCO have in common.
+"""Referring expressions on COCO images: the part that RefCOCO and gRefCOCO share.
 
-References go into the database of their instances file, are grouped by image, and become one row a sentence.
+References are added to the database of their instances file and grouped by image. Each sentence becomes a row.
 """
 
 from __future__ import annotations
@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from samr1_verl.rows.convert.annotations import Exif, Flaw, Picture, Truth, make_record, open_picture, segmentation_mask, truth_of
-from samr1_verl.rows.convert.pipeline import Convert, Outcome, Problem, Workspace, convert, stamp
-from samr1_verl.rows.convert.instances import Fill, find_image, instances_of, open_index
 
-from samr1_verl.rows.record import DataError, Record
+from samr1_verl.rows.convert.annotations import (
+    Flaw,
+    Picture,
+    Truth,
+    make_record,
+    open_picture,
+    segmentation_mask,
+    truth_of,
+)
+from samr1_verl.rows.convert.instances import Fill, find_image, instances_of, open_index
+from samr1_verl.rows.convert.options import Exif, RunOptions
+from samr1_verl.rows.convert.pipeline import Convert, Outcome, Problem, Workspace, convert, stamp
 from samr1_verl.rows.files import complete
+from samr1_verl.rows.record import DataError, Record
 
 _TABLES = """
 CREATE TABLE refs (id PRIMARY KEY, image_id, split TEXT, annotations TEXT) WITHOUT ROWID;
@@ -33,8 +42,16 @@ NO_TARGET = [-1]  # gRefCOCO's ann_id of a sentence about nothing in the image
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A random sample of the train split: `count` sentences, drawn with `seed`."""
+
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Files:
-    """Where one data set lies. `name` becomes the rows' data_source."""
+    """The files of one data set. `name` becomes the rows' data_source."""
 
     name: str
     refs: Path
@@ -42,14 +59,19 @@ class Files:
     images: Path
 
     def plan(self) -> dict[str, Any]:
-        """What a Workspace compares. Raises DataError where a file or the folder is missing."""
+        """The part of a Workspace's plan that names the source. Raises DataError where a file or folder is missing."""
         if not self.images.is_dir():
             raise DataError(f"--images: no folder {self.images}. Unpack COCO's train2014 images there")
         return {"refs": stamp(self.refs), "instances": stamp(self.instances), "images": str(self.images.resolve())}
 
 
 def refs_of(refs: Callable[[], Iterable[Any]], read: Callable[[dict], list]) -> Fill:
-    """Fills a database with references. `read` gives the annotation ids of one, or raises Flaw or KeyError."""
+    """A function that fills a database with references.
+
+    Args:
+        refs: returns the references.
+        read: annotation ids of a reference; raises Flaw or KeyError where it cannot be used.
+    """
 
     def fill(database: sqlite3.Connection) -> None:
         database.executescript(_TABLES)
@@ -58,8 +80,11 @@ def refs_of(refs: Callable[[], Iterable[Any]], read: Callable[[dict], list]) -> 
             try:
                 name = f"ref_id {ref['ref_id']}"
                 values = (ref["ref_id"], ref["image_id"], ref["split"], json.dumps(read(ref)))
-                sentences = [(ref["split"], ref["image_id"], ref["ref_id"], n, s["sent_id"], json.dumps(s["sent"]))
-                             for n, s in enumerate(ref["sentences"])]  # fmt: skip
+                key = (ref["split"], ref["image_id"], ref["ref_id"])
+                sentences = [
+                    (*key, number, sentence["sent_id"], json.dumps(sentence["sent"]))
+                    for number, sentence in enumerate(ref["sentences"])
+                ]
                 database.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", values)
                 database.executemany("INSERT INTO sentences VALUES (?, ?, ?, ?, ?, ?, 1)", sentences)
             except (KeyError, TypeError, Flaw, sqlite3.IntegrityError) as error:
@@ -85,53 +110,52 @@ def convert_splits(
     refs: Fill,
     out: Path,
     splits: Sequence[str],
-    sample: int | None,
-    seed: int,
+    sample: Sample | None,
     exif: Exif,
-    strict: bool,
-    workers: int,
+    run: RunOptions,
 ) -> list[Outcome]:
-    """Write OUT/SPLIT.parquet for each split, `train` sampled where `sample` is given.
+    """Write OUT/SPLIT.parquet for each of `splits` (empty: all). Of `train`, only the sample where there is one.
 
     Raises:
-        DataError: a file is missing or broken, a split does not exist, the sample is larger than the split.
+        DataError: a file is missing or broken, a split does not exist, or the sample is larger than the split.
     """
-    plan = {**files.plan(), "name": files.name, "sample": sample, "seed": seed, "exif": exif}
+    plan = {**files.plan(), "name": files.name, "sample": repr(sample), "exif": exif}
     out.mkdir(parents=True, exist_ok=True)
-    with Workspace(out / f".{files.name}.work", plan) as work:
+    with Workspace(out / f".{files.name}.work", plan, run.watcher) as work:
         database = open_index(work.folder / "index.sqlite", instances_of(files.instances), refs)
         chosen = _known_splits(database, files, splits)
         outcomes = []
         for number, split in enumerate(chosen):
             if sample is not None and split == "train":
-                _sample(database, files, split, sample, seed, out / f"{split}.sample.json")
+                _draw(database, files, split, sample, out / f"{split}.sample.json")
             (total,) = database.execute(
                 "SELECT COUNT(DISTINCT image_id) FROM sentences WHERE split = ? AND chosen", (split,)
             ).fetchone()
             function: Convert = ReferringConvert(files, split, out, exif)
             jobs = _jobs(database, split, with_flaws=number == 0)
-            outcomes.append(convert(work, out / f"{split}.parquet", jobs, total, function, strict, workers))
+            outcomes.append(convert(work, out / f"{split}.parquet", jobs, total, function, run))
         database.close()
         return outcomes
 
 
 def _known_splits(database: sqlite3.Connection, files: Files, wanted: Sequence[str]) -> list[str]:
-    found = [split for (split,) in database.execute("SELECT DISTINCT split FROM sentences ORDER BY split")]
-    unknown = sorted(set(wanted) - set(found))
-    if not found:
+    present = [split for (split,) in database.execute("SELECT DISTINCT split FROM sentences ORDER BY split")]
+    unknown = sorted(set(wanted) - set(present))
+    if not present:
         raise DataError(f"{files.refs}: holds no references. Download it again from the data set's authors")
     if unknown:
-        raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(found)}. Correct --split")
-    return list(dict.fromkeys(wanted)) or found
+        raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(present)}. Correct --split")
+    return list(dict.fromkeys(wanted)) or present
 
 
-def _sample(database: sqlite3.Connection, files: Files, split: str, count: int, seed: int, listing: Path) -> None:
-    """Choose `count` sentences at random, the same ones wherever the data set and the seed are the same."""
+def _draw(database: sqlite3.Connection, files: Files, split: str, sample: Sample, listing: Path) -> None:
+    """Mark the sample's sentences as chosen and list them. The same data set and seed give the same sentences."""
     query = "SELECT image_id, ref_id, number, id FROM sentences WHERE split = ? ORDER BY ref_id, number"
     rows = database.execute(query, (split,)).fetchall()
-    if count > len(rows):
-        raise DataError(f"--sample {count}: split {split} of {files.refs} has {len(rows)} sentences")
-    picked = [rows[i] for i in sorted(np.random.default_rng(seed).choice(len(rows), size=count, replace=False))]
+    if sample.count > len(rows):
+        raise DataError(f"--sample {sample.count}: split {split} of {files.refs} has {len(rows)} sentences")
+    drawn = np.random.default_rng(sample.seed).choice(len(rows), size=sample.count, replace=False)
+    picked = [rows[i] for i in sorted(drawn)]
     database.execute("UPDATE sentences SET chosen = 0 WHERE split = ?", (split,))
     database.executemany(
         "UPDATE sentences SET chosen = 1 WHERE split = ? AND image_id = ? AND ref_id = ? AND number = ?",
@@ -139,13 +163,14 @@ def _sample(database: sqlite3.Connection, files: Files, split: str, count: int, 
     )
     database.commit()
     ids = [{"ref_id": ref_id, "sent_id": sent_id} for _, ref_id, _, sent_id in picked]
+    content = {"dataset": files.name, "split": split, "seed": sample.seed, "sentences": ids}
     with complete(listing) as partial:
-        partial.write_text(json.dumps({"dataset": files.name, "split": split, "seed": seed, "sentences": ids}) + "\n")
+        partial.write_text(json.dumps(content) + "\n")
 
 
 @dataclass(frozen=True)
 class ReferringJob:
-    """One image's references; of the first job, also the references that could not be read."""
+    """The references of one image. The first job also holds the references that could not be read."""
 
     image: tuple | None  # id, name, width, height
     refs: dict[Any, tuple[list, list]] = field(default_factory=dict)  # id: annotation ids, sentences (id, JSON text)
@@ -166,19 +191,19 @@ def _jobs(database: sqlite3.Connection, split: str, with_flaws: bool) -> Iterato
         for _, ref_id, ids, sent_id, text in group:
             refs.setdefault(ref_id, (json.loads(ids), []))[1].append((sent_id, text))
         image = database.execute("SELECT id, name, width, height FROM images WHERE id = ?", (image_id,)).fetchone()
-        wanted = {one for ids, _ in refs.values() for one in ids}
-        found = database.execute(
+        wanted = {ann_id for ids, _ in refs.values() for ann_id in ids}
+        annotations = database.execute(
             "SELECT a.id, a.image_id, c.name, a.segmentation FROM annotations a LEFT JOIN categories c "
             f"ON c.id = a.category_id WHERE a.id IN ({', '.join('?' * len(wanted))})",
             list(wanted),
         )
-        annotations = {one: rest for one, *rest in found}
-        yield ReferringJob(image or (image_id, None, 0, 0), refs, annotations)
+        by_id = {ann_id: tuple(values) for ann_id, *values in annotations}
+        yield ReferringJob(image or (image_id, None, 0, 0), refs, by_id)
 
 
 @dataclass(frozen=True)
 class ReferringConvert:
-    """Rows of one image's references, and what was wrong with them."""
+    """Rows and problems of one image's references."""
 
     files: Files
     split: str
@@ -200,13 +225,14 @@ class ReferringConvert:
             problems.append(Problem(str(self.files.instances), f"image {image_id}", flaw.field, str(flaw), sentences))
             return [], problems
         truths = self._truths(job, orientation, problems)
+        missing = Flaw("ann_id", "no annotation has this id")
         records: list[Record] = []
         for ref_id, (ids, texts) in job.refs.items():
-            bad = next((one for one in ids if not isinstance(truths.get(one), Truth)), None)
-            if bad is not None:
-                flaw = truths.get(bad) or Flaw("ann_id", "no annotation has this id")
-                record = f"annotation {bad} of ref_id {ref_id}"
-                problems.append(Problem(str(self.files.instances), record, flaw.field, str(flaw), len(texts)))
+            flaws = {ann_id: truth for ann_id in ids if isinstance(truth := truths.get(ann_id, missing), Flaw)}
+            if flaws:
+                ann_id, first = next(iter(flaws.items()))
+                record = f"annotation {ann_id} of ref_id {ref_id}"
+                problems.append(Problem(str(self.files.instances), record, first.field, str(first), len(texts)))
                 continue
             for sent_id, text in texts:
                 try:
@@ -217,20 +243,20 @@ class ReferringConvert:
         return records, problems
 
     def _truths(self, job: ReferringJob, orientation: int, problems: list[Problem]) -> dict[Any, Truth | Flaw]:
-        """The object of each annotation, or why it is none; adds what was left out of an object to `problems`."""
+        """The object of each annotation, or its flaw. Parts without a pixel are added to `problems`."""
         assert job.image is not None
         image_id, _, width, height = job.image
         truths: dict[Any, Truth | Flaw] = {}
-        for one, (of_image, _, segmentation) in job.annotations.items():
+        for ann_id, (of_image, _, segmentation) in job.annotations.items():
             try:
                 if of_image != image_id:
                     raise Flaw("image_id", f"the annotation is of image {of_image}, its reference of image {image_id}")
                 shape = segmentation_mask(json.loads(segmentation), (width, height))
-                truths[one] = truth_of(shape.mask, orientation)
+                truths[ann_id] = truth_of(shape.mask, orientation)
             except Flaw as flaw:
-                truths[one] = flaw
+                truths[ann_id] = flaw
                 continue
-            where = (str(self.files.instances), f"annotation {one}", "segmentation")
+            where = (str(self.files.instances), f"annotation {ann_id}", "segmentation")
             problems += [Problem(*where, note, 0) for note in shape.notes]
         return truths
 
@@ -244,13 +270,13 @@ class ReferringConvert:
             sentence=sentence,
             picture=picture,
             folder=self.folder,
-            truths=[truths[one] for one in ids],
-            category=", ".join(dict.fromkeys(job.annotations[one][1] or "" for one in ids)),
+            truths=[truths[ann_id] for ann_id in ids],
+            category=", ".join(dict.fromkeys(job.annotations[ann_id][1] or "" for ann_id in ids)),
             source={
                 "split": self.split,
                 "image_id": job.image[0],
                 "ref_id": ref_id,
                 "sent_id": sent_id,
-                "ann_id": ",".join(str(one) for one in ids),
+                "ann_id": ",".join(map(str, ids)),
             },
         )

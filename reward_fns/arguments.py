@@ -1,0 +1,103 @@
+"""A reward's two keyword arguments, `segmenter` and `reward`, and how every reward of this folder reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward_fns.terms import TERMS, weigh
+from samr1_verl.answers import CAPS, Caps
+from samr1_verl.config import ConfigError, RewardConfig, once_per_object, reward_config
+from samr1_verl.scoring.rollout import Rollout, with_masks
+
+VERLS_OWN = ("reward_router_address", "reward_model_tokenizer")  # verl adds them beside a reward model
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A reward's values: its own, with the recipe's `samr1.reward` laid over them."""
+
+    weights: Mapping[str, float]  # of components and further terms, by name
+    caps: Caps
+    config: RewardConfig
+    further: tuple[str, ...]  # terms that are not the reward's own components
+    own_masks: bool  # whether the reward's own components compare masks
+
+    @property
+    def compares_masks(self) -> bool:
+        """Whether a score needs a segmenter."""
+        return self.own_masks or self.term_of_masks is not None
+
+    @property
+    def term_of_masks(self) -> str | None:
+        """The first further term that compares masks."""
+        return next((name for name in self.further if TERMS[name].compares_masks), None)
+
+    async def score(
+        self, rollout: Rollout, components: Mapping[str, float], segmenter: Any, **more: float
+    ) -> dict[str, float]:
+        """`more`, then `score`, every component and term by name before its weight, and the answer's flags.
+
+        Raises as `with_masks`.
+        """
+        rollout = await self.with_masks(rollout, segmenter)
+        return {**more, **weigh(rollout, components, self.weights)}
+
+    async def with_masks(self, rollout: Rollout, segmenter: Any) -> Rollout:
+        """The rollout, with masks where a further term compares them; once it has them, they stay.
+
+        Raises:
+            ConfigError: there is such a term and no segmenter.
+            RowError, ImageError, SegmenterError: as `scoring.rollout.with_masks`.
+        """
+        term = self.term_of_masks
+        if term is None or rollout.masks is not None:
+            return rollout
+        if segmenter is None:
+            raise ConfigError(
+                f"reward_kwargs.segmenter: missing, and the term {term} compares masks. Set it to ${{samr1.segmenter}} "
+                "in the recipe"
+            )
+        return await with_masks(rollout, segmenter)
+
+
+class ArgumentReader:
+    """Reads `reward` for one reward function.
+
+    Args:
+        weights: of the reward's own components.
+        caps: of a usable answer, where the recipe does not set them.
+        reads: the keys of `samr1.reward` that the reward reads beside `terms` and `caps`.
+        masks: whether the reward's own components compare masks.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float], caps: Caps = CAPS, reads: Sequence[str] = (), masks: bool = False
+    ) -> None:
+        self._weights, self._caps, self._reads, self._masks = weights, caps, {"terms", "caps", *reads}, masks
+        self.read = once_per_object(self._read)
+
+    def __call__(self, reward: Any, verls_own: Mapping[str, Any]) -> Arguments:
+        """The arguments of one call. Raises ConfigError for a keyword argument that the reward does not take."""
+        if unknown := sorted(set(verls_own) - set(VERLS_OWN)):
+            raise ConfigError(f"reward_kwargs.{unknown[0]}: no such keyword argument, expected segmenter and reward")
+        return self.read(reward)
+
+    def _read(self, reward: Any) -> Arguments:
+        config = reward_config(reward)
+        for key, value in config:
+            if key not in self._reads and value is not None:
+                raise ConfigError(
+                    f"samr1.reward.{key} is {value!r}, but this reward reads {', '.join(sorted(self._reads))} only. "
+                    f"Set samr1.reward.{key}=null"
+                )
+        known = [*self._weights, *TERMS]
+        for name in config.terms:
+            if name not in known:
+                raise ConfigError(
+                    f"samr1.reward.terms.{name}: no such term, expected one of {', '.join(dict.fromkeys(known))}"
+                )
+        further = tuple(name for name in config.terms if name not in self._weights)
+        weights = {**self._weights, **config.terms}
+        return Arguments(weights, config.caps or self._caps, config, further, self._masks)
