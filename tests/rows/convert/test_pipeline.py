@@ -10,10 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import convert
 import pytest
 import typer
 
+from samr1_verl.cli.convert import FAILED, INTERRUPTED, report_and_exit
+from samr1_verl.rows.convert import pipeline
+from samr1_verl.rows.convert.options import RunOptions
 from samr1_verl.rows.record import DataError, Record, read_table
 from tests.rows.convert.sources import rows_of
 
@@ -29,13 +31,13 @@ class Numbers:
     odd: bool = False
     bad: int = 3
 
-    def __call__(self, job: int) -> tuple[list[Record], list[convert.Problem]]:
+    def __call__(self, job: int) -> tuple[list[Record], list[pipeline.Problem]]:
         if job == self.stop_at:
             raise KeyboardInterrupt
         with self.calls.open("a") as file:
             file.write(f"{job}\n")
         if self.odd and job == self.bad:
-            return [], [convert.Problem("numbers", f"number {job}", "value", "odd", 1)]
+            return [], [pipeline.Problem("numbers", f"number {job}", "value", "odd", 1)]
         record = {
             "data_source": "n",
             "sentence": str(job),
@@ -52,8 +54,9 @@ class Numbers:
 
 
 def run(folder: Path, function: Numbers, count: int = 10, workers: int = 1, plan: str = "a", strict: bool = False):
-    with convert.Workspace(folder / ".work", {"plan": plan}) as work:
-        return convert.convert(work, folder / "out.parquet", range(count), count, function, strict, workers)
+    with pipeline.Workspace(folder / ".work", {"plan": plan}) as work:
+        options = RunOptions(strict, workers)
+        return pipeline.convert(work, folder / "out.parquet", range(count), count, function, options)
 
 
 def numbers(folder: Path) -> list[int]:
@@ -62,7 +65,7 @@ def numbers(folder: Path) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "PART", 4)
+    monkeypatch.setattr(pipeline, "PART", 4)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -120,8 +123,8 @@ def test_a_file_without_rows_is_not_written(tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
-    with convert.Workspace(tmp_path / ".work", {}), pytest.raises(DataError, match="another run"):
-        convert.Workspace(tmp_path / ".work", {})
+    with pipeline.Workspace(tmp_path / ".work", {}), pytest.raises(DataError, match="another run"):
+        pipeline.Workspace(tmp_path / ".work", {})
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path: Path, capsys) -> None:
@@ -129,8 +132,8 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path: Path, capsys) -
     full = tmp_path / f".out.parquet.{os.getpid()}.partial"
     full.symlink_to("/dev/full")
     with pytest.raises(typer.Exit) as end:
-        convert.report_and_exit(lambda: [run(tmp_path, Numbers(tmp_path / "first"))])
-    assert end.value.exit_code == convert.FAILED
+        report_and_exit(lambda: [run(tmp_path, Numbers(tmp_path / "first"))])
+    assert end.value.exit_code == FAILED
     assert "the disk is full" in capsys.readouterr().err and not (tmp_path / "out.parquet").exists()
     second = Numbers(tmp_path / "second")
     run(tmp_path, second)
@@ -143,15 +146,16 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk() -> None:
         raise OSError(errno.EACCES, "permission denied")
 
     with pytest.raises(OSError, match="permission denied"):
-        convert.report_and_exit(fail)
+        report_and_exit(fail)
 
 
 SLOW = """
-import sys, time, typer
-sys.path[:0] = [{data!r}, {root!r}]
-import convert
-from tests.data.test_convert import Numbers, Path
-convert.PART = 4
+import time, typer
+from samr1_verl.cli.convert import Terminal, report_and_exit
+from samr1_verl.rows.convert import pipeline
+from samr1_verl.rows.convert.options import RunOptions
+from tests.rows.convert.test_pipeline import Numbers, Path
+pipeline.PART = 4
 
 class Slow(Numbers):
     def __call__(self, job):
@@ -161,27 +165,30 @@ class Slow(Numbers):
 if __name__ == "__main__":
     folder = Path({folder!r})
     def run():
-        with convert.Workspace(folder / ".work", {{}}) as work:
-            return [convert.convert(work, folder / "out.parquet", range(600), 600, Slow(folder / "calls"), False, 2)]
-    typer.run(lambda: convert.report_and_exit(run))
+        options = RunOptions(workers=2, watcher=Terminal())
+        with pipeline.Workspace(folder / ".work", {{}}, options.watcher) as work:
+            return [pipeline.convert(work, folder / "out.parquet", range(600), 600, Slow(folder / "calls"), options)]
+    typer.run(lambda: report_and_exit(run))
 """
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_and_its_file_is_the_same(tmp_path: Path, end: signal.Signals) -> None:
     script = tmp_path / "slow.py"
-    script.write_text(SLOW.format(data=str(ROOT / "data"), root=str(ROOT), folder=str(tmp_path)))
-    first = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    script.write_text(SLOW.format(folder=str(tmp_path)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the script imports from tests
+    command = [sys.executable, str(script)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     deadline = time.monotonic() + 120
     while not list((tmp_path / ".work").glob("out.parquet/000002.parquet")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(first.pid, end)  # the whole group, as Ctrl-C in a terminal does
     _, errors = first.communicate(timeout=60)
-    assert first.returncode == (convert.INTERRUPTED if end == signal.SIGINT else -end)
+    assert first.returncode == (INTERRUPTED if end == signal.SIGINT else -end)
     assert end != signal.SIGINT or ("goes on where this one stopped" in errors and "Traceback" not in errors)
     before = (tmp_path / "calls").read_text().splitlines()
     assert not (tmp_path / "out.parquet").exists() and len(before) < 600
-    again = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    again = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "going on with an interrupted run" in again.stderr
     assert [int(row["sentence"]) for row in read_table(tmp_path / "out.parquet").to_pylist()] == list(range(600))
     after = (tmp_path / "calls").read_text().splitlines()[len(before) :]

@@ -7,11 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import reasonseg
 from PIL import Image
 
-from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.cli.convert import reasonseg
 from samr1_verl.geometry.masks import decode_rle, intersection_union
+from samr1_verl.rows.ground_truth import GroundTruth
 from tests.rows.convert.sources import ARC, VOC, photographs, polygons_of, problems_of, rows_of, status_of
 
 BOX = [[100, 100], [300, 100], [300, 300], [100, 300]]
@@ -32,18 +32,18 @@ def write(folder: Path, name: str, shapes: list, texts: Any = ("What holds water
 
 
 def run(folder: Path, **options: Any) -> int:
-    return status_of(reasonseg.main, folder / "ReasonSeg", folder / "out", workers=1, **options)
+    return status_of(reasonseg, folder / "ReasonSeg", folder / "out", workers=1, **options)
 
 
 def test_real_polygons_become_the_target_for_each_sentence(tmp_path: Path) -> None:
     mask = photographs()[VOC][1][9]
     outlines = [np.reshape(polygon, (-1, 2)).tolist() for polygon in polygons_of(mask)]
-    write(tmp_path / "ReasonSeg" / "val", "a", [shape("target", one) for one in outlines], image=VOC)
+    write(tmp_path / "ReasonSeg" / "val", "a", [shape("target", outline) for outline in outlines], image=VOC)
     assert run(tmp_path) == 0
     rows = rows_of(tmp_path / "out" / "val.parquet")
     assert [row.sentence for row in rows] == ["What holds water?", "The thing to drink from"]
-    found = decode_rle(rows[0].masks[0], mask.shape)
-    intersection, union = intersection_union(found, mask)
+    painted = decode_rle(rows[0].masks[0], mask.shape)
+    intersection, union = intersection_union(painted, mask)
     assert intersection / union > 0.95 and len(rows[0].masks) == 1 and rows[0].ignore is None
     assert rows[0].source == {"split": "val", "name": "a", "sentence": "0", "is_sentence": "True"}
     assert run(tmp_path, first_sentence=True) == 0
@@ -121,5 +121,8 @@ def test_a_missing_image_and_broken_json_are_named(tmp_path: Path) -> None:
     (folder / "a.jpg").unlink()
     (folder / "b.json").write_text('{"text": [')
     assert run(tmp_path) == 3
-    found = [(Path(one["file"]).name, one["field"]) for one in problems_of(tmp_path / "out" / "val.parquet")]
-    assert found == [("a.json", "image"), ("b.json", "json")]
+    problems = problems_of(tmp_path / "out" / "val.parquet")
+    assert [(Path(problem["file"]).name, problem["field"]) for problem in problems] == [
+        ("a.json", "image"),
+        ("b.json", "json"),
+    ]

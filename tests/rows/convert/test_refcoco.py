@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import refcoco
-from samr1_verl.rows.convert.annotations import Exif
 from PIL import Image
 
+from samr1_verl.cli.convert import refcoco
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.masks import decode_rle
+from samr1_verl.rows.convert.options import Exif
 from tests.rows.convert.sources import (
     ARC,
     NAMES,
@@ -41,7 +41,7 @@ def run(folder: Path, references: list[dict] | None = None, content: dict | None
 
 def convert(folder: Path, **options: Any) -> int:
     places = {"annotations": folder / "refcoco", "images": folder / "train2014", "out": folder / "out"}
-    return status_of(refcoco.main, **{**places, "workers": 1, **options})
+    return status_of(refcoco, **{**places, "workers": 1, **options})
 
 
 def mask_of(row) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_a_sample_is_the_same_for_the_same_seed_and_lists_its_sentences(tmp_path
         sentences[name] = {row.sentence for row in rows}
         listed = json.loads((tmp_path / name / "train.sample.json").read_text())
         assert listed["seed"] == seed and len(rows) == 20
-        assert {(str(one["ref_id"]), str(one["sent_id"])) for one in listed["sentences"]} == {
+        assert {(str(entry["ref_id"]), str(entry["sent_id"])) for entry in listed["sentences"]} == {
             (row.source["ref_id"], row.source["sent_id"]) for row in rows
         }
     assert sentences["a"] == sentences["b"] != sentences["c"]
