@@ -10,9 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.rows.check import Problem, Summary, check_files
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.check import Problem, Summary, check_files
 from samr1_verl.rows.record import Record
 from tests.row_files import make_record, write_rows
 
@@ -110,7 +110,7 @@ def test_files_that_are_no_data_end_with_an_error(tmp_path: Path) -> None:
 
 
 def test_drawn_scenes_are_true_and_splits_share_none(drawn: Path) -> None:
-    found = list(check_files([drawn / f"{split}.parquet" for split in ("train", "val", "test")], workers=1))
-    kinds = {one.kind for one in found if isinstance(one, Problem)}
+    results = list(check_files([drawn / f"{split}.parquet" for split in ("train", "val", "test")], workers=1))
+    kinds = {result.kind for result in results if isinstance(result, Problem)}
     assert kinds <= {"duplicate"}, "a scene may be asked about twice in the same words"
-    assert [one.rows for one in found if isinstance(one, Summary)] == [32, 4, 8]
+    assert [result.rows for result in results if isinstance(result, Summary)] == [32, 4, 8]

@@ -8,7 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from samr1_verl.rows.record import SCHEMA, DataError, concatenate, count_rows, iter_rows, parse_record, read_table, record_at, resolve_image, write_records
+from samr1_verl.rows.record import (
+    SCHEMA,
+    DataError,
+    concatenate,
+    count_rows,
+    iter_rows,
+    parse_record,
+    read_table,
+    record_at,
+    resolve_image,
+    write_records,
+)
 from tests.row_files import make_record, write_rows
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.rows.show import GAP, TILE, look
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.show import GAP, TILE, look
 from tests.row_files import make_record, write_rows
 
 
@@ -30,12 +30,14 @@ def test_figures_are_of_all_rows(tmp_path: Path) -> None:
         make_record(tmp_path, sentence="x", ignore=ignore),
     ]
     status, output = show(write_rows(tmp_path / "rows.parquet", *rows), "--rows", "2")
-    found = figures(output)
-    assert status == 0 and found["rows"] == "4 (test 3, other 1)"
-    assert found["image width"].endswith("64 to 128 (all)") and found["objects a row"] == "0: 1, 1: 3"
-    assert found["sentence, words"].endswith("1 to 3 (all)") and found["sentence, characters"].endswith("1 to 18 (all)")
-    assert found["mask, share of the image"].startswith("6.25 %") and found["rows with ignored pixels"] == "1"
-    assert found["categories"] == "2 (rectangle 3, — 1)"
+    values = figures(output)
+    assert status == 0 and values["rows"] == "4 (test 3, other 1)"
+    assert values["image width"].endswith("64 to 128 (all)") and values["objects per row"] == "0: 1, 1: 3"
+    assert values["sentence, words"].endswith("1 to 3 (all)") and values["sentence, characters"].endswith(
+        "1 to 18 (all)"
+    )
+    assert values["mask, share of the image"].startswith("6.25 %") and values["rows with ignored pixels"] == "1"
+    assert values["categories"] == "2 (rectangle 3, — 1)"
     assert Image.open(tmp_path / "rows.png").format == "PNG"
 
 
