@@ -2,9 +2,9 @@
 
     python data/fetch_chromium.py
 
-It comes in the npm package @sparticuz/chromium with the libraries and fonts it needs, for Linux on x86-64. It stays in
-~/.cache/samr1_verl (or $XDG_CACHE_HOME); a second run changes nothing. Where $CHROMIUM names a Chromium or Chrome, or
-one is on PATH, the tests take that.
+The npm package @sparticuz/chromium holds it with its libraries and fonts, for Linux on x86-64. It is installed in
+~/.cache/samr1_verl (or below $XDG_CACHE_HOME); a second run changes nothing. Where $CHROMIUM names a browser, or where
+PATH has a Chromium or Chrome, the tests use that and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from npm_packages import FetchError, Package
+
+from data.npm_packages import FetchError, Package
 
 PACKAGE = Package("@sparticuz/chromium", "153.0.0", "20e5656fcdcf4118ede85edfb9d6bb9cc1bbb7ffb8b75622fffbcf36a835c3c0")
 ON_PATH = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -36,14 +37,14 @@ FONTS = """<?xml version="1.0"?>
 
 @dataclass(frozen=True)
 class Browser:
-    """A Chromium, and what its environment holds beside ours."""
+    """A Chromium, and the environment variables that it needs beside ours."""
 
     executable: Path
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def browser() -> Browser:
-    """The Chromium that $CHROMIUM names, else one on PATH, else the fetched one.
+    """The Chromium that $CHROMIUM names, else the one on PATH, else the fetched one.
 
     Raises:
         FetchError: $CHROMIUM names no file, or the package cannot be fetched.
@@ -52,8 +53,8 @@ def browser() -> Browser:
         if not Path(named).is_file():
             raise FetchError(f"CHROMIUM is {named}, which is no file. Correct it, or unset it to have one fetched")
         return Browser(Path(named))
-    if found := next(filter(None, map(shutil.which, ON_PATH)), None):
-        return Browser(Path(found))
+    if installed := next(filter(None, map(shutil.which, ON_PATH)), None):
+        return Browser(Path(installed))
     folder = fetch()
     return Browser(
         folder / "chromium", {"LD_LIBRARY_PATH": str(folder / "lib"), "FONTCONFIG_FILE": str(folder / "fonts.conf")}
@@ -62,16 +63,16 @@ def browser() -> Browser:
 
 def launch(playwright: Any) -> Any:
     """A headless Chromium under Playwright's synchronous API. Raises FetchError."""
-    found = browser()
+    chromium = browser()
     return playwright.chromium.launch(
-        executable_path=str(found.executable),
+        executable_path=str(chromium.executable),
         args=["--no-sandbox", "--disable-gpu"],  # root, as in a container, has no sandbox
-        env={**os.environ, **found.environment},
+        env={**os.environ, **chromium.environment},
     )
 
 
 def fetch(cache: Path | None = None) -> Path:
-    """The folder with `chromium`, its libraries and fonts, below `cache`; it appears when it is whole.
+    """The folder with `chromium`, its libraries and fonts, below `cache`. It appears when it is complete.
 
     Raises:
         FetchError: as `Package.download`.
@@ -113,7 +114,7 @@ def _extract(tarball: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Print the path of the Chromium that the tests use; fetch it where there is none."""
+    """Print the path of the Chromium that the tests use, and fetch it where there is none."""
     try:
         typer.echo(browser().executable)
     except FetchError as error:

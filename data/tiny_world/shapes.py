@@ -1,12 +1,12 @@
 """Draw the tiny world: scenes of shapes on photographed textures, sentences that name one of them, and exact masks.
 
-    python data/shapes.py --out data/shapes
+    python data/tiny_world/shapes.py --out data/shapes
 
-Writes images/*.png and one parquet file a split (train, val, test). Every split has a seed of its own, so that a test
-scene is never a training scene. The backgrounds are the brick, grass and gravel photographs that scikit-image ships.
+It writes images/*.png and one parquet file per split (train, val, test). Every split has its own seed, so that a test
+scene is never a training scene. The backgrounds are the photographs of brick, grass and gravel in scikit-image.
 
 Everything is drawn in the original frame, IMAGE x IMAGE pixels. A shape's mask holds the pixels that its outline covers
-by at least half; shapes never touch, so none hides another.
+by at least half. Shapes never touch, so that no shape hides another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rich.progress import track
 from samr1_verl.geometry.masks import box_of, encode_rle, inscribed_points
 from samr1_verl.rows.record import Record, write_records
 
-IMAGE = 240  # pixels a side
+IMAGE = 240  # pixels per side
 SUPERSAMPLE = 4
 COLOURS = {
     "red": (214, 39, 40),
@@ -41,7 +41,7 @@ COLOURS = {
 }
 KINDS = ("circle", "square", "triangle", "cross")
 SPLITS = {"train": 0, "val": 1, "test": 2}  # added to three times the seed
-SENTENCES = {"train": 4, "val": 1, "test": 2}  # a scene
+SENTENCES = {"train": 4, "val": 1, "test": 2}  # per scene
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ _CROSS = [
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (HxWx3 uint8), its shapes, and a mask (HxW bool) for each."""
+    """An image (HxWx3 uint8), its shapes, and a mask (HxW bool) per shape."""
 
     image: np.ndarray
     shapes: tuple[Shape, ...]
@@ -106,7 +106,7 @@ def draw_background(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(rng: np.random.Generator, fewest: int = 2, most: int = 4) -> Scene:
-    """A scene of `fewest` to `most` shapes that do not touch. Two may share colour or kind, at times both."""
+    """A scene of `fewest` to `most` shapes that do not touch. Two shapes may share colour or kind, rarely both."""
     shapes: list[Shape] = []
     wanted = int(rng.integers(fewest, most + 1))
     while len(shapes) < wanted:
@@ -126,7 +126,7 @@ def draw_scene(rng: np.random.Generator, fewest: int = 2, most: int = 4) -> Scen
 
 
 def _coverage(shape: Shape) -> np.ndarray:
-    """Share of every pixel that the outline covers, HxW float32 in [0, 1]."""
+    """Share of each pixel that the outline covers, HxW float32 in [0, 1]."""
     left, top = (math.floor(c - shape.radius) for c in shape.centre)
     side = math.ceil(2 * shape.radius) + 2
     canvas = Image.new("L", (side * SUPERSAMPLE,) * 2)
@@ -149,11 +149,11 @@ SUPERLATIVES = {
     "lowest": lambda s: -s.centre[1],
 }
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign of (shape - other)
-MARGIN = 8.0  # pixels by which a comparison must hold before a sentence relies on it
+MARGIN = 8.0  # pixels; a sentence uses a comparison only where the difference is larger
 
 
 def references(scene: Scene) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Every phrase that means exactly one shape of the scene, with the shape's index: (by name, by reasoning)."""
+    """Every phrase that means exactly one shape of the scene, with the shape's index: by name, and by reasoning."""
     shapes = scene.shapes
     named = [(s.name, i) for i, s in enumerate(shapes) if sum(o.name == s.name for o in shapes) == 1]
     reasoned: list[tuple[str, int]] = []
@@ -175,7 +175,7 @@ def references(scene: Scene) -> tuple[list[tuple[str, int]], list[tuple[str, int
 
 
 def ask(scene: Scene, rng: np.random.Generator, reasoning: float = 0.3) -> tuple[str, int]:
-    """A sentence about one shape and that shape's index; a share `reasoning` of them names it only by reasoning."""
+    """A sentence about a shape, and the shape's index. A share `reasoning` of the sentences needs reasoning."""
     named, reasoned = references(scene)
     phrases = reasoned if reasoned and (not named or rng.random() < reasoning) else named
     phrase, index = phrases[rng.integers(len(phrases))]
@@ -183,31 +183,29 @@ def ask(scene: Scene, rng: np.random.Generator, reasoning: float = 0.3) -> tuple
 
 
 def scene(split: str, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
-    """Scene number `index` of a split, and the generator that its sentences are drawn from."""
+    """Scene number `index` of a split, and the random generator for its sentences."""
     rng = np.random.default_rng([3 * seed + SPLITS[split], index])
     return draw_scene(rng), rng
 
 
 def scenes(split: str, seed: int) -> Iterator[tuple[Scene, np.random.Generator]]:
-    """Endless scenes of a split, without those in which no sentence would tell any shape apart."""
-    drawn = (scene(split, seed, index) for index in itertools.count())
-    return ((one, rng) for one, rng in drawn if any(references(one)))
+    """Endless scenes of a split, without the scenes in which no sentence means exactly one shape."""
+    candidates = (scene(split, seed, index) for index in itertools.count())
+    return ((candidate, rng) for candidate, rng in candidates if any(references(candidate)))
 
 
 def records(folder: Path, split: str, count: int, sentences: int, seed: int) -> Iterator[Record]:
-    """Write `count` images of a split below `folder` and yield `sentences` rows for each."""
+    """Write `count` images of a split below `folder` and yield `sentences` rows per image."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    drawn = scenes(split, seed)
-    for index in range(count):
-        one, rng = next(drawn)
+    for index, (drawn, rng) in enumerate(itertools.islice(scenes(split, seed), count)):
         buffer = io.BytesIO()
-        Image.fromarray(one.image).save(buffer, "PNG")
+        Image.fromarray(drawn.image).save(buffer, "PNG")
         name = f"images/{split}_{index:05d}.png"
         (folder / name).write_bytes(buffer.getvalue())
         digest = sha256(buffer.getvalue()).hexdigest()
         for number in range(sentences):
-            sentence, target = ask(one, rng)
-            mask = one.masks[target]
+            sentence, target = ask(drawn, rng)
+            mask = drawn.masks[target]
             yield Record(
                 data_source="shapes",
                 sentence=sentence,
@@ -218,17 +216,17 @@ def records(folder: Path, split: str, count: int, sentences: int, seed: int) -> 
                 masks=[encode_rle(mask)],
                 boxes=[box_of(mask)],
                 points=[inscribed_points(mask)],
-                category=one.shapes[target].kind,
+                category=drawn.shapes[target].kind,
                 source={"split": split, "scene": str(index), "sentence": str(number), "seed": str(seed)},
             )
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for images/ and the parquet files")] = Path("data/shapes"),
-    train: Annotated[int, typer.Option(min=1, help="training scenes, four sentences each")] = 128,
-    val: Annotated[int, typer.Option(min=1, help="validation scenes, one sentence each")] = 32,
-    test: Annotated[int, typer.Option(min=1, help="held-out test scenes, two sentences each")] = 120,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    train: Annotated[int, typer.Option(min=1, help="training scenes, four sentences per scene")] = 128,
+    val: Annotated[int, typer.Option(min=1, help="validation scenes, one sentence per scene")] = 32,
+    test: Annotated[int, typer.Option(min=1, help="held-out test scenes, two sentences per scene")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="seed of all scenes")] = 0,
 ) -> None:
     """Draw the three splits of the tiny world."""
     for split, count in (("train", train), ("val", val), ("test", test)):

@@ -1,13 +1,13 @@
 """The tiny policy: a Qwen2.5-VL of about three million parameters with a small tokenizer of its own.
 
-This file makes the parts, randomly initialised, in the hub's own format; data/warm_up.py teaches them.
+This file makes its parts, randomly initialised, in the hub's format. data/tiny_world/warm_up.py trains them.
 
-    tokenizer   whole words, whole pieces of JSON, and one token a coordinate (0 to FRAME): at this size, digits as
-                separate tokens do not learn to localise
+    tokenizer   whole words, whole pieces of JSON, and one token per coordinate (0 to FRAME): a model of this size does
+                not learn to localise with one token per digit
     processor   Qwen2.5-VL's, with images of FRAME x FRAME pixels: 5 x 5 visual tokens
     model       text: width 192, 4 layers; vision: width 128, 3 layers of full attention; fp32
-                number rows of the embedding and of the output layer start as Fourier features, so that neighbouring
-                coordinates are alike
+                rows of numbers in the embedding and in the output layer start as Fourier features, so that
+                neighbouring coordinates are alike
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import itertools
 import math
 from pathlib import Path
 
-import shapes
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -28,9 +27,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-FRAME = 140  # pixels a side of the image that the policy sees
+from data.tiny_world import shapes
+
+FRAME = 140  # pixels per side of the image that the policy sees
 PATCH, MERGE = 14, 2
-CELL = PATCH * MERGE  # pixels a side of one visual token
+CELL = PATCH * MERGE  # pixels per side of one visual token
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>", "<unk>",
@@ -48,7 +49,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """Every token, special ones first, then structure, numbers and words (each with and without a leading space)."""
+    """All tokens: special tokens, then structure, numbers, and words (each with and without a leading space)."""
     phrases = (*shapes.DIRECT, *shapes.SUPERLATIVES, *shapes.RELATIONS, *PLACES, *shapes.COLOURS, *shapes.KINDS)
     extra = "user assistant system segment shape only the it is at"
     words = sorted({w.strip("{}.?") for phrase in (*phrases, extra) for w in phrase.split()} - {""})
@@ -58,7 +59,7 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose decoding gives back the text to the letter."""
+    """A word-level tokenizer whose decoding returns exactly the encoded text."""
     tokens = vocabulary()
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     pieces = "|".join(_escape(piece) for piece in (*JSON_PIECES, *TAGS))
@@ -80,7 +81,7 @@ def _escape(text: str) -> str:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor for FRAME x FRAME images."""
+    """The processor of Qwen2.5-VL for FRAME x FRAME images."""
     limits = {"shortest_edge": CELL * CELL, "longest_edge": FRAME * FRAME}
     image = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=MERGE, size=limits)
     video = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=MERGE, size=limits)
@@ -135,7 +136,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForC
 
 
 def fourier_features(count: int, width: int) -> torch.Tensor:
-    """Sines and cosines of 0 to count-1 at geometric wavelengths from 2·count to 8, [count, width], unit variance."""
+    """Sines and cosines of 0 to count-1 at geometric wavelengths from 2·count to 8: [count, width], unit variance."""
     wavelengths = torch.logspace(math.log10(2 * count), math.log10(8), width // 2)
     angles = 2 * math.pi * torch.arange(count)[:, None] / wavelengths
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -151,7 +152,7 @@ def save(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcess
 
 
 def save_random(folder: str | Path, seed: int = 0) -> Path:
-    """A randomly initialised tiny policy on disk, for tests."""
+    """Write a randomly initialised tiny policy to `folder`, for tests, and return its path."""
     processor = build_processor()
     save(build_model(processor.tokenizer, seed), processor, folder)
     return Path(folder)

@@ -1,17 +1,18 @@
-"""Warm up the tiny policy by supervised fine-tuning on the train split, no further than reinforcement learning needs.
+"""Warm up the tiny policy by supervised fine-tuning on the train split, only as far as reinforcement learning needs it.
 
-    python data/warm_up.py --out data/checkpoints/tiny_policy
+    python data/tiny_world/warm_up.py --out data/checkpoints/tiny_policy
 
-Three stages, all on scenes drawn with the train split's seed:
+There are three stages, all on scenes drawn with the seed of the train split:
 
     1. see      the vision tower alone predicts, for each of its 5 x 5 tokens, colour, kind and box of the shape there
-    2. answer   the language model learns the answer's form and the right shape with its exact box, from the visual
-                tokens of stage 1, which stay as they are. Two attention heads are taught to look at the visual tokens
-                of the shape, one as soon as it is named, one once its place is told too. Without that, boxes soon
-                fit a shape well, but for a long time any shape: the choice stays at chance
-    3. blur     a short while on boxes that are wrong on purpose: each side is drawn in, by a random amount, to about
-                60 % of its distance from the centre. The policy ends at roughly the right shape with the wrong extent,
-                unsure of it: what the mask reward can teach, and what a warm-up to exact boxes would hide
+    2. answer   the language model learns the form of an answer, the right shape and its exact box. The visual tokens of
+                stage 1 stay fixed. Two attention heads are trained to look at the visual tokens of the shape: the first
+                from the shape's name on, the second from its place on. Without that, the boxes soon fit a shape well,
+                but the choice of the shape stays at chance for a long time
+    3. blur     a short training on boxes that are wrong on purpose: each side is moved, by a random amount, to about
+                60 % of its distance from the centre. The policy then names about the right shape with the wrong extent,
+                and its answers vary. The mask reward can teach it the extent; a warm-up to exact boxes would leave
+                nothing to learn
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import shapes
-import tiny_policy
 import torch
 import typer
-from lessons import (
+from PIL import Image
+from rich.progress import track
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from data.tiny_world import shapes, tiny_policy
+from data.tiny_world.lessons import (
     CELLS,
     IGNORE,
     SHRINK_MEAN,
@@ -40,20 +45,15 @@ from lessons import (
     gaze_loss,
     tokens_of,
 )
-from PIL import Image
-from rich.progress import track
-from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-
 from samr1_verl.answers import Unusable, parse_answer
 from samr1_verl.prompts.templates import as_question, load_prompt
 
-GAZE_LAYER = 2  # of four
+GAZE_LAYER = 2  # index among four layers
 STAGES = ("see", "answer", "blur")
 
 
 class Teacher:
-    """Batches and losses for one model. `look` comes between stage 1 and the others."""
+    """Batches and losses for one model. Call `look` after stage 1 and before the other stages."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Teacher:
         chunks = [self.pool[i : i + 64] for i in range(0, len(self.pool), 64)]
         flat = torch.cat([self._see(chunk) for chunk in track(chunks, "looking")])
         self.tokens = flat.view(len(self.pool), CELLS * CELLS, -1)
-        self.model.set_attn_implementation("eager")  # the one that returns its weights
+        self.model.set_attn_implementation("eager")  # the implementation that returns its attention weights
 
     def _chat(self, sentence: str) -> str:
         text = self.prompt.render(
@@ -119,12 +119,12 @@ class Teacher:
         output = self.model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, labels=labels, output_attentions=True
         )
-        target = torch.zeros(ids.shape).masked_scatter(shown, torch.from_numpy(np.array(looked_at)).float())
-        return output.loss + 0.5 * gaze_loss(output.attentions[GAZE_LAYER][:, :2], target, labels != IGNORE)
+        look_here = torch.zeros(ids.shape).masked_scatter(shown, torch.from_numpy(np.array(looked_at)).float())
+        return output.loss + 0.5 * gaze_loss(output.attentions[GAZE_LAYER][:, :2], look_here, labels != IGNORE)
 
     def run(self, name: str, steps: int, rate: float, step_loss: Callable[[], torch.Tensor], work: Path) -> None:
-        """Train by AdamW with a warm-up of 5 % and a cosine decay; a stage that `work` holds is loaded instead."""
-        self.rng = np.random.default_rng(self.seed + STAGES.index(name))  # a resumed run draws what a whole one does
+        """Train by AdamW with a warm-up of 5 % and a cosine decay. A stage that `work` holds is loaded instead."""
+        self.rng = np.random.default_rng(self.seed + STAGES.index(name))  # a resumed run draws the same numbers
         kept = work / f"{name}.pt"
         parts = nn.ModuleDict({"model": self.model, "eyes": self.eyes})
         if kept.exists():
@@ -150,7 +150,7 @@ class Teacher:
 
     @torch.no_grad()
     def examine(self, examples: list[Example], seed: int = 0) -> dict[str, float]:
-        """Greedy answers about other scenes: shares in the right form and on the right shape, mean box IoU."""
+        """Figures of greedy answers about `examples`: shares with the right form and shape, and the mean box IoU."""
         rng = np.random.default_rng(seed)
         asked = [shapes.ask(example.scene, rng) for example in examples]
         inputs = self.processor(
@@ -169,7 +169,7 @@ class Teacher:
                 overlaps.append(0.0)
                 continue
             formed += 1
-            box = np.array(answer.targets[0].box)
+            box = np.array(answer.objects_policy[0].box)
             centre = (box[:2] + box[2:]) / 2
             distances = np.abs((example.boxes[:, :2] + example.boxes[:, 2:]) / 2 - centre).sum(axis=1)
             right += int(distances.argmin() == target)
@@ -187,9 +187,9 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 CARD = """# The tiny policy
 
-A Qwen2.5-VL of {parameters:.1f} M parameters for the tiny world of `data/shapes.py`, made by
+A Qwen2.5-VL of {parameters:.1f} M parameters for the tiny world of `data/tiny_world/shapes.py`, made by
 
-    python data/warm_up.py --out data/checkpoints/tiny_policy --seed {seed}
+    python data/tiny_world/warm_up.py --out data/checkpoints/tiny_policy --seed {seed}
 
 Three stages on {scenes} scenes of the train split, batches of {batch}: {see} steps of dense prediction by the vision
 tower, {answer} steps of answers with exact boxes, {blur} steps of answers whose boxes are wrong on purpose
@@ -206,13 +206,13 @@ Weights: fp32 safetensors, Apache-2.0, trained from scratch on drawn images only
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for the policy, in the hub's format")],
-    work: Annotated[Path, typer.Option(help="keeps finished stages: rerun to go on")] = Path("runs/warm_up"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    scenes: Annotated[int, typer.Option(min=50, help="training scenes")] = 4000,
+    work: Annotated[Path, typer.Option(help="folder of finished stages, which a rerun loads")] = Path("runs/warm_up"),
+    seed: Annotated[int, typer.Option(min=0, help="seed of the scenes, the weights and the batches")] = 0,
+    scenes: Annotated[int, typer.Option(min=50, help="number of training scenes")] = 4000,
     see: Annotated[int, typer.Option(min=1, help="steps of stage 1")] = 500,
     answer: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 1800,
     blur: Annotated[int, typer.Option(min=1, help="steps of stage 3")] = 100,
-    batch: Annotated[int, typer.Option(min=1)] = 48,
+    batch: Annotated[int, typer.Option(min=1, help="examples per step")] = 48,
 ) -> None:
     """Warm up the tiny policy."""
     work.mkdir(parents=True, exist_ok=True)

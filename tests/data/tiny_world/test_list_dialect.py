@@ -4,12 +4,12 @@ import asyncio
 import json
 from pathlib import Path
 
-import list_dialect
 from transformers import AutoProcessor
 
+from data.tiny_world import list_dialect
 from reward_fns.vision_reasoner import compute_score
 
-CHECKPOINTS = Path(list_dialect.__file__).parent / "checkpoints"
+CHECKPOINTS = Path(list_dialect.__file__).parents[1] / "checkpoints"
 ANSWER = '<answer>{"bbox": [10, 20, 30, 40], "points_1": [20, 30], "points_2": [15, 25]}</answer>'
 
 

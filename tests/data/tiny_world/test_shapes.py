@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import shapes
 from PIL import Image
 
+from data.tiny_world import shapes
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.rows.record import read_table, record_at, resolve_image

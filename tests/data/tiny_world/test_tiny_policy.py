@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import lessons
 import numpy as np
 import pytest
-import shapes
-import tiny_policy
 import torch
-import warm_up
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from data.tiny_world import lessons, shapes, tiny_policy, warm_up
 from samr1_verl.answers import Answer, has_think_format, parse_answer
 
 
@@ -71,7 +68,7 @@ def test_blurred_boxes_are_smaller_and_differ(examples) -> None:
     areas = []
     for seed in range(40):
         answer = parse_answer(lessons.answer_text(examples[0], 0, True, np.random.default_rng(seed)))
-        x1, y1, x2, y2 = answer.targets[0].box
+        x1, y1, x2, y2 = answer.objects_policy[0].box
         areas.append((x2 - x1) * (y2 - y1) / np.prod(box[2:] - box[:2]))
     assert 0.25 < np.mean(areas) < 0.5, "about 0.6 of each side"
     assert np.std(areas) > 0.05
