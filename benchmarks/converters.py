@@ -1,12 +1,12 @@
-"""What converting and loading data costs: rows a second, memory, and whether time grows as the data set does.
+"""Cost of conversion and of loading: rows per second, memory, and the growth of time with the data set.
 
-    python benchmarks/data.py
+    python benchmarks/converters.py
 
-Writes RefCOCO's and COCO's formats with synthetic references (640x480 JPEG images, two objects each, two sentences an
-object), converts them at each size in a process of its own, and loads the largest result in the dataset adapter. The
-images are 200 different files under many names, so that the disk's cache serves them: reading from a slow disk comes on
-top. Processor seconds are those of all processes together, and stay comparable on a machine that does other work, too.
-The last line is one JSON object.
+It writes the formats of RefCOCO and COCO with synthetic references (640x480 JPEG images, two objects per image, two
+sentences per object), converts them at each size in a new process, and loads the largest result in the dataset adapter.
+The images are 200 different files under many names, so that the disk's cache serves them. Reading from a slow disk is
+an additional cost. Processor seconds are those of all processes together, and stay comparable on a machine that does
+other work as well. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Cost:
-    """One run. `peak_mb`: the largest the starting process was; `tree_mb`: it and its workers together."""
+    """Cost of a run. `peak_mb`: peak memory of the starting process; `tree_mb`: of this process with its workers."""
 
     rows: int
     seconds: float
@@ -53,7 +53,7 @@ class Cost:
 
 
 def write_images(folder: Path, count: int) -> None:
-    """`count` names of FILES photographs-like images, COCO's names."""
+    """Write FILES different images under `count` names of COCO's form."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for index in range(count):
@@ -74,10 +74,12 @@ def polygon(rng: np.random.Generator) -> list[float]:
 
 
 def write_source(folder: Path, rows: int) -> None:
-    """refs(unc).p and instances.json with `rows` sentences; annotations carry them as `captions`, too."""
+    """Write refs(unc).p and instances.json with `rows` sentences. Annotations also hold them as `captions`."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
-    images, annotations, refs = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    refs: list[dict[str, Any]] = []
     for image_id in range(1, rows // ROWS_AN_IMAGE + 1):
         name = f"COCO_train2014_{image_id:012d}.jpg"
         images.append({"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT})
@@ -89,7 +91,7 @@ def write_source(folder: Path, rows: int) -> None:
             sents = [{"sent_id": SENTENCES * number + i, "sent": text, "raw": text, "tokens": text.split()}
                      for i, text in enumerate(texts)]  # fmt: skip
             ref = {"ref_id": number, "ann_id": number, "image_id": image_id, "category_id": 1, "split": "train"}
-            refs.append({**ref, "file_name": name, "sent_ids": [one["sent_id"] for one in sents], "sentences": sents})
+            refs.append({**ref, "file_name": name, "sent_ids": [sent["sent_id"] for sent in sents], "sentences": sents})
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     categories = [{"id": 1, "name": "shape"}]
     (folder / "instances.json").write_text(
@@ -98,7 +100,7 @@ def write_source(folder: Path, rows: int) -> None:
 
 
 def measured(command: list[str], rows: int) -> Cost:
-    """Run a command to its end and watch its memory twenty times a second."""
+    """Run a command to its end and measure its memory twenty times per second."""
     start, cpu_start = time.perf_counter(), cpu_of_children()
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     peak = tree = 0
@@ -126,7 +128,7 @@ def measured(command: list[str], rows: int) -> Cost:
 
 
 def cpu_of_children() -> float:
-    """Processor seconds of all processes that were started from here and have ended, with those that they started."""
+    """Processor seconds of all ended processes that this process started, with the processes that they started."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -170,7 +172,7 @@ print(json.dumps({
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Load the rows in the dataset adapter, in a process of its own."""
+    """Load the rows in the dataset adapter, in a new process."""
     policy = ROOT / "data" / "checkpoints" / "tiny_policy"
     command = [sys.executable, "-c", LOAD, str(file), str(policy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -180,10 +182,14 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def main(
-    rows: Annotated[list[int] | None, typer.Option(help="sizes; may be repeated")] = None,
-    folder: Annotated[Path | None, typer.Option(help="where to work; left out: a temporary folder")] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="number of rows; repeatable; default: 1000, 10000, 50000")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="folder to work in; default: the system's temporary folder")
+    ] = None,
 ) -> None:
-    """Measure conversion at several sizes, and loading at the largest."""
+    """Measure conversion at several sizes, and loading at the largest size."""
     sizes = sorted(rows or [1_000, 10_000, 50_000])
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         work = Path(scratch)
@@ -195,9 +201,9 @@ def main(
         for size in sizes:
             source = work / f"source_{size}"
             write_source(source, size)
-            for kind, found in costs.items():
+            for kind, runs in costs.items():
                 cost = convert(kind, source, work / "train2014", work / f"{kind}_{size}", size)
-                found.append(cost)
+                runs.append(cost)
                 show(kind, cost)
         half = sizes[len(sizes) // 2]
         alone = convert("refcoco", work / f"source_{half}", work / "train2014", work / "alone", half, workers=1)
@@ -210,20 +216,20 @@ def main(
         f"{loaded['item_ms']:.2f} ms"
     )
     summary: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "load": loaded}
-    for kind, found in costs.items():
+    for kind, runs in costs.items():
         further = [
             1e3 * (later.cpu_seconds - earlier.cpu_seconds) / (later.rows - earlier.rows)
-            for earlier, later in pairwise(found)
+            for earlier, later in pairwise(runs)
         ]
-        memory = found[-1].peak_mb / found[0].peak_mb
+        memory = runs[-1].peak_mb / runs[0].peak_mb
         summary[kind] = {
-            "runs": [asdict(cost) for cost in found],
+            "runs": [asdict(cost) for cost in runs],
             "cpu_ms_per_further_row": further,
             "peak_ratio": memory,
         }
         print(
-            f"{kind}: a further row takes {', then '.join(f'{one:.2f}' for one in further)} ms of processor time; "
-            f"{found[-1].rows / found[0].rows:.0f} times the rows take {memory:.2f} times the memory"
+            f"{kind}: a further row takes {', then '.join(f'{cost_ms:.2f}' for cost_ms in further)} ms of processor "
+            f"time; {runs[-1].rows / runs[0].rows:.0f} times the rows take {memory:.2f} times the memory"
         )
     summary["speedup"] = alone.seconds / together.seconds
     print(f"all cores against one, {half:,} rows: {summary['speedup']:.2f} times as fast")
@@ -231,7 +237,7 @@ def main(
 
 
 def show(name: str, cost: Cost) -> None:
-    """One line of the table."""
+    """Print a line of the table."""
     print(
         f"{name:10}{cost.rows:8,}{cost.seconds:10.1f}{cost.rows_per_second:9.0f}{cost.cpu_seconds:8.1f}"
         f"{cost.peak_mb:9.0f}{cost.tree_mb:17.0f}",

@@ -3,6 +3,8 @@
     python data/hub.py --dataset Ricky06662/ReasonSeg_val --split test --image image --sentence text --mask mask \\
         --out data/reasonseg_hub/val.parquet
     python data/hub.py --dataset mine.parquet --image photo --sentence question --box bbox --out data/mine/train.parquet
+
+The option --help lists the other options.
 """
 
 import typer

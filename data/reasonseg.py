@@ -1,6 +1,8 @@
 """ReasonSeg to rows: the command `samr1 data convert reasonseg` as a script.
 
-python data/reasonseg.py --folder ReasonSeg --out data/reasonseg
+    python data/reasonseg.py --folder ReasonSeg --out data/reasonseg
+
+The option --help lists the other options.
 """
 
 import typer

@@ -2,6 +2,8 @@
 
     python data/refcoco.py --annotations refer/refcocog --split-by umd --images coco/train2014 \\
         --out data/refcocog --sample 3000 --seed 42
+
+The option --help lists the other options.
 """
 
 import typer
