@@ -119,7 +119,6 @@ def refcocog(
     """Convert RefCOCOg from the REFER toolkit: a row per sentence, about one object. The paper trains on 3,000 of them.
 
     Example: samr1 data convert refcocog --annotations refer/refcocog --images coco/train2014 --out data/refcocog
-    --sample 3000
     """
     refcoco(annotations, images, out, split_by, split, sample, seed, exif, strict, workers)
 
@@ -227,8 +226,7 @@ def hub(
 
     Give exactly one of --mask, --segmentation and --box.
 
-    Example: samr1 data convert hub --dataset Ricky06662/ReasonSeg_val --split test --image image --sentence text
-    --mask mask --out data/reasonseg_hub/val.parquet
+    Example: samr1 data convert hub --dataset ORG/NAME --image image --sentence text --mask mask --out rows.parquet
     """
     from samr1_verl.rows.convert.hub import Columns, HubConvert, convert_hub
 

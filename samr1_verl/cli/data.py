@@ -23,8 +23,7 @@ def check(
 ) -> None:
     """Validate rows against their images and masks. Exit status 0: no problem.
 
-    Problems are: a missing or changed image, an empty mask, a box that misses its mask, a row that appears twice, an
-    image that two files share.
+    Problems: a missing or changed image, an empty mask, a box beside its mask, a duplicate row, an image in two files.
     """
     from samr1_verl.rows.check import Problem, Summary, check_files, first_of_each_kind
     from samr1_verl.rows.record import DataError, count_rows

@@ -66,7 +66,7 @@ def test_interrupted_writing_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.parquet: no such data file.*data/"):
+    with pytest.raises(DataError, match=r"nowhere\.parquet: no such data file.*samr1 data convert"):
         read_table(tmp_path / "nowhere.parquet")
 
 
