@@ -1,4 +1,4 @@
-"""The small SAM arrives whole and is what was pinned, or not at all."""
+"""The small SAM arrives complete and with its pinned hashes, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows: what is written is read back, and a file or row that cannot be used says why."""
+"""Rows: written values are read back, and an unusable file or row ends with an error that says why."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tiny world: sentences mean exactly one shape, masks are what was drawn, splits do not meet, seeds repeat."""
+"""The tiny world: sentences mean exactly one shape, masks are the drawn shapes, splits share no scene, seeds repeat."""
 
 from pathlib import Path
 

@@ -146,5 +146,5 @@ for name in names:
     assert loaded_after(code, *heavy) == set()
 
 
-def test_the_commands_start_without_what_converts() -> None:
+def test_the_commands_start_without_heavy_imports() -> None:
     assert loaded_after("import samr1_verl.cli.convert", "verl", "ray", "torch", "numpy", "pyarrow", "PIL") == set()

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: flags name the columns, and what a column leaves open is asked for."""
+"""Hugging Face data sets: options name the columns, and an ambiguous column is an error that names an option."""
 
 from io import BytesIO
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Converting: in order, on several processes, resumable, atomic, and clear about what went wrong."""
+"""Conversion: in order, on several processes, resumable, atomic, with a list of problems."""
 
 import errno
 import json

@@ -62,7 +62,7 @@ def test_smaller_shapes_lie_on_top_and_ignored_pixels_are_no_object(tmp_path: Pa
     cv2.fillPoly(expected, np.array([HOLE], np.int32), 255)
     assert np.array_equal(target, expected == 1) and np.array_equal(ignore, expected == 255)
     assert not (target & ignore).any()
-    # What is ignored counts neither for nor against a prediction that covers it.
+    # Ignored pixels count neither for nor against a prediction that covers them.
     truth = GroundTruth.model_validate_json(row.ground_truth())
     assert intersection_union(target | ignore, *truth.union_and_ignore()) == (target.sum(), target.sum())
 

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg: every sentence becomes a true row, and what cannot is named."""
+"""RefCOCO, RefCOCO+, RefCOCOg: every sentence becomes a true row, or is listed as a problem."""
 
 import json
 import pickle
