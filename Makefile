@@ -3,7 +3,8 @@
 #   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
 #   make test          all tests that need neither a GPU nor vLLM
 #   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
-#   make lint          ruff, its formatter and mypy
+#   make test-fast     the tests that start no Ray, no verl training and no browser: at most 3 minutes on 2 cores
+#   make lint          ruff, its formatter, mypy, and import-linter, which holds the rooms
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 SMALL_SAM := data/weights/small_sam
 SHAPES := data/shapes
 
-.PHONY: help venv weights data demo demo-control test test-vllm lint
+.PHONY: help venv weights data demo demo-control test test-fast test-vllm lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,8 +33,8 @@ weights: $(INSTALLED)
 
 data: $(SHAPES)/test.parquet
 
-$(SHAPES)/test.parquet: data/shapes.py samr1_verl/record.py | $(INSTALLED)
-	$(BIN)/python data/shapes.py --out $(SHAPES)
+$(SHAPES)/test.parquet: data/tiny_world/shapes.py samr1_verl/rows/record.py | $(INSTALLED)
+	$(BIN)/python data/tiny_world/shapes.py --out $(SHAPES)
 
 demo: weights data
 	$(BIN)/python benchmarks/demo.py
@@ -44,6 +45,9 @@ demo-control: weights data
 test: weights
 	$(BIN)/python -m pytest
 
+test-fast: weights
+	$(BIN)/python -m pytest -m "not slow"
+
 test-vllm: weights
 	bash tests/vllm/run.sh
 
@@ -51,3 +55,4 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,12 +1,12 @@
-"""The paper's ablation table on the tiny world: every variant is a training run of +recipe=samr1_tiny, over seeds.
+"""The paper's ablation table on the tiny world: each variant is a training run of +recipe=samr1_tiny per seed.
 
     python benchmarks/ablation.py                                      8 variants, seeds 1 2 3
     python benchmarks/ablation.py --seed 1 --seed 2 --steps 24         fewer, and shorter
     python benchmarks/ablation.py --only samr1 --only no_kl            some of them
 
 Runs land in runs/ablation/<steps>_steps/<variant>/<seed>: train.log, tensorboard, the last checkpoint, after.json with
-every response and result.json. Called again it skips what is finished and goes on from checkpoints. It ends with the
-table as Markdown and, as its last line, one JSON object.
+every response and result.json. A second call skips finished runs and resumes from checkpoints. It ends with the table
+as Markdown and, as its last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from demo import RECIPE, figures, score_policy
-from demo_training import Training, stored
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from samr1_verl.report.run import read_curves
+from benchmarks.demo import figures, score_policy
+from benchmarks.demo_training import RECIPE, Training, stored
 from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.report.run import read_curves
 
 console = Console()
 ROOT = Path("runs/ablation")
@@ -36,7 +36,7 @@ GRPO = ("samr1.objective.normalizer=sequence", f"{CLIP_HIGH}=0.2")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: what differs from SAM-R1, and the paper's gIoU and cIoU on ReasonSeg test, in percent."""
+    """A row of the table: its differences from SAM-R1, and the paper's gIoU and cIoU on ReasonSeg test, in percent."""
 
     title: str
     overrides: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def run_folder(name: str, seed: int, steps: int) -> Path:
 
 
 def train(name: str, seed: int, steps: int) -> dict[str, float]:
-    """Figures on the held-out test split of one run; trains what is missing of it."""
+    """Figures on the held-out test split of one run; the missing part of it is trained first."""
     folder = run_folder(name, seed, steps)
     if result := stored(folder / "result.json"):
         return result
@@ -80,7 +80,7 @@ def train(name: str, seed: int, steps: int) -> dict[str, float]:
     recipe = compose_recipe(RECIPE, overrides)
     folder.mkdir(parents=True, exist_ok=True)
     console.rule(f"{name}, seed {seed}")
-    training = Training(RECIPE, overrides, recipe, folder, console)
+    training = Training(overrides, recipe, folder, console)
     training.finish()
     result = figures(score_policy(training.policy_folder(), recipe, folder / "after.json"))
     curves = read_curves(folder)
@@ -97,7 +97,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) -> str:
-    """Markdown: a row a variant."""
+    """Markdown: one row per variant."""
     lines = [
         "| variant | gIoU | cIoU | mean reward, own tiers | tokens clipped above, below (%) | paper: gIoU, cIoU (%) |",
         "|---|---|---|---|---|---|",
@@ -113,11 +113,13 @@ def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) 
 
 
 def main(
-    seed: Annotated[list[int], typer.Option(help="once for each seed")] = [1, 2, 3],  # noqa: B006  (typer copies it)
+    seeds: Annotated[list[int], typer.Option("--seed", help="seed of a run; repeat it for several")] = [1, 2, 3],  # noqa: B006  (typer copies it)
     steps: Annotated[int, typer.Option(min=1, help="steps of each run")] = 48,
-    only: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(VARIANTS)}; once for each")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
+    ] = None,
 ) -> None:
-    """Train what is missing and print the table."""
+    """Train the missing runs and print the table. The last line is one JSON object."""
     transformers_logging.disable_progress_bar()
     if unknown := sorted(set(only or ()) - set(VARIANTS)):
         raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
@@ -126,11 +128,11 @@ def main(
     ROOT.mkdir(parents=True, exist_ok=True)
     before = figures(score_policy(Path(recipe.actor_rollout_ref.model.path), recipe, ROOT / "before.json"))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for one in seed:  # a whole table after each seed
+    for seed in seeds:  # a whole table after each seed
         for name in names:
-            results[name].append(train(name, one, steps))
+            results[name].append(train(name, seed, steps))
     typer.echo(table(results, before))
-    typer.echo(json.dumps({"seeds": seed, "steps": steps, "before": before, "after": results}))
+    typer.echo(json.dumps({"seeds": seeds, "steps": steps, "before": before, "after": results}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The demo: train the tiny policy with the small SAM in the loop and show what the mask reward did.
+"""The demo: train the tiny policy with the small SAM in the loop and show the effect of the mask reward.
 
     python benchmarks/demo.py             train, score the held-out test split before and after, draw
     python benchmarks/demo.py --control   the same with rewards shuffled inside each group, for comparison
 
 Everything lands in runs/samr1_tiny (the control in runs/samr1_tiny_control): train.log, checkpoints, tensorboard,
-before.json and after.json with every response, reward.png, masks.png and summary.json. Running it again goes on from
-the last checkpoint; --restart begins anew.
+before.json and after.json with every response, reward.png, masks.png and summary.json. A second call resumes from the
+last checkpoint; --restart begins anew.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import demo_plots
 import typer
-from demo_scores import Summary, rows_of, score_rows
-from demo_training import MemorySampler, Training, stored
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from benchmarks import demo_plots
+from benchmarks.demo_scores import Summary, rows_of, score_rows
+from benchmarks.demo_training import RECIPE, MemorySampler, Training, stored
 from samr1_verl.policies.checkpoints import Files
-from samr1_verl.policies.local import LocalPolicy
 from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.policies.local import LocalPolicy
 
-RECIPE = "samr1_tiny"
 CONTROL = f"{RECIPE}_control"
 TEST_FILE = Path("data/shapes/test.parquet")
 CONTROL_OVERRIDES = ("samr1.objective.shuffle_rewards=true", f"trainer.experiment_name={CONTROL}")
@@ -59,8 +58,8 @@ def show(run: Path, summary: dict[str, Any]) -> None:
     for column in ("", "gIoU", "cIoU", "format rate", "mean reward"):
         table.add_column(column, justify="right" if column else "left")
     for name in ("before", "after", "control"):
-        if one := summary.get(name):
-            table.add_row(name, *(f"{one[key]:.3f}" for key in ("giou", "ciou", "format_rate", "mean_reward")))
+        if run_figures := summary.get(name):
+            table.add_row(name, *(f"{run_figures[key]:.3f}" for key in ("giou", "ciou", "format_rate", "mean_reward")))
     console.print(table)
     console.print(f"curves {run / 'reward.png'}   masks {run / 'masks.png'}   figures {run / 'summary.json'}")
     typer.echo(json.dumps(summary))
@@ -74,10 +73,10 @@ def draw(recipe: DictConfig, run: Path, runs: dict[str, Path]) -> None:
 
 
 def main(
-    control: Annotated[bool, typer.Option("--control", help="shuffle the rewards inside each group")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="remove the earlier run and begin anew")] = False,
+    control: Annotated[bool, typer.Option("--control", help="control run: rewards shuffled inside each group")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="new run in place of the earlier one")] = False,
 ) -> None:
-    """Run the demo, or go on with it."""
+    """Run the demo, or resume it. The last line is one JSON object."""
     transformers_logging.disable_progress_bar()
     overrides = CONTROL_OVERRIDES if control else ()
     recipe = compose_recipe(RECIPE, overrides)
@@ -86,19 +85,19 @@ def main(
         shutil.rmtree(run, ignore_errors=True)
     if (run / "summary.json").exists():
         show(run, add_control(run, control))
-        again = f"python benchmarks/demo.py{' --control' * control} --restart"
-        console.print(f"This run was finished before. To train anew: {again}")
+        command = f"python benchmarks/demo.py{' --control' * control} --restart"
+        console.print(f"This run was finished before. To train anew: {command}")
         return
     run.mkdir(parents=True, exist_ok=True)
     spent = stored(run / "spent.json") or {"wall_s": 0.0, "peak_rss_gb": 0.0}
     began = time.monotonic()
-    training = Training(RECIPE, overrides, recipe, run, console)
+    training = Training(overrides, recipe, run, console)
     with MemorySampler() as memory:
         try:
             before = score_policy(Path(recipe.actor_rollout_ref.model.path), recipe, run / "before.json")
             training.finish()
             after = score_policy(training.policy_folder(), recipe, run / "after.json")
-        finally:  # a run that is interrupted and goes on counts all its parts
+        finally:  # an interrupted and resumed run counts all its parts
             spent["wall_s"] = round(spent["wall_s"] + time.monotonic() - began, 1)
             spent["peak_rss_gb"] = round(max(spent["peak_rss_gb"], memory.peak_gb), 2)
             (run / "spent.json").write_text(json.dumps(spent))

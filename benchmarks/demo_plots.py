@@ -10,15 +10,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from demo_scores import predicted_mask
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
-from samr1_verl.training.dataset import SegmentationDataset
+from benchmarks.demo_scores import predicted_mask
+from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.geometry.images import open_image
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.geometry.masks import intersection_union
 from samr1_verl.report.run import read_curves
+from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.training.dataset import SegmentationDataset
 
 BLUE, GREY, GREEN, ORANGE = "#2563eb", "#6b7280", "#16a34a", "#ea580c"
 SMOOTH = 9  # steps of the running mean
@@ -26,7 +26,7 @@ VALIDATION_IOU = "val-core/shapes/acc/mean@1"
 
 
 def reward_curves(run: Path, control: Path | None, out: Path) -> None:
-    """Reward of the rollouts at each step, and gIoU on the validation scenes; the control's beside them."""
+    """Reward of the rollouts per step, and gIoU on the validation scenes; the control's beside them."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
     for name, folder, colour in (("mask reward", run, BLUE), ("control: shuffled", control, GREY)):
         if folder is None:
@@ -56,7 +56,7 @@ def contact_sheet(
     recipe: DictConfig,
     out: Path,
 ) -> None:
-    """Twelve test scenes: the image with its sentence, then what the masks before, after and the truth keep of it."""
+    """Twelve test scenes: the image with its sentence, then cut out by three masks: before, after, truth."""
     count, across = 12, 2
     figure, grid = plt.subplots(count // across, 4 * across, figsize=(4 * across * 1.7, count // across * 2.05))
     for panel, row in enumerate(np.linspace(0, len(rows) - 1, count).astype(int)):
@@ -68,7 +68,8 @@ def contact_sheet(
         masks = [predicted_mask(item, response, recipe) for response in responses]
         cells[0].imshow(image)
         cells[0].set_title(item["raw_prompt"][0]["content"][1]["text"], fontsize=9, loc="left")
-        names = [f"{when} {iou(mask, truth):.2f}" for when, mask in zip(("before", "after"), masks, strict=True)]
+        ious = [PixelCounts.of(mask, truth, None).iou("segzero") for mask in masks]
+        names = [f"{when} {iou:.2f}" for when, iou in zip(("before", "after"), ious, strict=True)]
         for cell, mask, name, colour in zip(
             cells[1:], [*masks, truth], [*names, "truth"], (ORANGE, BLUE, GREEN), strict=True
         ):
@@ -81,8 +82,3 @@ def contact_sheet(
     figure.tight_layout(pad=0.4)
     figure.savefig(out, dpi=100)
     plt.close(figure)
-
-
-def iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    intersection, union = intersection_union(mask, truth)
-    return intersection / union if union else 0.0

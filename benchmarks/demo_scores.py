@@ -1,7 +1,7 @@
 """Greedy answers of a policy about the rows of a file, scored by the reward function that trains it.
 
-The questions, the policy and the masks are those of `samr1 eval`; the figures are of what the reward says, so that they
-lie beside the training's curves: gIoU and cIoU by the segzero protocol where no pixel is ignored.
+The questions, the policy and the masks are those of `samr1 eval`; the figures come from the reward's scores, so that
+they compare with the training's curves: gIoU and cIoU by the segzero protocol where no pixel is ignored.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoProcessor
 
 from reward_fns.samr1 import compute_score
-from samr1_verl.training.dataset import SegmentationDataset
 from samr1_verl.evaluation.answering import answer_all
 from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.policies.base import Policy
-from samr1_verl.scoring.sample import look
-from samr1_verl.policies.inference_config import Settings
+from samr1_verl.policies.inference_config import InferenceConfig
+from samr1_verl.scoring.sample import Reader
+from samr1_verl.training.dataset import SegmentationDataset
 
 BLOCK = 32
 
@@ -38,7 +38,7 @@ class Summary:
 
     @classmethod
     def of(cls, scores: Sequence[dict[str, float]]) -> Summary:
-        """From what the reward function returned for each row: score, acc, intersection, union, format."""
+        """From the scores of the reward function, per row: score, acc, intersection, union, format."""
         count = len(scores)
         keys = ("score", "acc", "format", "intersection", "union")
         total = {key: sum(score[key] for score in scores) for key in keys}
@@ -50,7 +50,7 @@ class Summary:
 
 
 def rows_of(recipe: DictConfig, file: Path) -> SegmentationDataset:
-    """The rows of a file as the recipe's training would show them."""
+    """The rows of a file as the recipe's training shows them."""
     processor = AutoProcessor.from_pretrained(recipe.actor_rollout_ref.model.path)
     data = OmegaConf.merge(recipe.data, {"shuffle": False, "filter_overlong_prompts": False})
     return SegmentationDataset([str(file)], processor.tokenizer, data, processor)
@@ -78,6 +78,6 @@ def score_rows(policy: Policy, rows: SegmentationDataset, recipe: DictConfig) ->
 
 def predicted_mask(item: Mapping[str, Any], response: str, recipe: DictConfig) -> np.ndarray:
     """The mask (HxW bool, original frame) that a response asks for; empty where its answer is unusable."""
-    one = Settings.of(recipe)
-    sample = asyncio.run(look(item, response, {}, one.segmenter, one.service, one.max_points, one.max_objects))
+    config = InferenceConfig.of(recipe)
+    sample = asyncio.run(Reader(config.segmenter, config.caps).sample(item, response, {}))
     return decode_rle(sample.mask, sample.size)

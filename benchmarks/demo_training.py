@@ -1,4 +1,4 @@
-"""Run verl's own command for the demo, show its progress, and measure its memory."""
+"""Training runs of the tiny recipe by verl's own command, with progress and peak memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+RECIPE = "samr1_tiny"
 STEP = re.compile(r"\bstep:(\d+) - .*?\breward/score:([-\d.e]+)")
 SAMPLE_S = 5.0
+
+
+def training_command(overrides: Sequence[str]) -> list[str]:
+    """verl's own command for the recipe."""
+    return [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={RECIPE}", *overrides]
 
 
 class MemorySampler:
     """Peak of the memory of this process and all below it, in GB (1e9 bytes).
 
     Resident sets are summed with every shared page divided among its users (Linux' PSS): a plain sum counts the
-    libraries and Ray's object store once a process.
+    libraries and Ray's object store once per process.
     """
 
     def __init__(self) -> None:
@@ -56,10 +62,17 @@ class MemorySampler:
 
 
 class Training:
-    """The training of one run folder; verl goes on from its last checkpoint when there is one."""
+    """The training of one run folder; verl resumes from its last checkpoint where there is one.
 
-    def __init__(self, recipe: str, overrides: Sequence[str], config: DictConfig, run: Path, console: Console):
-        self.command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides]
+    Args:
+        overrides: of the recipe, as on the command line.
+        config: the recipe with them, composed.
+        run: its `trainer.default_local_dir`.
+        console: shows progress.
+    """
+
+    def __init__(self, overrides: Sequence[str], config: DictConfig, run: Path, console: Console) -> None:
+        self.command = training_command(overrides)
         self.run, self.console = run, console
         self.log = run / "train.log"
         self.steps = self._steps(config)
@@ -83,7 +96,7 @@ class Training:
         return self.run / f"global_step_{self.last_step()}" / "actor" / "huggingface"
 
     def finish(self) -> None:
-        """Train up to the last step, with a progress bar; nothing to do where that is done."""
+        """Train up to the last step, with a progress bar; a finished run is left as it is."""
         start = self.last_step()
         if start >= self.steps:
             return
@@ -98,14 +111,13 @@ class Training:
             for line in process.stdout or ():
                 log.write(line)
                 log.flush()
-                if found := STEP.search(line):
-                    progress.update(
-                        task, completed=int(found[1]), description=f"training, reward {float(found[2]):.2f}"
-                    )
+                if match := STEP.search(line):
+                    step, reward = int(match[1]), float(match[2])
+                    progress.update(task, completed=step, description=f"training, reward {reward:.2f}")
         if process.wait() or self.last_step() < self.steps:
             self.console.print("".join(self.log.read_text().splitlines(keepends=True)[-30:]), markup=False)
-            self.console.print(f"Training ended early (exit status {process.returncode}); all of it is in {self.log}.")
-            self.console.print("The same command goes on from the last checkpoint; --restart begins anew.")
+            self.console.print(f"Training ended early (exit status {process.returncode}); the whole log is {self.log}.")
+            self.console.print("The same command resumes from the last checkpoint; --restart begins anew.")
             raise typer.Exit(1)
 
 

@@ -1,7 +1,7 @@
 """Size of a report, and how long a browser takes to open it: 200 steps with 10 samples each, from a run made of noise.
 
 The images are 640x480 and as detailed as photographs, the masks ragged, the responses of 150 words, so that nothing
-compresses well. The page's size is held against that of what it is made of: log, samples and images. A page is open
+compresses well. The page's size is held against that of its parts: log, samples and images. A page is open
 when all charts and the first cards of the gallery are there and the cards' images decoded; each time counts from the
 request, in a browser that has not seen the page. Prints one JSON object as its last line.
 
@@ -10,10 +10,8 @@ request, in a browser that has not seen the page. Prints one JSON object as its 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,14 +22,14 @@ import typer
 from PIL import Image
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-from fetch_chromium import launch
-
+from data.fetch_chromium import launch
 from samr1_verl.answers import Reason
+from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.masks import box_of, encode_rle, inscribed_points, intersection_union
 from samr1_verl.report.page import report
 from samr1_verl.report.run import EVENTS, read_run
-from samr1_verl.scoring.sample import FOLDER, Sample, Shape, write_samples
+from samr1_verl.scoring.sample import FOLDER, Sample, write_samples
+from samr1_verl.service.wire import WirePrompt
 
 TERMS = ("seg", "think", "format")
 REASONS = (Reason.NOT_JSON, Reason.MISSING_POINTS, Reason.OUTSIDE)
@@ -52,7 +50,7 @@ def save_image(rng: np.random.Generator, path: Path, size: tuple[int, int]) -> s
     """Draw an image file; its SHA-256."""
     channels = [sum(noise(rng, size, grain) for grain in (1, 4, 24)) / 3 for _ in range(3)]
     Image.fromarray((np.stack(channels, axis=-1) * 255).astype(np.uint8)).save(path, quality=95)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def blob(rng: np.random.Generator, base: np.ndarray, spread: float) -> np.ndarray:
@@ -85,8 +83,10 @@ class World:
         terms = {"seg": 4.0 * intersection / union, "think": 1.0, "format": float(reason is None)}
         scores = {"score": sum(terms.values()), "acc": intersection / union, **terms}
         scores |= {"intersection": float(intersection), "union": float(union)}
-        scores |= {f"answer/{one.value}": float(one is reason) for one in Reason}
-        shape = Shape(box=box_of(truth), points=inscribed_points(truth, 2), labels=(1, 1))
+        scores |= {f"answer/{flag.value}": float(flag is reason) for flag in Reason}
+        shape = WirePrompt.model_validate(
+            {"box": box_of(truth), "points": inscribed_points(truth, 2), "labels": (1, 1)}
+        )
         return Sample(
             index=row,
             data_source=f"noise_{row % 2}",
@@ -112,7 +112,7 @@ def write_log(run: Path, rng: np.random.Generator, steps: int) -> None:
     tags = ["reward/score", "reward/acc", "actor/kl_loss", "actor/entropy", "actor/grad_norm", "reward/step_share"]
     tags += [f"reward/{term}" for term in TERMS] + [f"reward/answer/{reason.value}" for reason in Reason]
     tags += [f"actor/pg_clipfrac_{side}" for side in ("high", "low")]
-    tags += [f"response_length/{one}" for one in ("mean", "min", "max")]
+    tags += [f"response_length/{kind}" for kind in ("mean", "min", "max")]
     tags += ["reward/seconds/mean", "reward/seconds/max", "reward/exposed_seconds", "timing_s/step", "timing_s/gen"]
     tags += [
         f"val-core/noise_{source}/{kind}/{protocol}"
@@ -132,17 +132,17 @@ def make_run(run: Path, steps: int, rows: int, seed: int = 0, size: tuple[int, i
     sentences = {row: world.sample(row, 0).sentence for row in range(rows)}
     for step in range(1, steps + 1):
         samples = [world.sample(row, step / steps) for row in range(rows)]
-        samples = [one.model_copy(update={"sentence": sentences[one.index]}) for one in samples]
+        samples = [sample.model_copy(update={"sentence": sentences[sample.index]}) for sample in samples]
         write_samples(samples, run / FOLDER / f"{step}.jsonl")
     write_log(run, world.rng, steps)
     return world
 
 
 def seconds_to_open(page: Path, repeats: int) -> tuple[list[float], list[int]]:
-    """Seconds of each opening, and how many cards and lines there were."""
+    """Seconds of each opening, and the numbers of cards and lines."""
     from playwright.sync_api import sync_playwright
 
-    times, found = [], [0, 0]
+    times, counts = [], [0, 0]
     with sync_playwright() as playwright:
         for _ in range(repeats):
             browser = launch(playwright)
@@ -151,18 +151,18 @@ def seconds_to_open(page: Path, repeats: int) -> tuple[list[float], list[int]]:
             began = time.perf_counter()
             tab.goto(page.as_uri())
             tab.wait_for_selector(".card")
-            found = tab.evaluate(OPEN)
+            counts = tab.evaluate(OPEN)
             times.append(time.perf_counter() - began)
             browser.close()
-    return times, found
+    return times, counts
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="of training, each with samples")] = 200,
-    rows: Annotated[int, typer.Option(help="samples a step")] = 10,
-    repeats: Annotated[int, typer.Option(help="openings")] = 5,
+    steps: Annotated[int, typer.Option(help="steps of the run, each with samples")] = 200,
+    rows: Annotated[int, typer.Option(help="samples per step")] = 10,
+    repeats: Annotated[int, typer.Option(help="openings of the page")] = 5,
 ) -> None:
-    """Make a run, write its report, open it."""
+    """Make a run, write its report, open it. The last line is one JSON object."""
     with tempfile.TemporaryDirectory(prefix="samr1_report_") as folder:
         run = Path(folder, "run")
         make_run(run, steps, rows)

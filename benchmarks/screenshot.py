@@ -6,25 +6,23 @@ python benchmarks/screenshot.py runs/samr1_tiny/report.html docs/report.png
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from playwright.sync_api import sync_playwright
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-from fetch_chromium import launch
+from data.fetch_chromium import launch
 
 
 def main(
     page: Annotated[Path, typer.Argument(help="a report", exists=True)],
     out: Annotated[Path, typer.Argument(help="the PNG file")],
-    place: Annotated[str, typer.Option(help="the view, as the page's address has it after #")] = "",
-    start: Annotated[str, typer.Option(help="CSS selector of what stands at the top")] = "body",
+    place: Annotated[str, typer.Option(help="view of the page, as its address has it after #")] = "",
+    start: Annotated[str, typer.Option(help="CSS selector of the element at the top")] = "body",
     width: Annotated[int, typer.Option(help="pixels")] = 1280,
     height: Annotated[int, typer.Option(help="pixels")] = 900,
-    dark: Annotated[bool, typer.Option("--dark", help="the dark theme")] = False,
+    dark: Annotated[bool, typer.Option("--dark", help="dark theme; default: light")] = False,
 ) -> None:
     """Open a report in Chromium and take a picture of its window."""
     with sync_playwright() as playwright:

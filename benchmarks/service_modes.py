@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -25,18 +22,22 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from PIL import Image
-from service_scenes import ROOT, Scene, segmenter_config
 
+from benchmarks.places import ROOT, ray_folder
+from benchmarks.service_commands import Command, parser_of, run
+from benchmarks.service_scenes import Scene, segmenter_config
+from samr1_verl.config import HttpServiceConfig, RayServiceConfig, SegmenterConfig
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.segmenters import Embedding, Prediction, Prompt
 from samr1_verl.service.client import Client, get_client
 from samr1_verl.service.engine import Engine
 
+Load = tuple[np.ndarray, list[float]]  # wall and processor seconds; each prompt's latency in seconds
+
 
 def processor_seconds() -> float:
-    """Of this process and of all that it started: the server, Ray's own and the replica."""
+    """Of this process and of its descendants: the server, Ray's own processes and the replica."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
@@ -46,9 +47,10 @@ def processor_seconds() -> float:
     return total
 
 
-async def load(client: Client, scenes: list[Scene], concurrent: int) -> tuple[np.ndarray, list[float]]:
-    """Wall and processor seconds of all scenes' prompts with so many in flight, and each one's latency."""
-    gate, latencies = asyncio.Semaphore(concurrent), []
+async def load(client: Client, scenes: list[Scene], concurrent: int) -> Load:
+    """Wall and processor seconds of all scenes' prompts, `concurrent` of them in flight, and each prompt's latency."""
+    gate = asyncio.Semaphore(concurrent)
+    latencies: list[float] = []
 
     async def rollout(scene: Scene, prompt: Prompt) -> None:
         async with gate:
@@ -59,6 +61,17 @@ async def load(client: Client, scenes: list[Scene], concurrent: int) -> tuple[np
     wall, used = time.perf_counter(), processor_seconds()
     await asyncio.gather(*(rollout(scene, prompt) for scene in scenes for prompt in scene.prompts))
     return np.array([time.perf_counter() - wall, processor_seconds() - used]), latencies
+
+
+def places(config: SegmenterConfig, address: str) -> dict[str, SegmenterConfig]:
+    """An embedded segmenter in each mode; `address` is the HTTP server's."""
+    sections: dict[str, dict[str, Any]] = {
+        "embedded": {},
+        "ray": {"ray": RayServiceConfig(gpus=0, cpus=2, min_replicas=1, max_replicas=1)},
+        "http": {"http": HttpServiceConfig(addresses=(address,))},
+    }
+    services = {mode: config.service.model_copy(update={"mode": mode, **section}) for mode, section in sections.items()}
+    return {mode: config.model_copy(update={"service": service}) for mode, service in services.items()}
 
 
 def modes(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -76,48 +89,42 @@ def modes(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     import ray
 
-    ray_folder = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
-    ray.init(num_cpus=4, _temp_dir=ray_folder.name, include_dashboard=False, logging_level="error", log_to_driver=False)
-    common = {"cache_gb": 1.0, "cache_dir": None}
-    sections = {
-        "embedded": {},
-        "ray": {"ray": {"gpus": 0, "cpus": 2, "min_replicas": 1, "max_replicas": 1}},
-        "http": {"http": {"addresses": [address]}},
-    }
-    clients = {
-        name: get_client(config.model_dump(), {"mode": name, **common, **section}) for name, section in sections.items()
-    }
+    sockets = ray_folder()
+    ray.init(num_cpus=4, _temp_dir=sockets.name, include_dashboard=False, logging_level="error", log_to_driver=False)
+    clients = {name: get_client(place) for name, place in places(config, address).items()}
     scenes = [Scene(folder, index, 8) for index in range(arguments.images)]
     while True:
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5).close()
             break
-        except OSError:
+        except OSError as error:
+            if server.poll() is not None:
+                raise RuntimeError(f"samr1 serve ended with status {server.returncode}") from error
             time.sleep(0.5)
 
-    async def turns() -> dict[str, list[tuple[np.ndarray, list[float]]]]:
-        found: dict[str, list[tuple[np.ndarray, list[float]]]] = {name: [] for name in clients}
+    async def turns() -> dict[str, list[Load]]:
+        measured: dict[str, list[Load]] = {name: [] for name in clients}
         for turn in range(arguments.repeats + 1):  # the first fills the caches
             for name, client in clients.items():
-                one = await load(client, scenes, 32)
-                found[name] += [one] if turn else []
-        return found
+                result = await load(client, scenes, 32)
+                measured[name] += [result] if turn else []
+        return measured
 
     try:
-        found = asyncio.run(turns())
+        measured = asyncio.run(turns())
     finally:
         server.terminate()
         ray.shutdown()
     result: dict[str, Any] = {"backend": config.backend, "rollouts": 8 * arguments.images, "concurrent": 32}
-    for name, turns_ in found.items():
+    for name, turns_ in measured.items():
         latencies = np.concatenate([latencies for _, latencies in turns_])
         result[name] = {
             "p50_ms": round(1000 * float(np.percentile(latencies, 50)), 1),
             "p99_ms": round(1000 * float(np.percentile(latencies, 99)), 1),
         }
         for index, clock in enumerate(("wall", "cpu")):
-            seconds = [one[index] for one, _ in turns_]
-            ratios = [one / base[index] for one, (base, _) in zip(seconds, found["embedded"], strict=True)]
+            seconds = [clocks[index] for clocks, _ in turns_]
+            ratios = [own / base[index] for own, (base, _) in zip(seconds, measured["embedded"], strict=True)]
             result[name][f"{clock}_s"] = round(float(statistics.median(seconds)), 2)
             result[name][f"{clock}_over_embedded"] = round(float(statistics.median(ratios)), 3)
         print(name, result[name])
@@ -165,18 +172,11 @@ def memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    commands = {"modes": modes, "memory": memory}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=commands)
-    parser.add_argument("--backend", choices=("onnx", "segment_anything"), default="onnx", help="of modes")
-    parser.add_argument("--images", type=int, default=16, help="of modes, with 8 rollouts each")
-    parser.add_argument("--repeats", type=int, default=5, help="of modes")
-    parser.add_argument("--distinct", type=int, default=2000, help="images of memory")
-    arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    with tempfile.TemporaryDirectory() as temporary:
-        result = commands[arguments.command](arguments, Path(temporary))
-    print(json.dumps({"benchmark": f"service_modes {arguments.command}", **result}))
+    commands: dict[str, Command] = {"modes": modes, "memory": memory}
+    parser = parser_of(__doc__, commands, backend_of="modes")
+    parser.add_argument("--repeats", type=int, default=5, help="modes: turns, of which the median counts")
+    parser.add_argument("--distinct", type=int, default=2000, help="memory: number of images")
+    run("service_modes", parser, commands)
 
 
 if __name__ == "__main__":

@@ -48,17 +48,10 @@ class Arguments:
         """The rollout, with masks where a further term compares them; once it has them, they stay.
 
         Raises:
-            ConfigError: there is such a term and no segmenter.
-            RowError, ImageError, SegmenterError: as `scoring.rollout.with_masks`.
+            ConfigError, RowError, ImageError, SegmenterError: as `scoring.rollout.with_masks`.
         """
-        term = self.term_of_masks
-        if term is None or rollout.masks is not None:
+        if self.term_of_masks is None or rollout.masks is not None:
             return rollout
-        if segmenter is None:
-            raise ConfigError(
-                f"reward_kwargs.segmenter: missing, and the term {term} compares masks. Set it to ${{samr1.segmenter}} "
-                "in the recipe"
-            )
         return await with_masks(rollout, segmenter)
 
 
@@ -78,11 +71,23 @@ class ArgumentReader:
         self._weights, self._caps, self._reads, self._masks = weights, caps, {"terms", "caps", *reads}, masks
         self.read = once_per_object(self._read)
 
-    def __call__(self, reward: Any, verls_own: Mapping[str, Any]) -> Arguments:
-        """The arguments of one call. Raises ConfigError for a keyword argument that the reward does not take."""
+    def __call__(self, reward: Any, segmenter: Any, verls_own: Mapping[str, Any]) -> Arguments:
+        """The arguments of one call.
+
+        Raises:
+            ConfigError: a value of `reward` is wrong, there is a keyword argument that the reward does not take, or the
+                score needs a segmenter and there is none.
+        """
         if unknown := sorted(set(verls_own) - set(VERLS_OWN)):
             raise ConfigError(f"reward_kwargs.{unknown[0]}: no such keyword argument, expected segmenter and reward")
-        return self.read(reward)
+        arguments = self.read(reward)
+        if segmenter is None and arguments.compares_masks:
+            asker = "this reward" if arguments.own_masks else f"the term {arguments.term_of_masks}"
+            raise ConfigError(
+                f"reward_kwargs.segmenter: missing, and {asker} compares masks. Set it to ${{samr1.segmenter}} in the "
+                "recipe"
+            )
+        return arguments
 
     def _read(self, reward: Any) -> Arguments:
         config = reward_config(reward)

@@ -53,7 +53,7 @@ async def compute_score(
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
     """
-    arguments = ARGUMENTS(reward, verls_own)
+    arguments = ARGUMENTS(reward, segmenter, verls_own)
     if not any(arguments.weights.values()):
         raise ConfigError(
             f"samr1.reward.terms is {dict(arguments.weights)!r}, expected a term with a weight: {{mask_iou: 1}}"

@@ -161,7 +161,7 @@ async def compute_score(
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.vision_reasoner.compute_score`.
         OSError: the window's file cannot be written.
     """
-    arguments = ARGUMENTS(reward, verls_own)
+    arguments = ARGUMENTS(reward, segmenter, verls_own)
     config = arguments.config.window
     if config is None:
         raise ConfigError(

@@ -47,7 +47,7 @@ async def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any],
     *,
-    segmenter: Any,
+    segmenter: Any = None,
     reward: Mapping[str, Any] | None = None,
     **verls_own: Any,
 ) -> dict[str, float]:
@@ -83,7 +83,7 @@ async def compute_score(
         ImageError: the image is missing, unreadable, or not the file the row was made from.
         SegmenterError: the segmenter failed. It is never a score.
     """
-    arguments = ARGUMENTS(reward, verls_own)
+    arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     pixels = await overlap(rollout, segmenter)
     iou = pixels.intersection / pixels.union if pixels.union else 0.0

@@ -72,7 +72,7 @@ async def compute_score(
         RowError: ground_truth or extra_info cannot be used: not one box, or fewer than two points.
         ImageError, SegmenterError: with terms that compare masks, as in `reward_fns.samr1`.
     """
-    arguments = ARGUMENTS(reward, verls_own)
+    arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     components, iou = components_of(rollout)
     return await arguments.score(rollout, components, segmenter, acc=iou)

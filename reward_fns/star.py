@@ -58,7 +58,7 @@ async def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any],
     *,
-    segmenter: Any,
+    segmenter: Any = None,
     reward: Mapping[str, Any] | None = None,
     **verls_own: Any,
 ) -> dict[str, float]:
@@ -78,7 +78,7 @@ async def compute_score(
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
     """
-    arguments = ARGUMENTS(reward, verls_own)
+    arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     matched = await _matched(rollout, arguments, segmenter)
     components = {

@@ -1,9 +1,10 @@
 """Composing recipes as verl's main program does, for tests."""
 
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import recipes
 
@@ -15,3 +16,18 @@ def compose_recipe(name: str, *overrides: str, with_hydra: bool = False) -> Dict
     """What `python -m verl.trainer.main_ppo +recipe=<name> <overrides>` works with."""
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", [f"+recipe={name}", *overrides], return_hydra_config=with_hydra)
+
+
+def differences(first: DictConfig, second: DictConfig) -> set[str]:
+    """Dotted keys of the leaves that differ. References are compared as they are written: what they refer to counts once."""
+    flat = [_flat(OmegaConf.to_container(config, resolve=False)) for config in (first, second)]
+    return {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key, ...) != flat[1].get(key, ...)}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for name, part in value.items():
+        leaves |= _flat(part, f"{prefix}.{name}" if prefix else str(name))
+    return leaves

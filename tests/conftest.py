@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # A shell that starts the tests in the background has them ignore SIGINT, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-sys.path[:0] = [str(ROOT / "data"), str(ROOT / "benchmarks")]  # scripts, not packages
-
 
 @pytest.fixture(scope="session")
 def small_sam() -> Path:
     """Folder with encoder.onnx and sam.onnx, fetched once a checkout."""
-    import fetch_sam
+    from data import fetch_sam
 
     return fetch_sam.fetch(ROOT / "data" / "weights" / "small_sam")
 
@@ -30,21 +27,21 @@ def small_sam() -> Path:
 @pytest.fixture(scope="session")
 def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a randomly initialised tiny Qwen2.5-VL with its processor."""
-    import tiny_policy
+    from data.tiny_world import tiny_policy
 
     return tiny_policy.save_random(tmp_path_factory.mktemp("random_policy"))
 
 
 @pytest.fixture(scope="session")
 def warm_policy() -> Path:
-    """Folder of the committed tiny policy, warmed up by data/warm_up.py."""
+    """Folder of the committed tiny policy, warmed up by data/tiny_world/warm_up.py."""
     return ROOT / "data" / "checkpoints" / "tiny_policy"
 
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with train.parquet (8 scenes), val.parquet (4 scenes) and test.parquet (4 scenes)."""
-    import shapes
+    from data.tiny_world import shapes
 
     folder = tmp_path_factory.mktemp("shapes")
     shapes.main(folder, train=8, val=4, test=4, seed=0)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samr1_verl.answers import Answer, Reason, Target, Unusable, has_think_format, parse_answer, within
+from samr1_verl.answers import Answer, Caps, Reason, Unusable, has_think_format, parse_answer, within
+from samr1_verl.geometry.prompt import Prompt
 
 SEG_ZERO = '{"bbox": [10, 20, 110.5, 220], "points_1": [30, 40], "points_2": [50, 60]}'
 BOX = (10.0, 20.0, 110.5, 220.0)
@@ -29,19 +30,19 @@ def reason(text: str, **options) -> str | None:
 @pytest.mark.parametrize(
     ("json_text", "expected"),
     [
-        (SEG_ZERO, [Target(BOX, ((30, 40), (50, 60)), (1, 1))]),
-        ('{"bbox": [10, 20, 110.5, 220], "points": [[30, 40]]}', [Target(BOX, ((30, 40),), (1,))]),
+        (SEG_ZERO, [Prompt(BOX, ((30, 40), (50, 60)), (1, 1))]),
+        ('{"bbox": [10, 20, 110.5, 220], "points": [[30, 40]]}', [Prompt(BOX, ((30, 40),), (1,))]),
         (
             '{"bbox": [10, 20, 110.5, 220], "points": [[30, 40], [5, 6]], "labels": [1, 0]}',
-            [Target(BOX, ((30, 40), (5, 6)), (1, 0))],
+            [Prompt(BOX, ((30, 40), (5, 6)), (1, 0))],
         ),
-        ('{"bbox_2d": [10, 20, 110.5, 220], "point_2d": [30, 40]}', [Target(BOX, ((30, 40),), (1,))]),
+        ('{"bbox_2d": [10, 20, 110.5, 220], "point_2d": [30, 40]}', [Prompt(BOX, ((30, 40),), (1,))]),
         (
             '[{"bbox_2d": [10, 20, 110.5, 220], "point_2d": [30, 40], "label": "cup"},'
             ' {"bbox_2d": [0, 0, 1, 1], "point_2d": [0.5, 0.5]}]',
-            [Target(BOX, ((30, 40),), (1,)), Target((0, 0, 1, 1), ((0.5, 0.5),), (1,))],
+            [Prompt(BOX, ((30, 40),), (1,)), Prompt((0, 0, 1, 1), ((0.5, 0.5),), (1,))],
         ),
-        ("\n  " + SEG_ZERO + " \n", [Target(BOX, ((30, 40), (50, 60)), (1, 1))]),
+        ("\n  " + SEG_ZERO + " \n", [Prompt(BOX, ((30, 40), (50, 60)), (1, 1))]),
     ],
     ids=["seg_zero", "sam_r1", "sam_r1 with labels", "qwen", "vision_reasoner", "white space"],
 )
@@ -140,12 +141,12 @@ def test_the_corpus_meets_every_reason_that_parsing_can_give():
     ],
 )
 def test_lenient_reads_what_an_untrained_model_writes(text):
-    assert parse_answer(text, lenient=True) == Answer((Target(BOX, ((30, 40), (50, 60)), (1, 1)),))
+    assert parse_answer(text, lenient=True) == Answer((Prompt(BOX, ((30, 40), (50, 60)), (1, 1)),))
 
 
 def test_lenient_accepts_a_box_or_points_alone():
-    assert parse_answer('[{"bbox_2d": [1, 2, 3, 4]}]', lenient=True) == Answer((Target((1, 2, 3, 4), (), ()),))
-    assert parse_answer('{"points": [[1, 2]]}', lenient=True) == Answer((Target(None, ((1, 2),), (1,)),))
+    assert parse_answer('[{"bbox_2d": [1, 2, 3, 4]}]', lenient=True) == Answer((Prompt((1, 2, 3, 4)),))
+    assert parse_answer('{"points": [[1, 2]]}', lenient=True) == Answer((Prompt(None, ((1, 2),), (1,)),))
     assert reason('{"label": "cup"}', lenient=True) == "missing_box"
 
 
@@ -166,16 +167,16 @@ def test_lenient_still_refuses_what_means_nothing(inside, expected):
 
 def test_caps_are_the_callers():
     three = '{"bbox": [1, 2, 3, 4], "points": [[1, 2], [1, 2], [1, 2]]}'
-    assert reason(answer(three), max_points=3) is None
-    assert reason(answer(three), max_points=2) == "many_points"
-    assert reason(answer(f"[{three}, {three}]"), max_objects=1) == "many_objects"
+    assert reason(answer(three), caps=Caps(points=3)) is None
+    assert reason(answer(three), caps=Caps(points=2)) == "many_points"
+    assert reason(answer(f"[{three}, {three}]"), caps=Caps(objects=1)) == "many_objects"
 
 
 def test_minus_zero_and_1e308_are_numbers():
     parsed = parse_answer(answer('{"bbox": [-0, -1e308, 1e308, 4], "points": [[-0.0, 0]]}'))
     assert isinstance(parsed, Answer)
     clipped = within(parsed, (840.0, 840.0))
-    assert isinstance(clipped, Answer) and clipped.targets[0].box == (0.0, 0.0, 840.0, 4.0)
+    assert isinstance(clipped, Answer) and clipped.objects_policy[0].box == (0.0, 0.0, 840.0, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +191,11 @@ def test_minus_zero_and_1e308_are_numbers():
     ],
 )
 def test_boxes_are_clipped_to_the_image_and_what_misses_it_is_outside(box, point, expected):
-    found = within(Answer((Target(box, (point,), (1,)),)), (840.0, 840.0))
+    found = within(Answer((Prompt(box, (point,), (1,)),)), (840.0, 840.0))
     if expected is None:
         assert isinstance(found, Unusable) and found.reason is Reason.OUTSIDE
     else:
-        assert found == Answer((Target(expected, (point,), (1,)),))
+        assert found == Answer((Prompt(expected, (point,), (1,)),))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_nothing_raises_and_what_is_usable_is_well_formed(frame, inside, lenient
     if isinstance(parsed, Unusable):
         assert parsed.reason in Reason and parsed.detail
         return
-    for target in parsed.targets:
+    for target in parsed.objects_policy:
         assert len(target.points) == len(target.labels)
         assert target.points or (lenient and target.box)
         assert all(type(number) is float and math.isfinite(number) for point in target.points for number in point)

@@ -29,7 +29,7 @@ class World:
             f"data.val_files={self.scenes / 'val.parquet'}",
             f"actor_rollout_ref.model.path={policy}",
             f"samr1.segmenter.path={self.sam}",
-            "samr1.service.cache_dir=null",
+            "samr1.segmenter.service.cache_dir=null",
             f"+ray_kwargs.ray_init._temp_dir={self.ray}",
             *overrides,
         ]

@@ -68,7 +68,7 @@ def sha256_of(path: str | Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file; prepare the data again where the images are") from error
+        raise ImageError(f"{path}: no such image; prepare the data again where the images are") from error
     return digest.hexdigest()
 
 

@@ -27,20 +27,29 @@ def encode_rle(mask: np.ndarray) -> str:
 def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
     """Expand COCO RLE counts to a mask, HxW bool, where `size` is (H, W).
 
+    From the runs that have to be read anyway: pycocotools itself checks neither characters nor length, and its decoder
+    would read past the buffer.
+
     Raises:
-        MaskError: the counts do not decode, or describe another number of pixels than H·W. pycocotools itself
-            checks neither: it would read past the buffer.
+        MaskError: the counts do not decode, or describe another number of pixels than H·W.
     """
-    return coco_mask.decode(coco_rle(counts, size)).astype(bool)
+    height, width = size
+    runs = _checked_runs(counts, size)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def coco_rle(counts: str, size: tuple[int, int]) -> dict[str, Any]:
     """The counts as pycocotools takes a mask of `size` (H, W). Raises MaskError as `decode_rle`."""
+    _checked_runs(counts, size)
+    return {"size": [*size], "counts": counts.encode("ascii")}
+
+
+def _checked_runs(counts: str, size: tuple[int, int]) -> list[int]:
     height, width = size
     runs = _runs(counts)
     if sum(runs) != height * width:
         raise MaskError(f"RLE describes {sum(runs)} pixels, the image has {height}x{width} = {height * width}")
-    return {"size": [height, width], "counts": counts.encode("ascii")}
+    return runs
 
 
 def _runs(counts: str) -> list[int]:

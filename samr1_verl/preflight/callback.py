@@ -41,9 +41,10 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     yield "packages", f"rollout {rollout.name}", list(checks.check_packages(config))
     yield "resources", f"device {config.trainer.device}", list(checks.check_resources(config))
     yield "prompt", settings.prompt, list(inputs.check_prompt(settings))
-    yield "data", str(config.data.train_files), list(inputs.check_data(config, prepare.data))
+    wrong_rows = list(inputs.check_data(config, prepare.data))
+    yield "data", str(config.data.train_files), wrong_rows
     yield "model", str(model.path), list(inputs.check_model(config, prepare.model))
-    yield "reward", str(config.reward.custom_reward_function.path), list(inputs.check_reward(config))
+    yield "reward", str(config.reward.custom_reward_function.path), list(inputs.check_reward(config, sound_rows=not wrong_rows))
     if inputs.uses_segmenter(config):
         yield "segmenter", settings.segmenter.path, list(inputs.check_segmenter(settings))
 

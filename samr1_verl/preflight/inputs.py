@@ -133,12 +133,16 @@ def check_segmenter(settings: Samr1Config) -> Iterator[str]:
         yield f"{problem}. {settings.prepare.segmenter}"
 
 
-def check_reward(config: DictConfig) -> Iterator[str]:
-    """A reward of ours takes `samr1.reward` and the first training row. A reward from elsewhere checks its own."""
+def check_reward(config: DictConfig, sound_rows: bool = True) -> Iterator[str]:
+    """A reward of ours takes `samr1.reward` and, where the rows are sound, the first training row.
+
+    A reward from elsewhere checks its own.
+    """
     try:
         if (module := _own_reward(config)) is not None:
             module.ARGUMENTS.read(config.samr1.reward)
-            asyncio.run(_score_nothing(config))
+            if sound_rows:
+                asyncio.run(_score_nothing(config))
     except (ConfigError, RowError) as error:
         yield from str(error).splitlines()
 

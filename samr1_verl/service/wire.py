@@ -36,9 +36,9 @@ class WirePrompt(_Wire):
     """A prompt in JSON: a box, points, or both. Samples store an answer's objects in the same form."""
 
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
-    points: list[tuple[Coordinate, Coordinate]] = Field(default_factory=list, max_length=MAX_POINTS)
-    labels: list[Literal[0, 1]] = Field(
-        default_factory=list, max_length=MAX_POINTS, description="of each point: 1 on the object, 0 not on it"
+    points: tuple[tuple[Coordinate, Coordinate], ...] = Field(default=(), max_length=MAX_POINTS)
+    labels: tuple[Literal[0, 1], ...] = Field(
+        default=(), max_length=MAX_POINTS, description="of each point: 1 on the object, 0 not on it"
     )
 
     @model_validator(mode="after")
@@ -49,11 +49,11 @@ class WirePrompt(_Wire):
         return self
 
     def prompt(self) -> Prompt:
-        return Prompt(self.box, tuple(self.points), tuple(self.labels))
+        return Prompt(self.box, self.points, self.labels)
 
     @classmethod
     def of(cls, prompt: Prompt) -> WirePrompt:
-        return cls.model_validate({"box": prompt.box, "points": list(prompt.points), "labels": list(prompt.labels)})
+        return cls.model_validate({"box": prompt.box, "points": prompt.points, "labels": prompt.labels})
 
     def within(self, size: tuple[int, int]) -> bool:
         """Whether box and points lie on an image of `size` (H, W), its border included, give or take a rounding."""

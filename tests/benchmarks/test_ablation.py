@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import ablation
 import pytest
 import typer
 
-from samr1_verl.preflight import checks
+from benchmarks import ablation
 from samr1_verl.config import samr1_config
 from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.preflight import checks
 
 SCORES = {"score": 3.0, "acc": 0.25, "format": 1.0, "intersection": 5.0, "union": 10.0}
 FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "clip_low": 0.001, "clip_high": 0.002}
@@ -55,7 +55,7 @@ def test_finished_runs_are_read_and_their_spread_is_shown(tmp_path, monkeypatch,
         folder = ablation.run_folder("samr1", seed, steps=9)
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(FIGURES | {"giou": giou}))
-    ablation.main(seed=[1, 2], steps=9, only=["samr1"])
+    ablation.main(seeds=[1, 2], steps=9, only=["samr1"])
     *shown, last = capsys.readouterr().out.splitlines()
     assert shown[2].startswith("| before training | 0.250 | 0.500 | 3.00 |")
     assert "| 0.600 ± 0.141 | 0.400 ± 0.000 | 4.000 ± 0.000 | 0.200, 0.100 | 60.2, 54.3 |" in shown[3]
@@ -64,4 +64,4 @@ def test_finished_runs_are_read_and_their_spread_is_shown(tmp_path, monkeypatch,
 
 def test_an_unknown_variant_is_named_before_anything_runs():
     with pytest.raises(typer.BadParameter, match="--only dapo: no such variant, expected one of grpo, group"):
-        ablation.main(seed=[1], steps=1, only=["dapo"])
+        ablation.main(seeds=[1], steps=1, only=["dapo"])

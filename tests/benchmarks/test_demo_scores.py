@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demo_scores import Summary, predicted_mask, rows_of, score_rows
 from omegaconf import DictConfig
 
+from benchmarks.demo_scores import Summary, predicted_mask, rows_of, score_rows
 from samr1_verl.geometry.frames import boxes_to_policy, points_to_policy
-from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.geometry.masks import intersection_union
 from samr1_verl.policies.checkpoints import Files
-from samr1_verl.policies.local import LocalPolicy
 from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.policies.local import LocalPolicy
+from samr1_verl.rows.ground_truth import GroundTruth
 from tests.evaluation.world import RulePolicy
 
 
@@ -23,7 +23,7 @@ from tests.evaluation.world import RulePolicy
 def recipe(small_sam: Path, warm_policy: Path) -> DictConfig:
     paths = {"samr1.segmenter.path": small_sam, "actor_rollout_ref.model.path": warm_policy}
     return compose_recipe(
-        "samr1_tiny", [f"{key}={path}" for key, path in paths.items()] + ["samr1.service.cache_dir=null"]
+        "samr1_tiny", [f"{key}={path}" for key, path in paths.items()] + ["samr1.segmenter.service.cache_dir=null"]
     )
 
 
@@ -36,8 +36,8 @@ def oracle_text(item: Mapping[str, Any]) -> str:
     truth = json.loads(item["reward_model"]["ground_truth"])
     geometry = (truth["size"][::-1], item["extra_info"]["policy_size"], "absolute")
     box = boxes_to_policy(truth["boxes"][0], *geometry).round().astype(int).tolist()
-    one, two = points_to_policy(truth["points"][0], *geometry).round().astype(int).tolist()
-    return f"<think>here</think><answer>{json.dumps({'bbox': box, 'points_1': one, 'points_2': two})}</answer>"
+    first, second = points_to_policy(truth["points"][0], *geometry).round().astype(int).tolist()
+    return f"<think>here</think><answer>{json.dumps({'bbox': box, 'points_1': first, 'points_2': second})}</answer>"
 
 
 def test_summary_is_the_definition() -> None:

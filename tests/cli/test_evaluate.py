@@ -28,7 +28,7 @@ from tests.service.servers import environment, free_port
 def options(small_sam: Path, warm_policy: Path) -> list[str]:
     """The recipe's paths, for a working directory that is not the checkout; questions of four at a time."""
     paths = {"samr1.segmenter.path": small_sam, "actor_rollout_ref.model.path": warm_policy}
-    values = [*(f"{key}={path}" for key, path in paths.items()), "samr1.service.cache_dir=null"]
+    values = [*(f"{key}={path}" for key, path in paths.items()), "samr1.segmenter.service.cache_dir=null"]
     return ["--recipe", "samr1_tiny", "--batch-size", "4", *(part for one in values for part in ("--set", one))]
 
 

@@ -15,11 +15,11 @@ from samr1_verl.cli import app
 from samr1_verl.config import ConfigError
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import decode_rle
-from samr1_verl.policies.load import settings_for
+from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.policies.load import config_for
 from samr1_verl.policies.predict import Predictor
 from samr1_verl.scoring.sample import Sample
-from samr1_verl.policies.inference_config import compose_recipe
-from tests.evaluation.world import RulePolicy, answer, settings
+from tests.evaluation.world import RulePolicy, answer, inference_config
 
 
 def predict(*arguments: Any) -> tuple[int, str]:
@@ -59,7 +59,7 @@ def test_the_tiny_policy_answers_about_several_images(options: list[str], drawn:
 
 async def test_questions_are_answered_together_and_in_order(drawn: Path) -> None:
     policy = RulePolicy(lambda item, seed: answer([item["extra_info"]["index"], 2, 20, 20]))
-    predictor = Predictor(policy, settings(), batch_size=3)
+    predictor = Predictor(policy, inference_config(), batch_size=3)
     asked = [(image, f"sentence {number}") for number, image in enumerate(images(drawn)[:4] * 2)]
     samples = await predictor.predict_all(asked)
     assert policy.asked == 3 and [(Path(one.image), one.sentence) for one in samples] == asked
@@ -71,17 +71,17 @@ async def test_questions_are_answered_together_and_in_order(drawn: Path) -> None
 async def test_an_unusable_answer_is_an_empty_mask_and_lenient_parsing_reads_more(drawn: Path) -> None:
     image = images(drawn)[0]
     policy = RulePolicy(lambda item, seed: 'It is here: {"bbox": ["8", "6", "32", "24"]}')
-    strict = await Predictor(policy, settings()).predict(image, "it")
+    strict = await Predictor(policy, inference_config()).predict(image, "it")
     assert strict.reason == "no_answer" and not decode_rle(strict.mask, strict.size).any() and strict.shapes == ()
-    lenient = await Predictor(policy, settings(), lenient=True).predict(image, "it")
+    lenient = await Predictor(policy, inference_config(), lenient=True).predict(image, "it")
     assert lenient.reason is None and decode_rle(lenient.mask, lenient.size).mean() == pytest.approx(1 / 7.1, rel=0.1)
     off = RulePolicy(lambda item, seed: '{"bbox": [80, 60, 90, 70]}')
-    assert (await Predictor(off, settings(), lenient=True).predict(image, "it")).reason == "outside"
+    assert (await Predictor(off, inference_config(), lenient=True).predict(image, "it")).reason == "outside"
 
 
 async def test_what_is_no_image_is_said_before_anybody_is_asked(drawn: Path, tmp_path: Path) -> None:
     policy = RulePolicy(lambda item, seed: "")
-    predictor = Predictor(policy, settings())
+    predictor = Predictor(policy, inference_config())
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ImageError, match=r"gone\.png: no such image"):
         await predictor.predict_all([(images(drawn)[0], "it"), (tmp_path / "gone.png", "it")])
@@ -98,7 +98,11 @@ def test_the_command_says_what_is_wrong(options: list[str], drawn: Path, tmp_pat
     status, output = predict(images(drawn)[0], "it", *options, "--policy", tmp_path / "gone", "--recipe", "samr1_tiny")
     assert status == 1 and "no such folder" in output
     status, output = predict(images(drawn)[0], "it", "--set", "actor_rollout_ref.model.path=none/here/at_all")
-    assert status == 1 and "actor_rollout_ref.model.path: " in output and "data/warm_up.py makes it again" in output
+    assert (
+        status == 1
+        and "actor_rollout_ref.model.path: " in output
+        and "data/tiny_world/warm_up.py makes it again" in output
+    )
 
 
 def test_images_of_one_name_and_several_folders_do_not_overwrite_each_other(
@@ -122,21 +126,21 @@ def test_a_checkpoint_is_asked_as_its_run_was_trained(small_sam: Path, tmp_path:
     config = compose_recipe("samr1_tiny", ["samr1.policy_size=[112,112]", f"samr1.segmenter.path={small_sam}"])
     del config.samr1["samples"]  # a key that older runs do not have
     OmegaConf.save(config, run / ".hydra" / "config.yaml")
-    found = settings_for(str(run), None, [], server=False)
+    found = config_for(str(run), None, [], server=False)
     assert found.prompt.policy_size == (112, 112) and (found.max_new_tokens, found.dtype) == (48, "float32")
-    assert settings_for(str(run / "global_step_4" / "actor"), None, [], server=False) == found
-    changed = settings_for(str(run), None, ["data.max_response_length=7"], server=False)
+    assert config_for(str(run / "global_step_4" / "actor"), None, [], server=False) == found
+    changed = config_for(str(run), None, ["data.max_response_length=7"], server=False)
     assert changed.max_new_tokens == 7
-    named = settings_for(str(run), "samr1_tiny", [f"samr1.segmenter.path={small_sam}"], server=False)
+    named = config_for(str(run), "samr1_tiny", [f"samr1.segmenter.path={small_sam}"], server=False)
     assert named.prompt.policy_size == (140, 140), "a recipe that is named goes before the run's"
     (run / ".hydra" / "config.yaml").write_text("samr1: [1")
     with pytest.raises(ConfigError, match=r"config\.yaml: not a readable configuration"):
-        settings_for(str(run), None, [], server=False)
+        config_for(str(run), None, [], server=False)
     (run / ".hydra" / "config.yaml").write_text("data: {max_response_length: 8}")
     with pytest.raises(ConfigError, match=r"samr1.*Name one of our recipes"):
-        settings_for(str(run), None, [], server=False)
+        config_for(str(run), None, [], server=False)
 
 
 def test_a_service_in_a_trainings_cluster_is_embedded_here(small_sam: Path) -> None:
-    overrides = ["samr1.service.mode=ray", f"samr1.segmenter.path={small_sam}"]
-    assert settings_for(None, "samr1_tiny", overrides, server=False).service.mode == "embedded"
+    overrides = ["samr1.segmenter.service.mode=ray", f"samr1.segmenter.path={small_sam}"]
+    assert config_for(None, "samr1_tiny", overrides, server=False).segmenter.service.mode == "embedded"

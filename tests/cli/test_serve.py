@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.service.wire import TOKEN_VARIABLE
 from samr1_verl.cli.serve import _is_loopback
+from samr1_verl.service.wire import TOKEN_VARIABLE
 
 
 def serve(*arguments: str) -> str:
@@ -31,4 +31,6 @@ def test_what_the_segmenter_lacks_is_said(tmp_path):
     assert "no file" in serve("--backend", "onnx", "--path", str(tmp_path))
     assert "this version has onnx, segment_anything, transformers" in serve("--backend", "sam9", "--path", "weights")
     assert "does not import" in serve("--backend", "no.such.module", "--path", "weights")
-    assert "samr1.service.cache_dtype" in serve("--backend", "onnx", "--path", "weights", "--cache-dtype", "int8")
+    assert "samr1.segmenter.service.cache_dtype" in serve(
+        "--backend", "onnx", "--path", "weights", "--cache-dtype", "int8"
+    )

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.report.page import report
 from samr1_verl.report.run import read_run
 from samr1_verl.scoring.sample import read_samples

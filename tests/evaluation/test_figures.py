@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samr1_verl.prompts.questions import item_of
 from samr1_verl.evaluation.figures import figures, intervals, reasons, tables
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.prompts.questions import item_of
 from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rows.record import Record
-from samr1_verl.scoring.sample import Sample, look
-from tests.evaluation.world import answer, settings
+from samr1_verl.scoring.sample import Reader, Sample
+from tests.evaluation.world import answer, inference_config
 
 SIZE = (48, 64)
 
@@ -65,9 +65,9 @@ async def sampled(
         masks=[encode_rle(one == 1) for one in labels if (one == 1).any()],
         ignore=encode_rle(ignore) if ignore.any() else None,
     )
-    one = settings()
-    item = item_of(record, str(path), index, SIZE[::-1], one.prompt, load_prompt("tiny"))
-    return judged(await look(item, response, {}, one.segmenter, one.service, one.max_points, one.max_objects))
+    config = inference_config()
+    item = item_of(record, str(path), index, SIZE[::-1], config.prompt, load_prompt("tiny"))
+    return judged(await Reader(config.segmenter, config.caps).sample(item, response, {}))
 
 
 def painted(*boxes: tuple[int, int, int, int], label: int = 1) -> np.ndarray:

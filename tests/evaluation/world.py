@@ -10,23 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samr1_verl.answers import Caps
 from samr1_verl.config import PrepareConfig, PromptConfig, SegmenterConfig, ServiceConfig
 from samr1_verl.evaluation.run import Evaluation
-from samr1_verl.policies.inference_config import Settings
+from samr1_verl.policies.inference_config import InferenceConfig
 from tests.row_files import make_record, write_rows
 
 SIZE_WH = (64, 48)
 Rule = Callable[[Mapping[str, Any], int], str]  # item, seed → response
 
 
-def settings(segmenter: str = "boxes,0") -> Settings:
+def inference_config(segmenter: str = "boxes,0") -> InferenceConfig:
     """Answers in pixels of the original image; every box is its own mask."""
-    return Settings(
+    return InferenceConfig(
         prompt=PromptConfig(policy_size=SIZE_WH, frame="absolute", prompt="tiny"),
-        segmenter=SegmenterConfig(backend="tests.service.fake", path=segmenter, device="cpu", dtype="float32"),
-        service=ServiceConfig(mode="embedded", cache_gb=0.01, cache_dir=None),
-        max_points=16,
-        max_objects=16,
+        segmenter=SegmenterConfig(
+            backend="tests.service.fake",
+            path=segmenter,
+            device="cpu",
+            dtype="float32",
+            service=ServiceConfig(mode="embedded", cache_gb=0.01, cache_dir=None),
+        ),
+        caps=Caps(points=16, objects=16),
         max_new_tokens=48,
         model="none",
         dtype="float32",
@@ -80,7 +85,9 @@ class Choice:
 
 
 def evaluation(file: Path, policy: RulePolicy, segmenter: str = "boxes,0", **more: Any) -> Evaluation:
-    return Evaluation(file, Choice(policy, more.pop("name", "rule")), settings(segmenter), **{"block": 4, **more})
+    return Evaluation(
+        file, Choice(policy, more.pop("name", "rule")), inference_config(segmenter), **{"block": 4, **more}
+    )
 
 
 def rows(folder: Path, count: int) -> Path:

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from samr1_verl.geometry.frames import (
+    boxes_from_policy,
+    boxes_to_policy,
+    points_from_policy,
+    points_to_policy,
+    turn_box,
+    turn_mask,
+)
 from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
-from samr1_verl.geometry.frames import boxes_from_policy, boxes_to_policy, points_from_policy, points_to_policy, turn_box, turn_mask
 from samr1_verl.geometry.masks import box_of
 
 sizes = st.tuples(st.integers(1, 6000), st.integers(1, 4000))

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from samr1_verl.geometry.masks import MaskError, box_of, decode_rle, encode_rle, inscribed_points, intersection_union, union_rle
+from samr1_verl.geometry.masks import (
+    MaskError,
+    box_of,
+    decode_rle,
+    encode_rle,
+    inscribed_points,
+    intersection_union,
+    union_rle,
+)
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 

@@ -1,18 +1,19 @@
 """A policy behind an OpenAI-compatible server answers like the same policy in this process; faults are told apart."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
 from samr1_verl.config import PromptConfig
-from samr1_verl.prompts.questions import item_of
 from samr1_verl.policies import server as server_module
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.policies.local import LocalPolicy
 from samr1_verl.policies.server import ServerPolicy
+from samr1_verl.prompts.questions import item_of
 from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rows.record import iter_rows, parse_record, resolve_image
 from tests.policies.chat_server import NAME, ChatServer, serving
@@ -39,7 +40,8 @@ def address(chat: ChatServer) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "wait_random_exponential", lambda **_: lambda state: 0.01)
+    quick = replace(server_module.PATIENCE, first_pause_s=0.01, longest_pause_s=0.01)
+    monkeypatch.setattr(server_module, "PATIENCE", quick)
 
 
 def questions(drawn: Path) -> list[dict]:

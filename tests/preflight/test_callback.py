@@ -13,9 +13,8 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from samr1_verl.preflight import checks
-from samr1_verl.preflight import inputs
 from samr1_verl.config import samr1_config
+from samr1_verl.preflight import checks, inputs
 from samr1_verl.preflight.callback import Preflight, examine_config
 from tests.composing import compose_recipe
 from tests.row_files import make_record, write_rows
@@ -85,13 +84,13 @@ def test_a_sweep_checks_each_job(ready):
         ("samr1.prompt", "seg_one", "seg_zero, star, tiny, vision_reasoner"),
         ("samr1.policy_size", [168], "missing|Field required|samr1.policy_size"),
         ("samr1.policy_size", "big", "valid tuple"),
-        ("samr1.service.mode", "cloud", "'embedded'"),
-        ("samr1.service.cache_gb", "4", "valid number"),
+        ("samr1.segmenter.service.mode", "cloud", "'embedded'"),
+        ("samr1.segmenter.service.cache_gb", "4", "valid number"),
         ("samr1.segmenter.dtype", "int8", "float32"),
         ("samr1.segmenter.colour", "red", "Extra inputs"),
         ("samr1.objective.standardize", "yes", "valid boolean"),
-        ("samr1.reward.thresholds", {"0.5": "much"}, "finite numbers"),
-        ("samr1.reward.max_points", 0, "at least 1"),
+        ("samr1.reward.thresholds", {"0.5": "much"}, "valid number"),
+        ("samr1.reward.caps.points", 0, "greater than 0"),
         ("actor_rollout_ref.actor.clip_ratio_low", -0.2, "greater than or equal to 0"),
         ("actor_rollout_ref.actor.clip_ratio_high", "wide", "valid number"),
         ("actor_rollout_ref.actor.kl_loss_coef", -1.0, "greater than or equal to 0"),
@@ -212,7 +211,7 @@ def test_data_files_must_be_named(ready, files):
         ({"image": "b.png"}, r"1 of 1 images are missing, the first is b\.png"),
     ],
 )
-def test_a_row_that_is_not_true_is_refused(ready, tmp_path, changes, expected):
+def test_a_row_that_does_not_fit_its_image_is_refused(ready, tmp_path, changes, expected):
     ready.data.train_files = str(write_rows(tmp_path / "bad.parquet", make_record(tmp_path, **changes)))
     assert re.search(expected, only_problem(ready))
 

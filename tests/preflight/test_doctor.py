@@ -5,8 +5,8 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from samr1_verl.preflight import doctor
 from samr1_verl.cli import app
+from samr1_verl.preflight import doctor
 from tests.row_files import write_rows
 
 # Makes one module fail to import in every fresh interpreter.

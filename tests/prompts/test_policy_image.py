@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from samr1_verl.prompts.policy_image import PolicySize
 from samr1_verl.geometry.frames import Frame, boxes_from_policy, boxes_to_policy, points_from_policy, points_to_policy
 from samr1_verl.geometry.masks import inscribed_points
+from samr1_verl.prompts.policy_image import PolicySize
 from samr1_verl.segmenters.base import Prompt
 from samr1_verl.segmenters.onnx import SIDE, preprocess, prompt_arrays, resized
 from tests.processors import qwen_processor

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fetch_chromium import launch
-from report import make_run
 
+from benchmarks.report import make_run
+from data.fetch_chromium import launch
 from samr1_verl.report.page import report
 from samr1_verl.report.run import EVENTS, Run, read_run
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report import make_run
 
+from benchmarks.report import make_run
 from samr1_verl.answers import Reason
 from samr1_verl.report.gallery import PIXELS, Gallery
 from samr1_verl.report.page import STATIC, as_block, bundle, report

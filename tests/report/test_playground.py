@@ -20,7 +20,7 @@ def demo(small_sam, drawn):
     """The server's process and URL. The samr1_tiny recipe names its files relative to the checkout."""
     port = free_port()
     command = [sys.executable, "-m", "samr1_verl.cli", "demo", "--port", str(port)]
-    command += ["--examples", str(drawn / "test.parquet"), "--set", "samr1.service.cache_dir=null"]
+    command += ["--examples", str(drawn / "test.parquet"), "--set", "samr1.segmenter.service.cache_dir=null"]
     process = subprocess.Popen(command, env=environment(), cwd=ROOT)
     url = f"http://127.0.0.1:{port}/"
     deadline = time.monotonic() + 240

@@ -13,8 +13,8 @@ from PIL import Image
 from samr1_verl.geometry.images import open_image, sha256_of
 from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.policies.base import PolicyError
-from samr1_verl.rows.record import DataError
 from samr1_verl.report.playground import Example, create_app, examples_from
+from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample, Shape
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.http_server import Limits

@@ -2,7 +2,7 @@
 
 import pytest
 
-from samr1_verl.service import client as client_module
+from samr1_verl.service import client, engine
 from tests.service.fake import BoxSegmenter
 
 
@@ -10,6 +10,6 @@ from tests.service.fake import BoxSegmenter
 def fake(monkeypatch) -> BoxSegmenter:
     """A segmenter whose mask is the box, behind the real client and engine."""
     segmenter = BoxSegmenter()
-    monkeypatch.setattr(client_module, "load_segmenter", lambda config: segmenter)
-    monkeypatch.setattr(client_module, "_clients", {})
+    monkeypatch.setattr(engine, "load_segmenter", lambda config: segmenter)
+    monkeypatch.setattr(client, "_clients", {})
     return segmenter

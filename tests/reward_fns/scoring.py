@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from samr1_verl.geometry.masks import encode_rle
+from tests.masks import rectangle_in
 from tests.service.fake import image_file
 
 SIDE = 840
 EXTRA: dict[str, Any] = {"image": None, "sha256": None, "policy_size": [SIDE, SIDE], "frame": "absolute"}
-SEGMENTER = {"backend": "onnx", "path": "boxes", "device": "auto", "dtype": "float32"}
 SERVICE = {"mode": "embedded", "cache_gb": 1, "cache_dir": None}
+SEGMENTER = {"backend": "onnx", "path": "boxes", "device": "auto", "dtype": "float32", "service": SERVICE}
 
 
 def truth(boxes: Sequence[Sequence[float]], points: Sequence[Any] | None = None, **changes: Any) -> str:
@@ -28,10 +29,8 @@ def truth(boxes: Sequence[Sequence[float]], points: Sequence[Any] | None = None,
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
-    """A mask, HxW bool, of columns x1 to x2 and rows y1 to y2, the last ones not included."""
-    mask = np.zeros(size, dtype=bool)
-    mask[y1:y2, x1:x2] = True
-    return mask
+    """A mask of the image, HxW bool, as `rectangle_in` makes it."""
+    return rectangle_in(size, x1, y1, x2, y2)
 
 
 def truth_with_masks(*boxes: tuple[int, int, int, int], **changes: Any) -> str:

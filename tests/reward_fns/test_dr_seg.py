@@ -8,7 +8,7 @@ import pytest
 
 from reward_fns import dr_seg
 from reward_fns.dr_seg import CONSTANTS, Window, compute_score, get_window, looks
-from samr1_verl.config import ConfigError
+from samr1_verl.config import ConfigError, WindowConfig
 from tests.reward_fns.scoring import objects, score, think, truth
 
 A, B = [100, 100, 199, 199], [400, 100, 499, 199]
@@ -22,7 +22,7 @@ def no_windows(monkeypatch):
 
 def ranked(answer, row, window):
     text = answer if isinstance(answer, str) else think(answer)
-    result = score(compute_score, text, row, window=window)
+    result = score(compute_score, text, row, reward={"window": window})
     assert result["score"] == pytest.approx(sum(result[name] for name in OWN))
     return result
 
@@ -66,7 +66,7 @@ def test_the_rollouts_of_a_step_are_ranked_alike_and_enter_together():
     first = [ranked(objects([100, 100, right, 199]), row, window)["iou"] for right in (119, 159, 199)]
     assert first == [1, 1, 1]  # against 128 zeros
     # The window now holds 128 zeros and IoUs of 0.2, 0.6 and 1.
-    state = get_window(None, 3).state_dict()
+    state = get_window(WindowConfig(path=None, step=3)).state_dict()
     assert len(state["rows"]) == 131
     assert [one[0] for one in state["rows"][-3:]] == [0.2, 0.6, 1.0] and state["waiting"] == []
 
@@ -84,9 +84,9 @@ def test_a_window_goes_on_from_its_file(tmp_path, monkeypatch):
     settings, row = {"path": str(tmp_path / "run" / "window.json"), "step": 2}, truth([A])
     for right in (119, 159, 199):  # two enter and are kept; the third waits and is lost with the process
         ranked(objects([100, 100, right, 199]), row, settings)
-    before = get_window(settings["path"], 2).state_dict()
+    before = get_window(WindowConfig(**settings)).state_dict()
     monkeypatch.setattr(dr_seg, "_windows", {})
-    after = get_window(settings["path"], 2).state_dict()
+    after = get_window(WindowConfig(**settings)).state_dict()
     assert after["rows"] == before["rows"] and (len(before["waiting"]), after["waiting"]) == (1, [])
 
 
@@ -114,14 +114,14 @@ def test_a_state_is_restored_whole():
 def test_a_broken_file_is_an_error_that_names_it(tmp_path, text):
     path = tmp_path / "window.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"reward_kwargs\.window\.path: .*window\.json: .*Remove the file"):
-        get_window(str(path), 2)
+    with pytest.raises(ConfigError, match=r"samr1\.reward\.window\.path: .*window\.json: .*Remove the file"):
+        get_window(WindowConfig(path=str(path), step=2))
 
 
-@pytest.mark.parametrize("window", [{"path": None, "step": 0}, {"path": None, "step": True}, {"step": 1}, {}])
+@pytest.mark.parametrize("window", [{"path": None, "step": 0}, {"path": None, "step": True}, {"step": 1}, {}, None])
 def test_a_wrong_window_is_named(window):
-    with pytest.raises(ConfigError, match=r"reward_kwargs\.window"):
-        score(compute_score, "", truth([A]), window=window)
+    with pytest.raises(ConfigError, match=r"samr1\.reward\.window"):
+        score(compute_score, "", truth([A]), reward={"window": window})
 
 
 @pytest.mark.parametrize(

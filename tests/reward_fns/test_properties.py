@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from reward_fns import composed, dr_seg, samr1, seg_zero, star, vision_reasoner
 from reward_fns.dr_seg import RANKED, Window
-from samr1_verl.scoring.rollout import Masks, Rollout
 from reward_fns.terms import TERMS
 from samr1_verl.answers import Answer
 from samr1_verl.rows.ground_truth import GroundTruth, View
+from samr1_verl.scoring.rollout import Masks, Rollout
 from tests.reward_fns.scoring import (
     SEGMENTER,
-    SERVICE,
     image_extra,
     objects,
     score,
@@ -28,9 +27,9 @@ from tests.reward_fns.scoring import (
 )
 from tests.test_answers import texts
 
-MASKS = {"segmenter": SEGMENTER, "service": SERVICE}
-WINDOW = {"window": {"path": None, "step": 1_000_000}}
-EVERY = {"terms": dict.fromkeys(TERMS, 1.0)}
+MASKS = {"segmenter": SEGMENTER}
+WINDOW = {"reward": {"window": {"path": None, "step": 1_000_000}}}
+EVERY = {"reward": {"terms": dict.fromkeys(TERMS, 1.0)}}
 # Documented ranges of components; every term of terms.py and every other component is in [0, 1].
 RANGES = {
     "samr1": (samr1, MASKS, {"seg": 4, "score": 6}),
@@ -137,7 +136,7 @@ def test_terms_that_compare_masks_stay_in_their_range_and_are_1_for_equal_masks(
     predicted, target = (chance.random((height, width)) < share for share in (first, second))
     view = View(image=None, sha256=None, policy_size=(width, height), frame="absolute")
     truths = GroundTruth(size=(height, width), masks=())
-    for term in (one.function for one in TERMS.values() if one.compares_masks):
+    for term in (term.function for term in TERMS.values() if term.compares_masks):
         value = term(Rollout("", truths, view, "row", Answer(()), Masks(predicted, target)))
         assert 0 <= value <= 1 + 1e-12
         if target.any():

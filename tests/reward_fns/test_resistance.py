@@ -12,22 +12,21 @@ import time
 import pytest
 
 from reward_fns import composed, dr_seg, samr1, seg_zero, star, vision_reasoner
-from tests.reward_fns.scoring import SEGMENTER, SERVICE, image_extra, score, think, truth_with_masks
+from reward_fns.terms import TERMS
+from tests.reward_fns.scoring import SEGMENTER, image_extra, score, think, truth_with_masks
 from tests.test_answers import DEGENERATE as UNPARSABLE
 
 A = (40, 40, 140, 140)
 ROW = truth_with_masks(A)
 FAR, FAR_POINT = [600, 600, 700, 700], [650, 650]
-MASKS = {"segmenter": SEGMENTER, "service": SERVICE}
+MASKS = {"segmenter": SEGMENTER}
 REWARDS = {
     "samr1": (samr1, MASKS),
     "seg_zero": (seg_zero, {}),
     "vision_reasoner": (vision_reasoner, {}),
     "star": (star, MASKS),
-    "dr_seg": (dr_seg, {"window": {"path": None, "step": 10_000}}),
-    "composed": (composed, {**MASKS, "terms": dict.fromkeys(
-        ("think", "format", "point_count", "length", "non_repetition", "no_target", "mask_iou", "s_measure",
-         "boundary_iou"), 1.0)}),
+    "dr_seg": (dr_seg, {"reward": {"window": {"path": None, "step": 10_000}}}),
+    "composed": (composed, {**MASKS, "reward": {"terms": dict.fromkeys(TERMS, 1.0)}}),
 }  # fmt: skip
 
 
@@ -97,9 +96,20 @@ def scores(fake, tmp_path, monkeypatch):
     return scores
 
 
+# Terms that an answer can earn without a correct object.
+FORMAT_TERMS = {
+    "samr1": ("think", "format"),
+    "seg_zero": ("think", "format"),
+    "vision_reasoner": ("think", "format", "non_repetition"),
+    "star": ("think", "format", "count", "non_repetition"),
+    "dr_seg": ("think", "format", "look", "count", "non_repetition"),
+    "composed": ("think", "format", "point_count", "length", "non_repetition"),
+}
+
+
 def format_score(name: str, result: dict[str, float]) -> float:
-    """What of a score needs no correct object; every weight is 1."""
-    return sum(result[term] for term in REWARDS[name][0].FORMAT_TERMS)
+    """The part of a score that needs no correct object; every weight is 1."""
+    return sum(result[term] for term in FORMAT_TERMS[name])
 
 
 @pytest.mark.parametrize("name", CORPUS)

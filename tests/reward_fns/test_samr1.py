@@ -10,33 +10,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from reward_fns.samr1 import Constants, compute_score, constants_from
+from reward_fns.samr1 import ARGUMENTS, CONSTANTS, compute_score, tier_of
 from samr1_verl.answers import Reason
 from samr1_verl.config import ConfigError
 from samr1_verl.geometry.images import ImageError, sha256_of
-from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.segmenters import SegmenterError
 from samr1_verl.service import client as service_client
+from tests.masks import rectangle_in
+from tests.reward_fns.scoring import SEGMENTER
 from tests.service.fake import image_file
 from tests.test_answers import DEGENERATE
 
-SEGMENTER = {"backend": "onnx", "path": "boxes", "device": "auto", "dtype": "float32"}
-SERVICE = {"mode": "embedded", "cache_gb": 1, "cache_dir": None}
 H, W = 100, 200  # original
 PIXELS = {"intersection", "union", "ignored", "ignored_predicted"}
-KEYS = {"score", "acc", "seg", "think", "format", *PIXELS, *(f"answer/{one.value}" for one in Reason)}
+KEYS = {"score", "acc", "seg", "think", "format", *PIXELS, *(f"answer/{reason.value}" for reason in Reason)}
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
-    mask = np.zeros((H, W), dtype=bool)
-    mask[y1:y2, x1:x2] = True
-    return mask
+    return rectangle_in((H, W), x1, y1, x2, y2)
 
 
 def truth_json(*masks: np.ndarray, **changes) -> str:
@@ -52,7 +50,7 @@ def response(answer: object, think: bool = True) -> str:
     return f"<think>Left.</think><answer>{text}</answer>" if think else f"<answer>{text}</answer>"
 
 
-def one(x1: float, y1: float, x2: float, y2: float) -> dict:
+def box_answer(x1: float, y1: float, x2: float, y2: float) -> dict:
     return {"bbox": [x1, y1, x2, y2], "points_1": [x1 + 1, y1 + 1], "points_2": [x2 - 1, y2 - 1]}
 
 
@@ -63,7 +61,7 @@ def score(fake, tmp_path):
     extra_info = {"image": str(path), "sha256": digest, "policy_size": [W, H], "frame": "absolute"}
 
     async def score(text, truth=TRUTH, extra=None, **kwargs):
-        options = {"segmenter": SEGMENTER, "service": SERVICE} | kwargs
+        options = {"segmenter": SEGMENTER} | kwargs
         return await compute_score("shapes", text, truth, extra_info | (extra or {}), **options)
 
     return score
@@ -92,7 +90,7 @@ def check_keys(result: dict[str, float]) -> None:
     ],
 )
 async def test_the_tiers_are_strictly_above_their_threshold(score, right, seg):
-    result = await score(response(one(20, 10, right, 60)))
+    result = await score(response(box_answer(20, 10, right, 60)))
     check_keys(result)
     assert result["acc"] == (right - 20) / 100
     assert (result["intersection"], result["union"]) == ((right - 20) * 50, 5000)
@@ -100,7 +98,7 @@ async def test_the_tiers_are_strictly_above_their_threshold(score, right, seg):
 
 
 async def test_think_and_format_count_without_each_other(score):
-    unthinking = await score(response(one(20, 10, 120, 60), think=False))
+    unthinking = await score(response(box_answer(20, 10, 120, 60), think=False))
     assert (unthinking["think"], unthinking["format"], unthinking["seg"], unthinking["score"]) == (0, 1, 4, 5)
     wordy = await score(response("on the left"))
     assert (wordy["think"], wordy["format"], wordy["seg"], wordy["score"]) == (1, 0, 0, 1)
@@ -116,21 +114,21 @@ async def test_think_and_format_count_without_each_other(score):
     ],
 )
 async def test_answers_are_read_in_the_policys_frame(score, frame, policy_size, box):
-    result = await score(response(one(*box)), extra={"frame": frame, "policy_size": policy_size})
+    result = await score(response(box_answer(*box)), extra={"frame": frame, "policy_size": policy_size})
     assert (result["acc"], result["score"]) == (1, 6)
 
 
 async def test_objects_are_united_on_both_sides(score):
     truth = truth_json(rectangle(0, 0, 40, 50), rectangle(100, 0, 140, 50))  # 2,000 + 2,000 pixels
-    both = await score(response([one(0, 0, 40, 50), one(100, 0, 140, 50)]), truth)
+    both = await score(response([box_answer(0, 0, 40, 50), box_answer(100, 0, 140, 50)]), truth)
     assert (both["acc"], both["union"], both["score"]) == (1, 4000, 6)
-    half = await score(response([one(0, 0, 40, 50)]), truth)
+    half = await score(response([box_answer(0, 0, 40, 50)]), truth)
     assert (half["acc"], half["score"]) == (0.5, 2)
 
 
 async def test_ignored_pixels_count_on_neither_side(score):
     truth = truth_json(rectangle(20, 10, 120, 60), ignore=encode_rle(rectangle(20, 10, 120, 35)))  # 2,500 remain
-    result = await score(response(one(20, 10, 120, 60)), truth)
+    result = await score(response(box_answer(20, 10, 120, 60)), truth)
     assert (result["intersection"], result["union"], result["acc"]) == (2500, 2500, 1)
     assert (result["ignored"], result["ignored_predicted"]) == (2500, 2500)
     unusable = await score("no answer", truth)
@@ -139,7 +137,7 @@ async def test_ignored_pixels_count_on_neither_side(score):
 
 
 async def test_no_target_gives_no_mask_reward(score):
-    nothing = await score(response(one(20, 10, 120, 60)), truth_json())
+    nothing = await score(response(box_answer(20, 10, 120, 60)), truth_json())
     assert (nothing["acc"], nothing["union"], nothing["score"]) == (0, 5000, 2)
     unusable = await score("no answer", truth_json())
     assert (unusable["acc"], unusable["union"], unusable["score"]) == (0, 0, 0)
@@ -156,18 +154,18 @@ async def test_a_box_over_the_border_is_clipped_and_one_beyond_it_unusable(score
 
 
 async def test_equal_objects_are_decoded_once(score, fake):
-    result = await score(response([one(20, 10, 120, 60)] * 16))
+    result = await score(response([box_answer(20, 10, 120, 60)] * 16))
     assert result["score"] == 6
     (client,) = service_client._clients.values()
     assert client.counters().decodes == 1
-    assert (await score(response([one(20, 10, 120, 60)] * 17)))["answer/many_objects"] == 1
+    assert (await score(response([box_answer(20, 10, 120, 60)] * 17)))["answer/many_objects"] == 1
 
 
 async def test_the_recipes_values_override_the_papers(score):
-    two_points = response(one(20, 10, 90, 60))  # IoU 0.7
-    assert (await score(two_points, thresholds={0.5: 4}))["seg"] == 4
-    assert (await score(two_points, thresholds=OmegaConf.create({0.6: 1, 0.9: 9})))["seg"] == 1
-    assert (await score(two_points, max_points=1))["answer/many_points"] == 1
+    two_points = response(box_answer(20, 10, 90, 60))  # IoU 0.7
+    assert (await score(two_points, reward={"thresholds": {0.5: 4}}))["seg"] == 4
+    assert (await score(two_points, reward=OmegaConf.create({"thresholds": {0.6: 1, 0.9: 9}})))["seg"] == 1
+    assert (await score(two_points, reward={"caps": {"points": 1}}))["answer/many_points"] == 1
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
@@ -181,12 +179,12 @@ async def test_degenerate_answers_score_their_format_terms_at_most(score, name):
 
 
 async def test_the_whole_image_as_box_scores_what_its_iou_is(score):
-    result = await score(response(one(0, 0, W, H)))  # 5,000 of 20,000 pixels
+    result = await score(response(box_answer(0, 0, W, H)))  # 5,000 of 20,000 pixels
     assert (result["acc"], result["score"]) == (0.25, 2)
 
 
 async def test_the_same_group_encodes_its_image_once(score, fake):
-    boxes = [one(20, 10, 60 + 5 * number, 60) for number in range(8)]
+    boxes = [box_answer(20, 10, 60 + 5 * number, 60) for number in range(8)]
     results = await asyncio.gather(*(score(response(box)) for box in boxes))
     assert len(fake.encoded) == 1
     assert [result["acc"] for result in results] == sorted(result["acc"] for result in results)
@@ -195,7 +193,7 @@ async def test_the_same_group_encodes_its_image_once(score, fake):
 async def test_a_fault_of_the_segmenter_is_an_exception_never_a_score(score, fake):
     fake.fault = RuntimeError("out of memory")
     with pytest.raises(SegmenterError, match="out of memory"):
-        await score(response(one(20, 10, 120, 60)))
+        await score(response(box_answer(20, 10, 120, 60)))
 
 
 @pytest.mark.parametrize(
@@ -215,8 +213,8 @@ async def test_a_fault_of_the_segmenter_is_an_exception_never_a_score(score, fak
         (TRUTH, {"frame": "percent"}, r"extra_info\.frame: .*found 'percent'"),
     ],
 )
-@pytest.mark.parametrize("text", [response(one(20, 10, 120, 60)), "no answer"])
-async def test_a_bad_row_is_an_error_whatever_the_answer_is(score, truth, extra, message, text):
+@pytest.mark.parametrize("text", [response(box_answer(20, 10, 120, 60)), "no answer"])
+async def test_a_bad_row_is_an_error_for_every_answer(score, truth, extra, message, text):
     with pytest.raises(RowError, match=message) as caught:
         await score(text, truth, {"index": 17} | extra)
     assert "data source 'shapes', row 17, image" in str(caught.value)
@@ -225,59 +223,68 @@ async def test_a_bad_row_is_an_error_whatever_the_answer_is(score, truth, extra,
 async def test_a_row_whose_size_is_not_its_images_is_an_error(score):
     truth = json.dumps({"size": [W, H], "masks": [encode_rle(rectangle(0, 0, 9, 9).T)]})
     with pytest.raises(RowError, match=r"the image is 100x200 \(HxW\), ground_truth\.size is 200x100"):
-        await score(response(one(20, 10, 90, 60)), truth)
+        await score(response(box_answer(20, 10, 90, 60)), truth)
 
 
 async def test_an_image_that_is_missing_or_changed_is_an_error(score, tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png: no such image"):
-        await score(response(one(20, 10, 120, 60)), extra={"image": str(tmp_path / "gone.png")})
+        await score(response(box_answer(20, 10, 120, 60)), extra={"image": str(tmp_path / "gone.png")})
     with pytest.raises(ImageError, match=rf"7\.png: its SHA-256 is .* the row says {'0' * 64}"):
-        await score(response(one(20, 10, 120, 60)), extra={"sha256": "0" * 64})
+        await score(response(box_answer(20, 10, 120, 60)), extra={"sha256": "0" * 64})
 
 
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ({"threshold": {}}, r"samr1\.reward\.threshold: no such key"),
-        ({"thresholds": {}}, r"samr1\.reward\.thresholds is \{\}"),
-        ({"thresholds": [0.5]}, r"expected a mapping"),
-        ({"thresholds": {"0.5": 2}}, r"expected finite numbers"),
-        ({"thresholds": {0.5: float("nan")}}, r"expected finite numbers"),
-        ({"thresholds": {1.0: 2}}, r"expected IoUs of at least 0 and below 1"),
-        ({"max_points": 0}, r"samr1\.reward\.max_points is 0"),
-        ({"max_points": True}, r"samr1\.reward\.max_points is True"),
-        ({"max_points": "2"}, r"samr1\.reward\.max_points is '2'"),
+        ({"threshold": {}}, r"samr1\.reward\.threshold: Extra inputs are not permitted"),
+        ({"thresholds": {}}, r"samr1\.reward\.thresholds: .* at least 1 item.*found \{\}"),
+        ({"thresholds": [0.5]}, r"samr1\.reward\.thresholds: .*valid dictionary, found \[0\.5\]"),
+        ({"thresholds": {"0.5": 2}}, r"samr1\.reward\.thresholds\.0\.5.*: .*valid number, found '0\.5'"),
+        ({"thresholds": {0.5: float("nan")}}, r"samr1\.reward\.thresholds\.0\.5: .*finite number, found nan"),
+        ({"thresholds": {1.0: 2}}, r"samr1\.reward\.thresholds\.1\.0.*less than 1, found 1\.0"),
+        ({"caps": {"points": 0}}, r"samr1\.reward\.caps\.points: .*greater than 0, found 0"),
+        ({"caps": {"points": True}}, r"samr1\.reward\.caps\.points: .*valid integer, found True"),
+        ({"caps": {"points": "2"}}, r"samr1\.reward\.caps\.points: .*valid integer, found '2'"),
+        ({"terms": {"lenght": 1}}, r"samr1\.reward\.terms\.lenght: no such term, expected one of seg, think"),
+        ({"terms": {"length": "1"}}, r"samr1\.reward\.terms\.length: .*valid number, found '1'"),
+        (
+            {"window": {"path": None, "step": 8}},
+            r"samr1\.reward\.window is .*this reward reads caps, terms, thresholds",
+        ),
     ],
 )
-def test_wrong_constants_name_their_key(reward, message):
+def test_wrong_values_name_their_key(reward, message):
     with pytest.raises(ConfigError, match=message):
-        constants_from(reward)
+        ARGUMENTS.read(reward)
 
 
 async def test_an_unknown_keyword_is_refused_and_verls_own_are_not(score):
-    with pytest.raises(ConfigError, match=r"reward_kwargs\.max_point: no such key"):
+    with pytest.raises(ConfigError, match=r"reward_kwargs\.max_point: no such keyword argument"):
         await score("", max_point=3)
     check_keys(await score("", reward_router_address="here", reward_model_tokenizer=None))
 
 
 def test_the_recipe_states_the_papers_tiers():
     recipe = OmegaConf.load(Path(__file__).parents[2] / "recipes" / "recipe" / "samr1.yaml")
-    assert constants_from(recipe.samr1.reward) == Constants()
+    arguments = ARGUMENTS.read(recipe.samr1.reward)
+    assert (arguments.config.tiers, arguments.caps) == (CONSTANTS.tiers, CONSTANTS.caps)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_a_better_mask_never_scores_less(first, second):
     low, high = sorted((first, second))
-    assert 0 <= Constants().seg(low) <= Constants().seg(high) <= 4
+    assert 0 <= tier_of(low, CONSTANTS.tiers) <= tier_of(high, CONSTANTS.tiers) <= 4
 
 
-@given(st.text(max_size=80) | st.sampled_from([inside for inside, _ in DEGENERATE.values()]).map(response))
-@settings(max_examples=150, deadline=None)
-def test_the_same_keys_whatever_the_model_writes(text):
-    # No usable answer is drawn, so that no segmenter is asked: the path does not exist.
-    extra_info = {"image": "/nowhere.png", "sha256": "0" * 64, "policy_size": [W, H], "frame": "absolute"}
-    run = compute_score("shapes", text, TRUTH, extra_info, segmenter=SEGMENTER, service=SERVICE)
-    check_keys(asyncio.run(run))
+corners = st.tuples(st.floats(-50, W + 50), st.floats(-50, H + 50), st.floats(-50, W + 50), st.floats(-50, H + 50))
+USABLE = st.lists(corners.map(lambda box: box_answer(*box)), min_size=1, max_size=3).map(response)
+DEGENERATE_TEXTS = st.sampled_from([inside for inside, _ in DEGENERATE.values()]).map(response)
+
+
+@given(text=st.text(max_size=80) | DEGENERATE_TEXTS | USABLE)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_keys_are_the_same_for_every_response(score, text):
+    check_keys(asyncio.run(score(text)))
 
 
 async def test_with_the_real_small_sam(small_sam, tmp_path):
@@ -291,7 +298,7 @@ async def test_with_the_real_small_sam(small_sam, tmp_path):
         "policy_size": [840, 840],
         "frame": "absolute",
     }
-    kwargs = {"segmenter": SEGMENTER | {"path": str(small_sam)}, "service": SERVICE}
+    kwargs = {"segmenter": SEGMENTER | {"path": str(small_sam)}}
     truth = truth_json(np.asarray(mask))
 
     def answer(x1: float, y1: float, x2: float, y2: float) -> str:  # original to policy: x times 4.2, y times 8.4
@@ -308,7 +315,7 @@ async def test_with_the_real_small_sam(small_sam, tmp_path):
 def test_importing_the_rewards_imports_neither_verl_nor_ray_nor_torch():
     code = (
         "import importlib, pkgutil, sys, reward_fns\n"
-        "names = [one.name for one in pkgutil.iter_modules(reward_fns.__path__)]\n"
+        "names = [module.name for module in pkgutil.iter_modules(reward_fns.__path__)]\n"
         "assert {'samr1', 'seg_zero', 'vision_reasoner', 'star', 'dr_seg', 'composed', 'trl'} <= set(names)\n"
         "[importlib.import_module(f'reward_fns.{name}') for name in names]\n"
         "heavy = {'verl', 'ray', 'torch', 'transformers', 'onnxruntime', 'trl'} & set(sys.modules)\n"

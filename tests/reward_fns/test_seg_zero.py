@@ -125,12 +125,12 @@ def test_the_row_is_brought_into_the_policys_pixels():
     [
         (truth([]), "holds 0 boxes, expected 1"),
         (truth([BOX, BOX]), r"holds 2 boxes, expected 1: .*\+recipe=vision_reasoner"),
-        (truth([BOX], [[[120, 120]]]), r"ground_truth\.points holds \[1\] points an object .* at least 2 each"),
+        (truth([BOX], [[[120, 120]]]), r"ground_truth\.points holds \[1\] points per object .* at least 2 each"),
         (truth([BOX], []), r"ground_truth\.points holds \[\] points"),
     ],
 )
 @pytest.mark.parametrize("text", ["", think(seg_zero_answer(BOX, *POINTS))])
-def test_a_row_that_the_rule_cannot_judge_is_an_error_whatever_the_answer_is(row, message, text):
+def test_a_row_that_the_rule_cannot_judge_is_an_error_for_every_answer(row, message, text):
     with pytest.raises(RowError, match=message):
         score(compute_score, text, row)
 
@@ -138,12 +138,14 @@ def test_a_row_that_the_rule_cannot_judge_is_an_error_whatever_the_answer_is(row
 def test_weights_and_metrics():
     text = think(seg_zero_answer(BOX, *POINTS), reasoning="word " * 106)
     # length: 106 words are 10 beyond 96, 1 - 10 / 500 = 0.98
-    result = score(compute_score, text, ROW, terms={"points": 3, "think": 0, "length": 0.5, "point_count": 0})
+    result = score(
+        compute_score, text, ROW, reward={"terms": {"points": 3, "think": 0, "length": 0.5, "point_count": 0}}
+    )
     assert result["score"] == pytest.approx(0 + 1 + 1 + 1 + 3 + 0.49) and result["length"] == pytest.approx(0.98)
     assert result["point_count"] == 1 and result["points"] == 1
-    with pytest.raises(ConfigError, match=r"reward_kwargs\.terms\.lenght: no such term, expected one of think, format"):
-        score(compute_score, text, ROW, terms={"lenght": 1})
+    with pytest.raises(ConfigError, match=r"samr1\.reward\.terms\.lenght: no such term, expected one of think, format"):
+        score(compute_score, text, ROW, reward={"terms": {"lenght": 1}})
     with pytest.raises(ConfigError, match=r"reward_kwargs\.segmenter: missing, and the term s_measure compares masks"):
-        score(compute_score, text, ROW, terms={"s_measure": 0})
+        score(compute_score, text, ROW, reward={"terms": {"s_measure": 0}})
     with pytest.raises(ConfigError, match=r"reward_kwargs\.tiers: no such key"):
         score(compute_score, text, ROW, tiers=1)

@@ -6,13 +6,12 @@ import pytest
 
 from reward_fns.star import WEIGHTS, compute_score
 from samr1_verl.config import ConfigError
-from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.segmenters import SegmenterError
 from tests.reward_fns.scoring import (
     EXTRA,
     SEGMENTER,
-    SERVICE,
     image_extra,
     objects,
     rectangle,
@@ -32,8 +31,8 @@ def star(fake, tmp_path):
 
     def star(answer, row, **kwargs):
         text = answer if isinstance(answer, str) else think(answer)
-        result = score(compute_score, text, row, extra, segmenter=SEGMENTER, service=SERVICE, **kwargs)
-        weights = WEIGHTS | kwargs.get("terms", {})
+        result = score(compute_score, text, row, extra, segmenter=SEGMENTER, **kwargs)
+        weights = WEIGHTS | kwargs.get("reward", {}).get("terms", {})
         assert result["score"] == pytest.approx(sum(weights[name] * result[name] for name in weights))
         return result
 
@@ -83,7 +82,7 @@ def test_the_matching_follows_the_weights(star):
 
 
 def test_the_second_stage_trains_on_masks_alone(star):
-    result = star(objects(A, label=True), truth_with_masks(A, B), terms=SECOND_STAGE)
+    result = star(objects(A, label=True), truth_with_masks(A, B), reward={"terms": SECOND_STAGE})
     # think 1 + format 2 + 2 x 2.5 + non-repetition 1; boxes and points are metrics
     assert (result["score"], result["box_iou"]) == (pytest.approx(9), 0.5)
 
@@ -122,22 +121,22 @@ def test_no_target_is_0(star, fake):
 def test_answers_are_read_in_thousandths_on_request(fake, tmp_path):
     extra = image_extra(tmp_path) | {"frame": "thousand", "policy_size": [832, 832]}
     box = [1000 * edge / 840 for edge in A]
-    result = score(compute_score, think(objects(box)), truth_with_masks(A), extra, segmenter=SEGMENTER, service=SERVICE)
+    result = score(compute_score, think(objects(box)), truth_with_masks(A), extra, segmenter=SEGMENTER)
     assert (result["mask"], result["box_iou"], result["box_l1"], result["point"]) == (5, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("row", "extra", "message"),
     [
-        (truth([A]), {}, r"masks holds 0 masks for 1 boxes: this reward compares one mask an object"),
+        (truth([A]), {}, r"masks holds 0 masks for 1 boxes: this reward compares one mask per object"),
         (truth_with_masks(A, masks=["0"]), {}, r"ground_truth\.masks or ignore: RLE describes 0 pixels"),
         (truth_with_masks(A), {"image": None}, r"extra_info\.image and extra_info\.sha256 must be there"),
     ],
 )
 @pytest.mark.parametrize("text", ["", think(objects(A))])
-def test_a_bad_row_is_an_error_whatever_the_answer_is(fake, tmp_path, row, extra, message, text):
+def test_a_bad_row_is_an_error_for_every_answer(fake, tmp_path, row, extra, message, text):
     with pytest.raises(RowError, match=message):
-        score(compute_score, text, row, image_extra(tmp_path) | extra, segmenter=SEGMENTER, service=SERVICE)
+        score(compute_score, text, row, image_extra(tmp_path) | extra, segmenter=SEGMENTER)
 
 
 def test_a_fault_of_the_segmenter_is_an_exception_never_a_score(star, fake):

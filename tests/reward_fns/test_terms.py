@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from reward_fns import composed, samr1
-from samr1_verl.scoring.rollout import Masks, Rollout
-from reward_fns.terms import TERMS, boundary_iou, mask_iou, non_repetition, s_measure, weights_of
+from reward_fns.terms import TERMS, boundary_iou, mask_iou, non_repetition, s_measure
 from samr1_verl.answers import Answer
 from samr1_verl.config import ConfigError
 from samr1_verl.rows.ground_truth import GroundTruth, View
+from samr1_verl.scoring.rollout import Masks, Rollout
 from tests.reward_fns.scoring import (
     SEGMENTER,
-    SERVICE,
     image_extra,
     rectangle,
     score,
@@ -45,7 +44,7 @@ def compose(fake, tmp_path):
 
     def compose(answer, terms, row=ROW):
         text = answer if isinstance(answer, str) else think(answer)
-        return score(composed.compute_score, text, row, extra, terms=terms, segmenter=SEGMENTER, service=SERVICE)
+        return score(composed.compute_score, text, row, extra, reward={"terms": terms}, segmenter=SEGMENTER)
 
     return compose
 
@@ -158,18 +157,20 @@ def test_published_compositions(compose):
 
 def test_terms_add_to_a_published_reward_and_zero_makes_a_metric(fake, tmp_path):
     answer = think(seg_zero_answer([100, 100, 180, 200], [110, 110], [150, 150]))
-    kwargs = {"segmenter": SEGMENTER, "service": SERVICE}
+    kwargs = {"segmenter": SEGMENTER}
     plain = score(samr1.compute_score, answer, truth_with_masks(A), image_extra(tmp_path), **kwargs)
     terms = {"mask_iou": 0.5, "boundary_iou": 0, "format": 2}
-    result = score(samr1.compute_score, answer, truth_with_masks(A), image_extra(tmp_path), terms=terms, **kwargs)
+    result = score(
+        samr1.compute_score, answer, truth_with_masks(A), image_extra(tmp_path), reward={"terms": terms}, **kwargs
+    )
     assert (plain["score"], result["score"]) == (5, 5 + 0.5 * 0.8 + 1)  # 0.8 is tier 3
     assert 0 < result["boundary_iou"] < 1 and result.keys() - plain.keys() == {"mask_iou", "boundary_iou"}
 
 
 @pytest.mark.parametrize("weight", [True, "1", None, math.nan, math.inf, [1]])
 def test_a_weight_is_a_finite_number(weight):
-    with pytest.raises(ConfigError, match=r"reward_kwargs\.terms\.think is .*, expected a finite number"):
-        weights_of({"think": weight}, {})
+    with pytest.raises(ConfigError, match=r"samr1\.reward\.terms\.think: .*(number|nan)"):
+        composed.ARGUMENTS.read({"terms": {"think": weight}})
 
 
 def test_a_reward_of_metrics_alone_is_refused(compose):

@@ -121,7 +121,7 @@ def test_two_repeats_lose_the_non_repetition(reasoning, expected):
 def test_no_target_is_0_by_the_published_rule():
     assert terms([], truth([])) == (1, 0, 0, 1)
     assert terms(objects(A), truth([])) == (1, 2, 0, 1)
-    result = score(compute_score, think([]), truth([]), terms={"no_target": 3})
+    result = score(compute_score, think([]), truth([]), reward={"terms": {"no_target": 3}})
     assert (result["no_target"], result["score"]) == (1, 1 + 0 + 0 + 1 + 3)
 
 
@@ -138,7 +138,7 @@ def test_acc_is_the_matched_iou_over_the_larger_number():
     assert score(compute_score, think(objects(A)), truth([A, B]))["acc"] == 0.5
 
 
-def test_a_row_without_points_is_an_error_whatever_the_answer_is():
+def test_a_row_without_points_is_an_error_for_every_answer():
     for text in ("", think(objects(A))):
-        with pytest.raises(RowError, match=r"ground_truth\.points holds \[\] points an object for 1 boxes"):
+        with pytest.raises(RowError, match=r"ground_truth\.points holds \[\] points per object for 1 boxes"):
             score(compute_score, text, truth([A], []))

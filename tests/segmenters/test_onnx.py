@@ -15,11 +15,12 @@ from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import box_of, inscribed_points, intersection_union
 from samr1_verl.segmenters import Embedding, Prompt, load_segmenter, segmenter_problems
 from samr1_verl.segmenters.onnx import MEAN, OnnxSegmenter, identity_of, preprocess, prompt_arrays, resized
+from tests.reward_fns.scoring import SERVICE
 
 
 def config_of(folder: Path, **changes: str) -> SegmenterConfig:
     values = {"backend": "onnx", "path": str(folder), "device": "auto", "dtype": "float32"}
-    return SegmenterConfig.model_validate(values | changes)
+    return SegmenterConfig.model_validate(values | {"service": SERVICE} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_photographed_objects_are_found_better_than_by_their_box(sam):
     predictions = sam.decode(embedding, prompts)
     boxes = [np.zeros_like(mask) for mask in masks]
     for filled, prompt in zip(boxes, prompts, strict=True):
-        x1, y1, x2, y2 = map(int, prompt.box_original)
+        x1, y1, x2, y2 = map(int, prompt.box)
         filled[y1:y2, x1:x2] = True
     mean = np.mean([iou(one.mask, mask) for one, mask in zip(predictions, masks, strict=True)])
     mean_of_boxes = np.mean([iou(filled, mask) for filled, mask in zip(boxes, masks, strict=True)])

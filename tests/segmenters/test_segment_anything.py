@@ -16,6 +16,7 @@ from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.segmenters import Prompt, load_segmenter, segmenter_problems
 from samr1_verl.segmenters import segment_anything as backend
+from tests.reward_fns.scoring import SERVICE
 from tests.segmenters.test_transformers import FORMS, equal, image_of
 from tests.segmenters.tiny_sams import random_weights
 
@@ -43,7 +44,7 @@ def save(model: Any, folder: Path) -> Path:
 
 def config_of(path: Path | str, **changes: Any) -> SegmenterConfig:
     values = {"backend": "segment_anything", "path": str(path), "device": "cpu", "dtype": "float32"}
-    return SegmenterConfig.model_validate(values | changes)
+    return SegmenterConfig.model_validate(values | {"service": SERVICE} | changes)
 
 
 @lru_cache
@@ -56,9 +57,9 @@ def library(predictor: Any, prompts: list[Prompt], multimask: bool = True) -> tu
     masks, scores = [], []
     for prompt in prompts:
         found, ious, _ = predictor.predict(
-            point_coords=np.array(prompt.points_original) if prompt.points_original else None,
+            point_coords=np.array(prompt.points) if prompt.points else None,
             point_labels=np.array(prompt.labels) if prompt.labels else None,
-            box=None if prompt.box_original is None else np.array(prompt.box_original),
+            box=None if prompt.box is None else np.array(prompt.box),
             multimask_output=multimask,
         )
         masks.append(found[ious.argmax()])

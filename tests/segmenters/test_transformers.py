@@ -20,14 +20,15 @@ from safetensors.torch import load_file, save_file
 from reward_fns.samr1 import compute_score
 from samr1_verl.config import ConfigError, SegmenterConfig, samr1_config
 from samr1_verl.geometry.images import ImageError, sha256_of
-from samr1_verl.preflight.inputs import check_segmenter
 from samr1_verl.geometry.masks import encode_rle
+from samr1_verl.preflight.inputs import check_segmenter
 from samr1_verl.segmenters import Embedding, Prompt, SegmenterError, load_segmenter, segmenter_problems
 from samr1_verl.segmenters import transformers as backend
 from samr1_verl.segmenters.torch_common import GPU_BATCH, batch_size
 from samr1_verl.service.client import get_client
 from samr1_verl.service.engine import Counters, Engine
 from tests.composing import compose_recipe
+from tests.reward_fns.scoring import SERVICE
 from tests.segmenters.tiny_sams import CLASSES, library, save_sam, save_sam2, save_sam3
 
 KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")
@@ -54,7 +55,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def config_of(path: Path | str, **changes: Any) -> SegmenterConfig:
     values = {"backend": "transformers", "path": str(path), "device": "cpu", "dtype": "float32"}
-    return SegmenterConfig.model_validate(values | changes)
+    return SegmenterConfig.model_validate(values | {"service": SERVICE} | changes)
 
 
 @lru_cache
@@ -213,10 +214,8 @@ async def test_the_reward_is_that_of_the_mask(folders, tmp_path):
     row = {"image": str(tmp_path / "image.png"), "sha256": sha256_of(tmp_path / "image.png")}
     row |= {"policy_size": [180, 96], "frame": "absolute"}  # twice the image
     answer = '{"bbox": [40, 16, 90, 60], "points_1": [60, 40], "points_2": [80, 24]}'
-    options = {
-        "segmenter": {"backend": "transformers", "path": str(folders["sam2"]), "device": "cpu", "dtype": "float32"},
-        "service": {"mode": "embedded", "cache_gb": 1, "cache_dir": None},
-    }
+    segmenter = {"backend": "transformers", "path": str(folders["sam2"]), "device": "cpu", "dtype": "float32"}
+    options = {"segmenter": segmenter | {"service": {"mode": "embedded", "cache_gb": 1, "cache_dir": None}}}
     text = f"<think>Red.</think><answer>{answer}</answer>"
     results = await asyncio.gather(*(compute_score("drawn", text, json.dumps(truth), row, **options) for _ in range(8)))
     assert [result["acc"] for result in results] == [1.0] * 8

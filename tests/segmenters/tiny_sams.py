@@ -115,11 +115,11 @@ def library(
     """Best masks and their scores, by the library's own processor and model, the image given anew."""
     model, processor = library_of(kind, folder, dtype)
     asked: dict[str, Any] = {}
-    if prompts[0].points_original:
-        asked["input_points"] = [[[list(point) for point in prompt.points_original] for prompt in prompts]]
+    if prompts[0].points:
+        asked["input_points"] = [[[list(point) for point in prompt.points] for prompt in prompts]]
         asked["input_labels"] = [[list(prompt.labels) for prompt in prompts]]
-    if prompts[0].box_original:
-        asked["input_boxes"] = [[list(prompt.box_original) for prompt in prompts]]
+    if prompts[0].box:
+        asked["input_boxes"] = [[list(prompt.box) for prompt in prompts]]
     inputs = processor(images=Image.fromarray(image), return_tensors="pt", **asked)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     with torch.no_grad():

@@ -42,11 +42,11 @@ class BoxSegmenter:
             if prompt == self.poison:
                 raise RuntimeError("poisoned")
             mask = np.zeros(embedding.size, dtype=bool)
-            if prompt.box_original is not None:
-                x1, y1, x2, y2 = (max(0, round(edge)) for edge in prompt.box_original)
+            if prompt.box is not None:
+                x1, y1, x2, y2 = (max(0, round(edge)) for edge in prompt.box)
                 mask[y1:y2, x1:x2] = True
             else:
-                for x, y in prompt.points_original:
+                for x, y in prompt.points:
                     mask[min(max(int(y), 0), mask.shape[0] - 1), min(max(int(x), 0), mask.shape[1] - 1)] = True
             predictions.append(Prediction(mask, 0.5))
         return predictions

@@ -1,4 +1,4 @@
-"""One client a process and configuration, and messages that say which configurations work."""
+"""One client per process and configuration, and messages that say which configurations work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from omegaconf import OmegaConf
 from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.preflight.inputs import check_segmenter
 from samr1_verl.service import client as client_module
+from samr1_verl.service import engine
 from samr1_verl.service.client import announce, get_client
 from tests.composing import compose_recipe
 from tests.service.fake import BoxSegmenter, image_file
 
-SEGMENTER = {"backend": "onnx", "path": "weights", "device": "auto", "dtype": "float32"}
 RAY = {"gpus": 0, "cpus": 1, "min_replicas": 1, "max_replicas": 1}
 SERVICE = {"mode": "embedded", "cache_gb": 1, "cache_dir": None}
+SEGMENTER = {"backend": "onnx", "path": "weights", "device": "auto", "dtype": "float32", "service": SERVICE}
+
+
+def placed(**service: object) -> dict:
+    """The segmenter with other keys of its service."""
+    return SEGMENTER | {"service": SERVICE | service}
 
 
 @pytest.fixture
@@ -28,15 +34,15 @@ def loads(monkeypatch) -> list[str]:
         paths.append(config.path)
         return BoxSegmenter()
 
-    monkeypatch.setattr(client_module, "load_segmenter", load)
+    monkeypatch.setattr(engine, "load_segmenter", load)
     monkeypatch.setattr(client_module, "_clients", {})
     return paths
 
 
 def test_equal_configurations_share_a_client(loads):
-    first = get_client(SEGMENTER, SERVICE)
-    assert get_client(OmegaConf.create(SEGMENTER), OmegaConf.create(SERVICE)) is first
-    assert get_client(SEGMENTER | {"path": "others"}, SERVICE) is not first
+    first = get_client(SEGMENTER)
+    assert get_client(OmegaConf.create(SEGMENTER)) is first
+    assert get_client(SEGMENTER | {"path": "others"}) is not first
     assert loads == ["weights", "others"]
 
 
@@ -45,7 +51,7 @@ def test_threads_that_ask_at_once_make_one_client(loads):
 
     def ask():
         barrier.wait()
-        found.append(get_client(SEGMENTER, SERVICE))
+        found.append(get_client(SEGMENTER))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -55,9 +61,15 @@ def test_threads_that_ask_at_once_make_one_client(loads):
     assert len(set(map(id, found))) == 1 and len(found) == 8 and loads == ["weights"]
 
 
+def test_a_configuration_is_validated_once_per_object_and_a_client_is_taken_as_it_is(loads, monkeypatch):
+    first = get_client(SEGMENTER)
+    monkeypatch.setattr(client_module.SegmenterConfig, "model_validate", None)  # a second validation would raise
+    assert get_client(SEGMENTER) is first and get_client(first) is first
+
+
 async def test_the_configured_bound_and_folder_are_used(loads, tmp_path):
-    service = SERVICE | {"cache_gb": 4e-6, "cache_dir": str(tmp_path / "cache")}  # 4,000 bytes: an embedding has 4,096
-    client = get_client(SEGMENTER, service)
+    # 4,000 bytes: an embedding has 4,096
+    client = get_client(placed(cache_gb=4e-6, cache_dir=str(tmp_path / "cache")))
     await client.segment(*image_file(tmp_path, 7), [])
     assert client.counters().cached_bytes == 0 and client.counters().encodes == 1
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
@@ -66,20 +78,24 @@ async def test_the_configured_bound_and_folder_are_used(loads, tmp_path):
 @pytest.mark.parametrize(
     ("segmenter", "service", "message"),
     [
-        ({}, {"mode": "grpc"}, r"samr1\.service\.mode: .*'embedded', 'ray' or 'http'.* found 'grpc'"),
-        ({}, {"mode": "http"}, r"samr1\.service: .*mode is http, so the section http must be there"),
-        ({}, {"mode": "http", "http": {"addresses": ["10.0.0.1:80"]}}, r"samr1\.service\.http\.addresses\.0: "),
+        ({}, {"mode": "grpc"}, r"samr1\.segmenter\.service\.mode: .*'embedded', 'ray' or 'http'.* found 'grpc'"),
+        ({}, {"mode": "http"}, r"samr1\.segmenter\.service: .*mode is http, so the section http is required"),
+        (
+            {},
+            {"mode": "http", "http": {"addresses": ["10.0.0.1:80"]}},
+            r"samr1\.segmenter\.service\.http\.addresses\.0: ",
+        ),
         ({}, {"ray": RAY | {"max_replicas": 1, "min_replicas": 2}}, r"max_replicas is 1, below min_replicas 2"),
-        ({}, {"ray": RAY | {"gpus": "all"}}, r"samr1\.service\.ray\.gpus"),
-        ({}, {"cache_gb": -1}, r"samr1\.service\.cache_gb: .*found -1"),
-        ({}, {"cache_tb": 1}, r"samr1\.service\.cache_tb: "),
+        ({}, {"ray": RAY | {"gpus": "all"}}, r"samr1\.segmenter\.service\.ray\.gpus"),
+        ({}, {"cache_gb": -1}, r"samr1\.segmenter\.service\.cache_gb: .*found -1"),
+        ({}, {"cache_tb": 1}, r"samr1\.segmenter\.service\.cache_tb: "),
         ({"dtype": "int4"}, {}, r"samr1\.segmenter\.dtype: .*found 'int4'"),
         ({"path": ""}, {}, r"samr1\.segmenter\.path: "),
     ],
 )
 def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, service, message):
     with pytest.raises(ConfigError, match=message):
-        get_client(SEGMENTER | segmenter, SERVICE | service)
+        get_client(placed(**service) | segmenter)
     assert loads == []
 
 
@@ -87,39 +103,41 @@ def test_a_mode_whose_packages_are_missing_says_what_to_type(loads, monkeypatch)
     monkeypatch.setattr(client_module.importlib.util, "find_spec", lambda name: None)
     for mode, section in (("ray", {"ray": RAY}), ("http", {"http": {"addresses": ["http://10.0.0.1:80"]}})):
         with pytest.raises(ConfigError, match=rf"mode is {mode}, and .*tenacity is not installed.*\[service\]"):
-            get_client(SEGMENTER, SERVICE | {"mode": mode} | section)
-    assert get_client(SEGMENTER, SERVICE) is not None
+            get_client(placed(mode=mode, **section))
+    assert get_client(SEGMENTER) is not None
 
 
 def test_other_machines_segmenters_are_not_looked_for_here():
     recipe = compose_recipe("samr1_tiny", "samr1.segmenter.path=nowhere/sam")
     assert len(list(check_segmenter(samr1_config(recipe)))) == 1
-    recipe.samr1.service.mode = "http"
-    recipe.samr1.service.http = {"addresses": ["http://10.0.0.1:80"]}
+    recipe.samr1.segmenter.service.mode = "http"
+    recipe.samr1.segmenter.service.http = {"addresses": ["http://10.0.0.1:80"]}
     assert list(check_segmenter(samr1_config(recipe))) == []
 
 
 def test_every_mode_composes_from_the_recipe():
     for mode in ("embedded", "ray"):
-        settings = samr1_config(compose_recipe("samr1", f"samr1.service.mode={mode}"))
-        assert settings.service.mode == mode and settings.service.ray.gpus == "shared"
-    assert samr1_config(compose_recipe("samr1_tiny", "samr1.service.mode=ray")).service.ray.gpus == 0
-    config = compose_recipe(
-        "samr1", "samr1.service.mode=http", "samr1.service.http={addresses: ['http://10.0.0.1:80']}"
+        settings = samr1_config(compose_recipe("samr1", f"samr1.segmenter.service.mode={mode}"))
+        assert settings.segmenter.service.mode == mode and settings.segmenter.service.ray.gpus == "shared"
+    assert (
+        samr1_config(compose_recipe("samr1_tiny", "samr1.segmenter.service.mode=ray")).segmenter.service.ray.gpus == 0
     )
-    assert samr1_config(config).service.http.addresses == ("http://10.0.0.1:80",)
+    config = compose_recipe(
+        "samr1", "samr1.segmenter.service.mode=http", "samr1.segmenter.service.http={addresses: ['http://10.0.0.1:80']}"
+    )
+    assert samr1_config(config).segmenter.service.http.addresses == ("http://10.0.0.1:80",)
     assert config.data.encode_ahead.service.mode == "http"
 
 
 async def test_an_embedded_segmenter_is_not_announced_to(loads, tmp_path):
-    await announce(SEGMENTER, SERVICE, *image_file(tmp_path, 7))
+    await announce(SEGMENTER, *image_file(tmp_path, 7))
     assert loads == []
 
 
 async def test_a_service_that_cannot_be_told_is_no_error(loads, tmp_path, caplog):
-    service = SERVICE | {"mode": "http", "http": {"addresses": ["http://127.0.0.1:9"]}, "timeout_s": 0.2}
-    await announce(SEGMENTER, service, *image_file(tmp_path, 7))
+    far = placed(mode="http", http={"addresses": ["http://127.0.0.1:9"]}, timeout_s=0.2)
+    await announce(far, *image_file(tmp_path, 7))
     assert "encode ahead of time" in caplog.text and "7.png" in caplog.text
     caplog.clear()
-    await announce(SEGMENTER, service | {"encode_ahead": False}, *image_file(tmp_path, 7))
+    await announce(far | {"service": far["service"] | {"encode_ahead": False}}, *image_file(tmp_path, 7))
     assert caplog.text == ""

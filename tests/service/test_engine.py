@@ -9,13 +9,14 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.overlap import Overlap
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, SegmenterError
 from samr1_verl.service.engine import Counters
-from samr1_verl.geometry.overlap import Overlap
+from tests.masks import rectangle_in
 from tests.service.fake import BoxSegmenter, image_file
 
 BOX = Prompt((2, 1, 8, 5))  # 6 x 4 pixels
@@ -141,9 +142,7 @@ def truth_of(*masks: np.ndarray, ignore: np.ndarray | None = None) -> GroundTrut
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (10, 20)) -> np.ndarray:
-    mask = np.zeros(size, dtype=bool)
-    mask[y1:y2, x1:x2] = True
-    return mask
+    return rectangle_in(size, x1, y1, x2, y2)
 
 
 async def test_overlap_unites_objects_on_both_sides_and_leaves_ignored_pixels_out(make_engine, tmp_path):

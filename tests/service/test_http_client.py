@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from samr1_verl.config import HttpServiceConfig
-from samr1_verl.geometry.images import ImageError, open_image
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.images import ImageError, open_image
+from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.overlap import Overlap
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, SegmenterError, load_segmenter
 from samr1_verl.service.http_client import HttpClient
-from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.service.retry import ServiceError
 from samr1_verl.service.wire import TOKEN_VARIABLE
 from tests.row_files import make_record

@@ -18,15 +18,15 @@ import pytest
 import ray
 from ray import serve
 
-from samr1_verl.config import ConfigError, RayServiceConfig, service_configs
-from samr1_verl.geometry.images import ImageError
-from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.config import ConfigError, RayServiceConfig, segmenter_config
 from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.images import ImageError
+from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.overlap import Overlap
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt
 from samr1_verl.service import ray_app
 from samr1_verl.service.client import announce
-from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.service.ray_client import RayClient
 from samr1_verl.service.retry import ServiceError
 from tests.service.fake import image_file
@@ -64,14 +64,15 @@ def make() -> Iterator[Any]:
     made: list[RayClient] = []
 
     def make(name: str, seconds: float = 0.0, timeout_s: float = 120.0, attempt_s: float = 60.0, **options: Any) -> Any:
-        segmenter = {"backend": "tests.service.fake", "path": f"{name},{seconds}", "device": "cpu", "dtype": "float32"}
         service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "ray": RAY | options}
-        made.append(RayClient(*service_configs(segmenter, service | {"timeout_s": timeout_s, "attempt_s": attempt_s})))
+        service |= {"timeout_s": timeout_s, "attempt_s": attempt_s}
+        what = {"backend": "tests.service.fake", "path": f"{name},{seconds}", "device": "cpu", "dtype": "float32"}
+        made.append(RayClient(segmenter_config(what | {"service": service})))
         return made[-1]
 
     yield make
     for client in made:
-        serve.delete(ray_app.application_name(client._segmenter, client._service))
+        serve.delete(ray_app.application_name(client._config))
 
 
 def truth() -> GroundTruth:
@@ -149,11 +150,11 @@ async def test_a_request_that_nobody_waits_for_is_cancelled(make, tmp_path, monk
 async def test_what_is_announced_needs_no_encode_when_it_is_asked(make, tmp_path):
     client = make("announced")
     image = image_file(tmp_path, 7)
-    await announce(client._segmenter.model_dump(), client._service.model_dump(), *image)
+    await announce(client._config, *image)
     await asyncio.sleep(0.5)
     await ask_many(client, tmp_path, 8, group=2)
     await client.overlap(*image, [BOX], truth())
-    await announce(client._segmenter.model_dump(), client._service.model_dump(), tmp_path / "gone.png", "0" * 64)
+    await announce(client._config, tmp_path / "gone.png", "0" * 64)
     counters = await client.counters()
     assert counters.encodes == 8 and counters.requests == 17
 
@@ -199,28 +200,27 @@ async def test_when_nobody_answers_in_time_there_is_one_clear_exception(make, tm
 
 async def test_a_segmenter_that_cannot_be_loaded_is_a_configuration_error(make, tmp_path):
     client = make("cannot load")
-    with pytest.raises(ConfigError, match=r"samr1\.service\.mode is ray, and no replica starts"):
+    with pytest.raises(ConfigError, match=r"samr1\.segmenter\.service\.mode is ray, and no replica starts"):
         await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
 
 
 JOB = """
 import asyncio, ray, sys
-from samr1_verl.config import service_configs
+from samr1_verl.config import segmenter_config
 from samr1_verl.service import ray_app
 ray.init(address="auto", namespace="job", logging_level="warning", log_to_driver=False)
 
 @ray.remote(num_cpus=0)
 class Worker:
-    async def start(self, segmenter, service):
-        configs = service_configs(segmenter, service)
-        await ray_app.start(*configs)
+    async def start(self, segmenter):
+        await ray_app.start(segmenter_config(segmenter))
         return True
 
 segmenter = {"backend": "tests.service.fake", "path": sys.argv[1], "device": "cpu", "dtype": "float32"}
 ray_section = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
 service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "timeout_s": 120.0, "attempt_s": 60.0, "ray": ray_section}
 workers = [Worker.remote() for _ in range(3)]
-ray.get([worker.start.remote(segmenter, service) for worker in workers])
+ray.get([worker.start.remote(segmenter | {"service": service}) for worker in workers])
 print("started", flush=True)
 asyncio.run(asyncio.sleep(600))
 """
@@ -232,7 +232,7 @@ async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job
     address = ray.get_runtime_context().gcs_address
     jobs = [
         subprocess.Popen(
-            [sys.executable, "-c", JOB, client._segmenter.path],
+            [sys.executable, "-c", JOB, client._config.path],
             env=environment(RAY_ADDRESS=address),
             stdout=subprocess.PIPE,
             text=True,

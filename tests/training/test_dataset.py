@@ -10,12 +10,12 @@ from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.dataset.rl_dataset import collate_fn, get_dataset_class
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
-from samr1_verl.training import dataset as dataset_module
 from samr1_verl.config import ConfigError
-from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
-from samr1_verl.training.dataset import SegmentationDataset
 from samr1_verl.geometry.images import ImageError
+from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
 from samr1_verl.rows.record import DataError
+from samr1_verl.training import dataset as dataset_module
+from samr1_verl.training.dataset import SegmentationDataset
 from tests.processors import qwen_processor
 from tests.row_files import make_record, write_rows
 
@@ -198,12 +198,12 @@ def test_a_model_without_an_image_processor_is_refused(tmp_path):
 def test_the_segmenters_service_is_told_of_an_image_when_its_rollout_starts(tmp_path, monkeypatch):
     told = []
 
-    async def announce(segmenter, service, image, sha256):
-        told.append((segmenter.backend, service.mode, image, sha256))
+    async def announce(segmenter, image, sha256):
+        told.append((segmenter.backend, segmenter.service.mode, image, sha256))
 
     monkeypatch.setattr(dataset_module, "announce", announce)
     item = dataset([write_rows(tmp_path / "rows.parquet", make_record(tmp_path))])[0]
-    config = OmegaConf.create({"encode_ahead": {"segmenter": {"backend": "onnx"}, "service": {"mode": "ray"}}})
+    config = OmegaConf.create({"encode_ahead": {"backend": "onnx", "service": {"mode": "ray"}}})
     asyncio.run(SegmentationDataset.process_multi_modal_info(item["raw_prompt"], 14, config))
     assert told == [("onnx", "ray", item["extra_info"]["image"], item["extra_info"]["sha256"])]
 

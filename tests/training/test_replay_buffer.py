@@ -20,13 +20,13 @@ from tests.composing import compose_recipe
 
 def test_each_key_of_the_reward_is_averaged() -> None:
     rewards = [
-        {"score": 6.0, "acc": 0.9, "answer/no_json": 0.0},
-        {"score": 0, "acc": 0.1, "answer/no_json": True},
+        {"score": 6.0, "acc": 0.9, "answer/not_json": 0.0},
+        {"score": 0, "acc": 0.1, "answer/not_json": True},
     ]
     assert reward_metrics(rewards) == {
         "reward/score": 3.0,
         "reward/acc": pytest.approx(0.5),
-        "reward/answer/no_json": 0.5,
+        "reward/answer/not_json": 0.5,
     }
 
 
@@ -38,8 +38,8 @@ def test_rewards_with_different_keys_are_an_error() -> None:
 
 
 def test_a_component_that_is_no_number_is_an_error() -> None:
-    with pytest.raises(ValueError, match="reward of rollout 0: answer is 'no_json', expected a number"):
-        reward_metrics([{"score": 0.0, "answer": "no_json"}])
+    with pytest.raises(ValueError, match="reward of rollout 0: answer is 'not_json', expected a number"):
+        reward_metrics([{"score": 0.0, "answer": "not_json"}])
 
 
 def test_a_group_teaches_nothing_when_its_rewards_are_equal_or_it_is_alone() -> None:

@@ -69,7 +69,9 @@ def test_the_buffer_must_keep_what_validation_needs(config: DictConfig) -> None:
     trainer = object.__new__(Trainer)
     config.trainer.v1.sampler.custom_sampler.path = "pkg://verl.trainer.ppo.v1.replay_buffer"
     trainer.config, trainer.trainer_mode = config, "sync"
-    with pytest.raises(ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.training.replay_buffer"):
+    with pytest.raises(
+        ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.training.replay_buffer"
+    ):
         trainer._build_replay_buffer()
 
 

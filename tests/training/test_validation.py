@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from samr1_verl.config import Samr1Config, samr1_config
-from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.geometry.masks import decode_rle, encode_rle
+from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.scoring.sample import read_samples
 from samr1_verl.segmenters import Prediction
 from samr1_verl.training.validation import SampleWriter, Validated, first_of_each, protocol_metrics
@@ -90,7 +90,7 @@ class Client:
 def test_samples_hold_what_was_answered_segmented_and_earned(
     settings: Samr1Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samr1_verl.scoring.sample.get_client", lambda *_: Client())
+    monkeypatch.setattr("samr1_verl.scoring.rollout.get_client", lambda _: Client())
     writer = SampleWriter(settings, tmp_path, Tokenizer())
     writer.write([row(tmp_path, 0, 0), row(tmp_path, 1, 1)], step=16)
     usable, unusable = read_samples(tmp_path / "samples" / "16.jsonl")
