@@ -43,6 +43,7 @@ else:
     import tomli as tomllib
 
 OTHER_TOOLS = {"cd", "curl", "docker", "git", "hf", "pre-commit", "source", "ssh", "vllm"}
+OTHER_OPTIONS = {"--generation-config"}  # of vllm
 OPERATORS = {"&&", "||", ";", "|", "&"}
 
 
@@ -101,15 +102,22 @@ def check_samr1(words: Sequence[str]) -> None:
 
 def check_samr1_name(words: Sequence[str]) -> None:
     """`samr1 WORDS` in running text: the command exists, and so do the options; arguments may be missing."""
+    if "NAME" in words:  # stands for any command
+        words = words[: list(words).index("NAME")]
     command, name, rest = _samr1_command(words)
     for word in rest:
         if word.startswith("--") and word not in {"--help", *_options(command)}:
             raise BadCommandError(f"{name}: no option {word}")
 
 
+def check_option(option: str) -> None:
+    """Some command of samr1 has the option, or it is one of another tool."""
+    if option not in _all_options() | OTHER_OPTIONS:
+        raise BadCommandError(f"no command has the option {option}")
+
+
 @cache
-def all_options() -> frozenset[str]:
-    """The options of every command of samr1."""
+def _all_options() -> frozenset[str]:
     waiting, options = [typer.main.get_command(app)], {"--help"}
     while waiting:
         command = waiting.pop()
@@ -160,11 +168,16 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def has_key(key: str) -> bool:
-    """Whether the recipe samr1 has a key."""
+def check_key(text: str) -> None:
+    """`KEY` is a key of the recipe samr1; `KEY=VALUE` is an override of it that composes."""
+    key, given, _ = text.partition("=")
+    if given:
+        compose(["+recipe=samr1", text])
+        return
     parent, _, name = key.rpartition(".")
     section = OmegaConf.select(_samr1(), parent)
-    return isinstance(section, DictConfig) and name in section
+    if not isinstance(section, DictConfig) or name not in section:
+        raise BadCommandError(f"{key}: the recipe samr1 has no such key")
 
 
 @cache

@@ -12,7 +12,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "data/README.md", *PAGES)
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,7 @@ def blocks(document: str) -> list[Piece]:
 
 def inline_code(document: str) -> list[Piece]:
     """The texts between backticks outside blocks."""
-    return [
-        Piece(document, line, token.content) for line, token in _inline(document) if token.type == "code_inline"
-    ]
+    return [Piece(document, line, token.content) for line, token in _inline(document) if token.type == "code_inline"]
 
 
 def links(document: str) -> list[Piece]:
