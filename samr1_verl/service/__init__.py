@@ -1,1 +1,1 @@
-"""The segmenter as a service: each image is encoded once, every answer costs a decode."""
+"""The segmenter as a service: one encode per image, one decode per answer."""

@@ -1,4 +1,4 @@
-"""The places of embeddings: in memory, bounded in bytes, and optionally in a folder that later runs re-use."""
+"""The two caches of embeddings: in memory, bounded in bytes, and optionally in a folder that later runs reuse."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from samr1_verl.segmenters.base import Embedding
 
 _log = logging.getLogger(__name__)
 _SIZE = "original_size"  # (H, W), beside the embedding's own arrays
-_HALVED = "@float16"  # ends the name of an array that was float32 and is kept as float16
-_STALE_S = 3600  # a partial file of this age was left by a process that was killed
+_HALVED = "@float16"  # suffix of the name of a float32 array that is stored as float16
+_STALE_S = 3600  # age in seconds from which a partial file is regarded as left by a killed process
 
 
 def halved(embedding: Embedding) -> Embedding:
-    """The embedding with its float32 arrays as float16, where no value is beyond float16's range (65,504)."""
+    """The embedding with its float32 arrays as float16, except arrays with a value above float16's maximum, 65,504."""
     arrays = {}
     for name, array in embedding.arrays.items():
         if array.dtype == np.float32 and np.abs(array).max(initial=0) <= np.finfo(np.float16).max:
@@ -33,7 +33,7 @@ def halved(embedding: Embedding) -> Embedding:
 
 
 def restored(embedding: Embedding) -> Embedding:
-    """What `halved` was given, rounded to float16; any other embedding as it is."""
+    """The inverse of `halved`: float32 arrays again, with values of float16 precision; other arrays are unchanged."""
     return Embedding(
         {
             name.removesuffix(_HALVED): array.astype(np.float32) if name.endswith(_HALVED) else array
@@ -44,16 +44,16 @@ def restored(embedding: Embedding) -> Embedding:
 
 
 def memory_cache(limit: int) -> LRUCache[str, Embedding]:
-    """Embeddings by key, at most `limit` bytes of them, the least recently used out first. Callers hold a lock."""
+    """Embeddings by key, at most `limit` bytes; the least recently used is dropped first. Callers hold a lock."""
     return LRUCache(limit, getsizeof=lambda embedding: embedding.nbytes)
 
 
 class FolderCache:
-    """Embeddings of one segmenter as .npz files, one an image, named by the image's digest.
+    """Embeddings of one segmenter: one .npz file per image, named by the image's digest.
 
-    A file appears under its name only when it is complete, so several processes may share a folder. An embedding that
-    cannot be read is encoded again, and one that cannot be written is not kept.
-    Both are logged, neither fails a reward.
+    A file appears under its name only when it is complete, so several processes may share a folder. An image whose
+    file is unreadable is encoded again. An embedding that cannot be written is not stored. Both are logged; neither
+    fails a reward.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -61,7 +61,7 @@ class FolderCache:
         self._remove_stale()
 
     def get(self, digest: str) -> Embedding | None:
-        """The embedding of the image with this SHA-256, or None."""
+        """The embedding of the image with this SHA-256; None: not stored or unreadable."""
         path = self._path(digest)
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -75,7 +75,7 @@ class FolderCache:
         return Embedding(arrays, (height, width))
 
     def put(self, digest: str, embedding: Embedding) -> None:
-        """Keep the embedding of the image with this SHA-256."""
+        """Store the embedding of the image with this SHA-256."""
         path = self._path(digest)
         contents: dict[str, Any] = {**embedding.arrays, _SIZE: np.asarray(embedding.size)}
         try:

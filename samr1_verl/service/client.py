@@ -1,4 +1,4 @@
-"""The client that rewards and the evaluation ask for masks: one per process and configuration."""
+"""The client of the segmenter for rewards and the evaluation: one per process and configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 class Client(Protocol):
-    """Prompts for an image in, masks or their overlap with the truth out; engine.Engine says what each does."""
+    """From an image and prompts to masks, or to their overlap with the true masks.
+
+    engine.Engine documents the methods.
+    """
 
     async def segment(self, image: str | Path, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]: ...
 
@@ -41,8 +44,8 @@ def get_client(segmenter: Any) -> Client:
     """The client of a segmenter, made on its first use in this process.
 
     Args:
-        segmenter: the recipe's `samr1.segmenter`, as a mapping (a DictConfig too) or validated: what the segmenter is,
-            and under `service` where it runs. It is validated once per object. A client is returned as it is.
+        segmenter: the recipe's `samr1.segmenter`, as a mapping, a DictConfig or a SegmenterConfig: the model, and
+            under `service` the place where it runs. It is validated once per object. A client is returned as it is.
 
     Raises:
         ConfigError: a key is missing, unknown or wrong, or the segmenter cannot be loaded.
@@ -57,7 +60,7 @@ def get_client(segmenter: Any) -> Client:
 
 
 def service_problems(service: ServiceConfig) -> Iterator[str]:
-    """Missing packages of the chosen mode, one message for all of them."""
+    """The packages that the chosen mode needs and that are not installed, in one message."""
     needed = {"embedded": (), "ray": ("mmh3", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         yield (
@@ -67,10 +70,10 @@ def service_problems(service: ServiceConfig) -> Iterator[str]:
 
 
 async def announce(segmenter: Any, image: str | Path, sha256: str) -> None:
-    """Tell the service of an image whose rollouts start, so that its encode runs while the policy generates.
+    """Start the encode of an image whose rollouts start, so that it runs while the policy generates.
 
-    Does nothing where the segmenter is embedded, in another process than this one, or `encode_ahead` is false. A
-    service that cannot be told is logged and no error: the request for the image will say what is wrong.
+    Does nothing where the segmenter is embedded (it then lives in the reward worker, another process) or
+    `encode_ahead` is false. A fault is logged and not raised: the later request for the image raises it.
     """
     service = _config_of(segmenter).service
     if service.mode == "embedded" or not service.encode_ahead:
@@ -85,7 +88,7 @@ def _make(config: SegmenterConfig) -> Client:
     service = config.service
     if problems := list(service_problems(service)):
         raise ConfigError("\n".join(problems))
-    # Imported where they are needed: a reward with an embedded segmenter needs neither Ray nor an HTTP client.
+    # Imported here: a reward with an embedded segmenter needs neither Ray nor an HTTP client.
     if service.mode == "ray":
         from samr1_verl.service.ray_client import RayClient
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Counters:
-    """The work of an engine since it was made.
+    """The work of an engine since it was made. All are sums, except `cached_bytes` and `queued`: their present values.
 
-    A request that finds its embedding in memory (`hits`) waits for its decode only; the others wait for an encode, be
-    it their own, another's or one ahead of time, or for the folder.
+    A request whose embedding is in memory (`hits`) waits for its decode only. Every other request also waits for an
+    encode, which it started itself, another request started or `prefetch` started, or for a read from the cache folder.
     """
 
     requests: int = 0
-    hits: int = 0
+    hits: int = 0  # requests whose embedding was in memory
     encodes: int = 0  # images encoded
     disk_hits: int = 0  # embeddings read from the cache folder
-    decodes: int = 0  # prompts decoded; equal ones that wait together count once
-    cached_bytes: int = 0  # of embeddings in memory now
-    queued: int = 0  # computations that wait now
+    decodes: int = 0  # prompts decoded; equal prompts that wait together count once
+    cached_bytes: int = 0  # size of the embeddings in memory
+    queued: int = 0  # computations that wait
     encode_seconds: float = field(default=0.0, compare=False)
     decode_seconds: float = field(default=0.0, compare=False)
-    wait_seconds: float = field(default=0.0, compare=False)  # that requests waited for embeddings, summed
+    wait_seconds: float = field(default=0.0, compare=False)  # time that requests waited for embeddings

@@ -1,10 +1,10 @@
 """The engine: one segmenter, its embedding cache, and one thread that computes.
 
-A request names an image by path and SHA-256. The first request for an image opens it, holds it against its digest and
-encodes it; requests that come meanwhile wait for the same encode, later ones find the embedding. `prefetch` starts an
-encode before there is a request. Prompts that wait for the same image are decoded together, equal ones once.
-Computations run in the engine's own thread (worker.py), so the caller's event loop stays free. Requests may come from
-any thread and loop.
+A request names an image by path and SHA-256. The first request for an image reads the file, checks its digest and
+encodes it. Requests that arrive meanwhile wait for the same encode; later requests use the cached embedding.
+`prefetch` starts an encode before the first request. Prompts that wait for the same image are decoded together, equal
+prompts once. All computations run in the engine's own thread (worker.py), so the caller's event loop stays free.
+Requests may come from any thread and any event loop.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from samr1_verl.service.source import read_image
 from samr1_verl.service.worker import Priority, Worker
 
 _log = logging.getLogger(__name__)
-# Requests whose masks, of the image's size, are held at once.
+# Maximum number of requests that are decoded together: the masks of all of them, at the image's size, are in memory.
 TOGETHER = 16
 
 
 class UnknownImageError(ImageError):
-    """A request that names an image by digest alone, and the engine does not have its embedding."""
+    """An image that is named by its digest alone and whose embedding the engine does not have."""
 
 
 @dataclass(eq=False)
-class _Flight:
-    """An encode that is queued or running."""
+class _Encode:
+    """An encode that is queued or running; all requests for the image wait for its future."""
 
     image: Path | None
     priority: Priority
@@ -54,11 +54,11 @@ class _Flight:
 
 @dataclass(eq=False)
 class _Job:
-    """A request whose embedding is there."""
+    """A request that has its embedding and waits for the decoder."""
 
     image: Path | None
     prompts: Sequence[Prompt]
-    truth: GroundTruth | None  # None: the masks are wanted
+    truth: GroundTruth | None  # None: the result is the masks, else the overlap with the true masks
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -67,10 +67,10 @@ class Engine:
 
     Args:
         segmenter: called from one thread only.
-        cache_bytes: bound of the embeddings kept in memory.
-        cache_dir: folder that keeps embeddings for later runs, or None.
-        cache_dtype: float16 keeps float32 embeddings in half the bytes; what is decoded is then rounded to it.
-        max_pixels: an image with more is refused before it is decoded; None: Pillow's own limit.
+        cache_bytes: maximum size of the embeddings kept in memory.
+        cache_dir: folder that keeps embeddings for later runs; None: no folder.
+        cache_dtype: float16 stores float32 embeddings in half the bytes, rounded to float16 precision.
+        max_pixels: maximum number of pixels per image, checked before the file is decoded; None: Pillow's own limit.
     """
 
     def __init__(
@@ -86,63 +86,68 @@ class Engine:
         self._memory = memory_cache(cache_bytes)
         kept_as = segmenter.identity + ("-float16" if self._halve else "")
         self._folder = None if cache_dir is None else FolderCache(cache_dir, kept_as)
-        self._flights: dict[str, _Flight] = {}
-        self._jobs: dict[str, list[_Job]] = {}
+        self._encodes: dict[str, _Encode] = {}  # by digest
+        self._jobs: dict[str, list[_Job]] = {}  # by digest
         self._counters = Counters()
-        self._lock = threading.Lock()  # guards the five above; held for no computation
+        self._lock = threading.Lock()  # guards cache, folder, encodes, jobs and counters; never held while computing
         self._worker = Worker("segmenter")
 
     async def segment(self, image: str | Path | None, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask for each prompt, in order, HxW bool in the original frame.
+        """One mask per prompt, in the order of the prompts: HxW bool in the original frame.
 
         Args:
-            image: path of the file, or None: by its digest alone, where the embedding is kept.
+            image: path of the file; None: the embedding is in the cache and is looked up by its digest.
+            sha256: digest of the file's bytes, 64 lower-case hexadecimal digits.
+            prompts: box and points in continuous XY pixels of the original frame.
 
         Raises:
-            ImageError: the image is missing, unreadable, or not the file that the digest describes; UnknownImageError
-                where it was named by a digest that is not kept.
-            SegmenterError: the segmenter failed on a sound image.
+            ImageError: the image is missing, unreadable, too large, or its digest differs from `sha256`.
+            UnknownImageError: `image` is None and the embedding is not in the cache.
+            SegmenterError: the segmenter failed on a valid image.
         """
         return await self._ask(image, sha256, prompts, None)
 
     async def overlap(
         self, image: str | Path | None, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth
     ) -> Overlap:
-        """The union of the prompts' masks against the union of the true masks, ignored pixels left out.
+        """The overlap of the union of the prompts' masks with the union of the true masks, without ignored pixels.
+
+        Args:
+            truth: true masks and ignored pixels, of the image's size (H, W). Other arguments as for `segment`.
 
         Raises:
             ImageError, SegmenterError: as `segment`.
-            MaskError: the truth does not decode, or its size is not the image's.
+            MaskError: a true mask does not decode, or its size differs from the image's.
         """
         return await self._ask(image, sha256, prompts, truth)
 
     async def prefetch(self, image: str | Path | None, sha256: str) -> None:
-        """Start to encode an image that requests will name, after everything that somebody waits for.
+        """Queue the encode of an image that later requests will name, behind all work that a request waits for.
 
-        Returns at once. An encode that fails is logged, and tried again by the request.
+        Returns at once. A failed encode is logged, and the request for the image encodes it again.
         """
         with self._lock:
-            if sha256 not in self._memory and sha256 not in self._flights:
-                self._fly(image, sha256, Priority.AHEAD)
+            if sha256 not in self._memory and sha256 not in self._encodes:
+                self._queue_encode(image, sha256, Priority.AHEAD)
 
     async def size(self, image: str | Path | None, sha256: str) -> tuple[int, int]:
-        """(H, W) of an image, which is encoded for it and not counted. Raises ImageError, SegmenterError."""
+        """(H, W) of an image. Encodes it where needed; the call is not in the counters. Raises as `segment`."""
         return (await self._embedding(image, sha256, counted=False)).size
 
     def counters(self) -> Counters:
-        """What this engine did so far."""
+        """The counters since the engine was made."""
         with self._lock:
             return replace(self._counters, cached_bytes=int(self._memory.currsize), queued=len(self._worker))
 
     def busy_seconds(self) -> float:
-        """How long the running computation has taken so far; infinite when the engine cannot compute any more."""
+        """Seconds since the running computation started; 0: idle; infinite: the engine's thread has ended."""
         return self._worker.busy_seconds()
 
     def close(self) -> None:
-        """Finish the running computation and cancel the waiting ones."""
+        """Wait for the running computation and cancel the queued ones."""
         self._worker.close()
         with self._lock:
-            waiting = [flight.future for flight in self._flights.values()]
+            waiting = [encode.future for encode in self._encodes.values()]
             waiting += [job.future for jobs in self._jobs.values() for job in jobs]
         for future in waiting:
             future.cancel()
@@ -166,47 +171,47 @@ class Engine:
                 self._count(requests=counted, hits=counted)
                 return cached
             self._count(requests=counted)
-            flight = self._flights.get(sha256)
-            if flight is None or (flight.image is None and image is not None and not flight.started):
-                flight = self._fly(image, sha256, Priority.ENCODE)
-            elif not flight.started and flight.priority is Priority.AHEAD:
-                flight.priority = Priority.ENCODE
-                self._worker.submit(Priority.ENCODE, lambda: self._land(sha256, flight))
+            encode = self._encodes.get(sha256)
+            if encode is None or (encode.image is None and image is not None and not encode.started):
+                encode = self._queue_encode(image, sha256, Priority.ENCODE)
+            elif not encode.started and encode.priority is Priority.AHEAD:
+                encode.priority = Priority.ENCODE
+                self._worker.submit(Priority.ENCODE, lambda: self._run_encode(sha256, encode))
         try:
             # Shielded: when one waiting request is cancelled, the others still get the embedding.
-            return await asyncio.shield(asyncio.wrap_future(flight.future))
+            return await asyncio.shield(asyncio.wrap_future(encode.future))
         finally:
             with self._lock:
                 self._count(wait_seconds=counted * (time.perf_counter() - started))
 
-    def _fly(self, image: str | Path | None, sha256: str, priority: Priority) -> _Flight:
-        """Queue an encode. The lock is held."""
-        flight = _Flight(_path(image), priority)
-        self._worker.submit(priority, lambda: self._land(sha256, flight))
-        self._flights[sha256] = flight
-        return flight
+    def _queue_encode(self, image: str | Path | None, sha256: str, priority: Priority) -> _Encode:
+        """Queue an encode. The caller holds the lock."""
+        encode = _Encode(_path(image), priority)
+        self._worker.submit(priority, lambda: self._run_encode(sha256, encode))
+        self._encodes[sha256] = encode
+        return encode
 
-    def _land(self, sha256: str, flight: _Flight) -> None:
-        """Make a flight's embedding, once however often it was queued."""
+    def _run_encode(self, sha256: str, encode: _Encode) -> None:
+        """Make the embedding. The same encode may be queued twice, at two priorities; the second call does nothing."""
         with self._lock:
-            if flight.started:
+            if encode.started:
                 return
-            flight.started = True
+            encode.started = True
         try:
-            embedding: Embedding | Exception = self._load_or_encode(flight.image, sha256)
+            embedding: Embedding | Exception = self._load_or_encode(encode.image, sha256)
         except Exception as error:
-            if flight.priority is Priority.AHEAD:
+            if encode.priority is Priority.AHEAD:
                 _log.warning("encode ahead of time: %s", error)
             embedding = error
-        with self._lock:  # at once: a next request finds the embedding, or tries again
+        with self._lock:  # both under one lock: a new request either finds the embedding or queues a new encode
             if isinstance(embedding, Embedding) and embedding.nbytes <= self._memory.maxsize:
                 self._memory[sha256] = embedding
-            if self._flights.get(sha256) is flight:
-                del self._flights[sha256]
+            if self._encodes.get(sha256) is encode:
+                del self._encodes[sha256]
         if isinstance(embedding, Embedding):
-            flight.future.set_result(embedding)
+            encode.future.set_result(embedding)
         else:
-            flight.future.set_exception(embedding)
+            encode.future.set_exception(embedding)
 
     def _load_or_encode(self, image: Path | None, sha256: str) -> Embedding:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
@@ -216,7 +221,7 @@ class Engine:
                 self._count(disk_hits=1)
             return kept
         if image is None:
-            raise UnknownImageError(f"the image with SHA-256 {sha256} is not known here: send it, or its path")
+            raise UnknownImageError(f"the image with SHA-256 {sha256} is not known here. Upload it, or send its path")
         pixels = read_image(image, sha256, self._max_pixels)
         started = time.perf_counter()
         try:
@@ -233,32 +238,32 @@ class Engine:
         return embedding
 
     def _decode_waiting(self, sha256: str, embedding: Embedding) -> None:
-        """Answer every request that waits for this image's decoder."""
+        """Decode the prompts of all requests that wait for this image, and set their results."""
         with self._lock:
             waiting = self._jobs.pop(sha256)
         jobs = [job for job in waiting if job.future.set_running_or_notify_cancel()]
         embedding = restored(embedding)
         while jobs:
-            some, jobs = jobs[:TOGETHER], jobs[TOGETHER:]
-            self._answer(some, embedding)
+            batch, jobs = jobs[:TOGETHER], jobs[TOGETHER:]
+            self._answer(batch, embedding)
 
     def _answer(self, jobs: list[_Job], embedding: Embedding) -> None:
         started = time.perf_counter()
         prompts = list(dict.fromkeys(prompt for job in jobs for prompt in job.prompts))
         try:
-            found = dict(zip(prompts, self._segmenter.decode(embedding, prompts), strict=True))
+            by_prompt = dict(zip(prompts, self._segmenter.decode(embedding, prompts), strict=True))
         except Exception as error:
-            if len(jobs) > 1:  # so that one request's prompts do not fail another's
+            if len(jobs) > 1:  # each request alone, so that one request's prompts do not fail the others
                 for job in jobs:
                     self._answer([job], embedding)
                 return
-            what = f"{jobs[0].image or 'the image'}: {self.identity} failed to decode {prompts}: {error}"
-            jobs[0].future.set_exception(SegmenterError(what))
+            message = f"{jobs[0].image or 'the image'}: {self.identity} failed to decode {prompts}: {error}"
+            jobs[0].future.set_exception(SegmenterError(message))
             return
         with self._lock:
             self._count(decodes=len(prompts), decode_seconds=time.perf_counter() - started)
         for job in jobs:
-            predictions = [found[prompt] for prompt in job.prompts]
+            predictions = [by_prompt[prompt] for prompt in job.prompts]
             try:
                 if job.truth is None:
                     job.future.set_result(predictions)
@@ -268,15 +273,15 @@ class Engine:
                 job.future.set_exception(error)
 
     def _count(self, **more: float) -> None:
-        now = {name: getattr(self._counters, name) + number for name, number in more.items()}
-        self._counters = replace(self._counters, **now)
+        sums = {name: getattr(self._counters, name) + number for name, number in more.items()}
+        self._counters = replace(self._counters, **sums)
 
 
 def engine_of(config: SegmenterConfig, max_pixels: int | None = None) -> Engine:
     """The engine that serves a segmenter in this process.
 
     Args:
-        max_pixels: an image with more is refused before it is decoded; None: Pillow's own limit.
+        max_pixels: as for `Engine`.
 
     Raises:
         ConfigError: the segmenter cannot be loaded.
@@ -287,14 +292,15 @@ def engine_of(config: SegmenterConfig, max_pixels: int | None = None) -> Engine:
 
 
 def _overlap(job: _Job, predictions: list[Prediction], size: tuple[int, int]) -> Overlap:
-    """Raises MaskError, which names the image, where the truth does not decode or is for another size."""
+    """The overlap of one request. Raises MaskError, with the image's path, as `Engine.overlap`."""
     assert job.truth is not None
     try:
         job.truth.check_size(size)
         truth, ignore = job.truth.union_and_ignore()
     except MaskError as error:
         raise MaskError(f"{job.image or 'the image'}: {error}") from error
-    return overlap_of([one.mask for one in predictions], [one.score for one in predictions], truth, ignore)
+    masks, scores = [prediction.mask for prediction in predictions], [prediction.score for prediction in predictions]
+    return overlap_of(masks, scores, truth, ignore)
 
 
 def _path(image: str | Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""What every HTTP request passes before anything reads it: token, size, queue; and the latency it is measured by."""
+"""The middleware of `samr1 serve`: it checks token, size and queue of each request and measures its latency."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samr1_verl.service.wire import ErrorAnswer, ErrorCode, Problem
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health",)  # no checks
 
 
 def error_response(status: int, code: ErrorCode, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A response with an ErrorAnswer as its body."""
     answer = ErrorAnswer(error=Problem(code=code, message=message))
     return JSONResponse(answer.model_dump(), status_code=status, headers=headers)
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses requests before the application reads them.
+
+    A wrong or missing token gets status 401, a body that is too large 413, a request beyond `max_queue` 503 with
+    Retry-After.
 
     Args:
-        app: what it guards.
-        token: bearer token, or None for nobody to need one.
-        max_body: bytes of a request's body.
-        max_queue: requests that are worked on at once; more are asked to come again.
-        registry: where the latency goes.
+        app: the application behind it.
+        token: bearer token of every request; None: no token is needed.
+        max_body: maximum size of a request's body in bytes.
+        max_queue: maximum number of concurrent requests.
+        registry: registry for the latency histogram, samr1_request_seconds.
     """
 
     def __init__(
@@ -79,13 +83,14 @@ class Guard:
     def _refusal(self, headers: dict[bytes, bytes]) -> JSONResponse | None:
         given = headers.get(b"authorization", b"")
         if self._token is not None and not secrets.compare_digest(given, f"Bearer {self._token}".encode()):
-            what = "the bearer token is wrong" if given else "a bearer token is needed: Authorization: Bearer <token>"
-            return error_response(401, "token", what, {"WWW-Authenticate": "Bearer"})
+            fault = "the bearer token is wrong" if given else "a bearer token is needed: Authorization: Bearer <token>"
+            return error_response(401, "token", fault, {"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body:
             return error_response(413, "body_too_large", self._too_large(), {"Connection": "close"})
         if self._active >= self._max_queue:
-            return error_response(503, "busy", f"{self._active} requests are waiting", {"Retry-After": "1"})
+            message = f"{self._active} requests are running, which is the maximum. Try again later"
+            return error_response(503, "busy", message, {"Retry-After": "1"})
         return None
 
     def _too_large(self) -> str:

@@ -1,8 +1,8 @@
-"""The client of one or several `samr1 serve`.
+"""The client of one or several `samr1 serve` processes.
 
-An image's requests go to one address, chosen by rendezvous hashing of the image's digest, so that a group and every
-later epoch meet the embedding. An address that failed comes last for a while; the next in the image's own order takes
-over.
+All requests for an image go to the same address, chosen by rendezvous hashing of the image's digest. So a group and
+every later epoch use the same cached embedding. An address that failed is tried last for COOL_S seconds; meanwhile the
+next address in the image's order gets its requests.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from samr1_verl.service.wire import (
     WirePrompt,
 )
 
-COOL_S = 10.0  # an address that failed is asked last for this long
-CONNECT_S = 5.0
+COOL_S = 10.0  # seconds in which an address that failed is tried last
+CONNECT_S = 5.0  # maximum time to open a connection
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
@@ -50,16 +50,16 @@ class HttpClient:
 
     Args:
         config: the addresses.
-        timeout_s: of an answer, all attempts included.
-        attempt_s: of one attempt.
+        timeout_s: maximum seconds per request, all attempts included.
+        attempt_s: maximum seconds per attempt.
 
-    The token, if any, is the environment variable SAMR1_TOKEN.
+    The bearer token is read from the environment variable SAMR1_TOKEN; unset: no token.
     """
 
     def __init__(self, config: HttpServiceConfig, timeout_s: float, attempt_s: float) -> None:
         self._addresses, self._timeout_s, self._attempt_s = config.addresses, timeout_s, attempt_s
-        self._down: dict[str, float] = {}  # address to the time until which it is asked last
-        self._by_digest: set[str] = set()  # addresses whose roots do not hold our images
+        self._down: dict[str, float] = {}  # address to the time until which it is tried last
+        self._by_digest: set[str] = set()  # addresses whose roots do not contain our images
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pool = HttpPool(headers, httpx.Timeout(attempt_s, connect=CONNECT_S), connections=None, idle=64)
@@ -71,14 +71,14 @@ class HttpClient:
         answer = await self._persist("segment", image, sha256, _request(sha256, prompts, masks=True), SegmentAnswer)
         predictions = answer.predictions or []
         if len(predictions) != len(prompts):
-            raise SegmenterError(f"{image}: {len(predictions)} masks came back for {len(prompts)} prompts")
+            raise SegmenterError(f"{image}: the service returned {len(predictions)} masks for {len(prompts)} prompts")
         return [Prediction(decode_rle(wire.mask, answer.size), wire.score) for wire in predictions]
 
     async def overlap(self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
         """As `engine.Engine.overlap`. Raises ServiceError when no address answers in time."""
         answer = await self._persist("segment", image, sha256, _request(sha256, prompts, truth=truth), SegmentAnswer)
         if answer.overlap is None:
-            raise SegmenterError(f"{image}: an answer without the overlap that was asked for")
+            raise SegmenterError(f"{image}: the service's answer has no overlap")
         wire = answer.overlap
         return Overlap(PixelCounts(wire.intersection, wire.union, wire.ignored, wire.ignored_predicted), wire.score)
 
@@ -94,7 +94,7 @@ class HttpClient:
             address = self._order(sha256)[0]
             try:
                 answer = await self._ask(address, endpoint, Path(image), sha256, request, kind)
-            except (TransientError, asyncio.CancelledError):  # cancelled: the attempt's time is over
+            except (TransientError, asyncio.CancelledError):  # cancelled: the attempt took longer than attempt_s
                 self._down[address] = time.monotonic() + COOL_S
                 raise
             self._down.pop(address, None)
@@ -103,6 +103,7 @@ class HttpClient:
         return await ask_service(attempt, self._timeout_s, self._attempt_s, str(image))
 
     def _order(self, sha256: str) -> list[str]:
+        """The addresses in the image's order, those that failed recently last."""
         now = time.monotonic()
         weight = {address: hashlib.sha256(f"{address} {sha256}".encode()).digest() for address in self._addresses}
         cooling = {address: max(self._down.get(address, now) - now, 0.0) for address in self._addresses}
@@ -134,7 +135,7 @@ class HttpClient:
         return await self._send("PUT", f"{address}/v1/images/{sha256}", ImageAnswer, content=content)
 
     async def _send(self, method: str, url: str, kind: type[Answer], **body: Any) -> Answer | Problem:
-        """An answer, or why there is none. Raises TransientError for what another attempt may not meet."""
+        """The answer, or the server's refusal. Raises TransientError for a fault that may pass."""
         try:
             response = await self._pool.client().request(method, url, **body)
         except httpx.HTTPError as error:
@@ -145,7 +146,7 @@ class HttpClient:
             problem = ErrorAnswer.model_validate_json(response.content).error
         except ValidationError as error:
             raise TransientError(
-                f"{url}: status {response.status_code} with {response.content[:100]!r}, no answer of samr1 serve"
+                f"{url}: status {response.status_code} with {response.content[:100]!r}, not an answer of samr1 serve"
             ) from error
         if response.status_code >= 500:
             raise TransientError(f"{url}: {problem.message}")
@@ -159,15 +160,15 @@ def _image(sha256: str) -> ImageRef:
         raise ImageError(f"the row's SHA-256 is {sha256!r}, expected 64 hexadecimal digits") from error
 
 
-def _request(sha256: str, prompts: Sequence[Prompt], **wanted: Any) -> SegmentRequest:
+def _request(sha256: str, prompts: Sequence[Prompt], **fields: Any) -> SegmentRequest:
     image = _image(sha256)
     try:
-        return SegmentRequest(image=image, prompts=list(map(WirePrompt.of, prompts)), **wanted)
+        return SegmentRequest(image=image, prompts=list(map(WirePrompt.of, prompts)), **fields)
     except ValidationError as error:
-        raise SegmenterError(f"prompts that the service does not take: {error}") from error
+        raise SegmenterError(f"the service does not accept the prompts: {error}") from error
 
 
 def _exception(message: str, problem: Problem) -> Exception:
-    """A refusal as the exception that the embedded engine raises."""
+    """The exception that the embedded engine raises for the same fault."""
     kinds: dict[str, type[Exception]] = {"image": ImageError, "truth": MaskError}
     return kinds.get(problem.code, SegmenterError)(message)

@@ -1,7 +1,7 @@
-"""The engine behind HTTP: `samr1 serve`. /docs shows its OpenAPI page.
+"""The engine behind HTTP, as `samr1 serve` runs it. The address /docs shows its OpenAPI page.
 
-Every answer that is no success is an ErrorAnswer with a code that a program can act on. Nothing here scores: a bad
-request is refused, a segmenter that fails is status 500.
+Every answer other than a success is an ErrorAnswer with a code for programs. A bad request is refused with status 4xx,
+a fault of the segmenter is status 500; neither becomes a score.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from samr1_verl.service.wire import (
     WirePrediction,
 )
 
-# Exception, status, code; the first that fits.
+# Exception, status, code; the first that matches is used.
 REFUSALS: tuple[tuple[type[Exception], int, ErrorCode], ...] = (
     (UnknownImageError, 404, "unknown_image"),
     (OutsideRootsError, 403, "outside_roots"),
@@ -54,23 +54,23 @@ REFUSALS: tuple[tuple[type[Exception], int, ErrorCode], ...] = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server accepts. `stuck_s`: a computation that takes longer makes it unhealthy."""
+    """The limits of a server."""
 
-    max_body: int = 64_000_000
-    max_pixels: int = 50_000_000
-    max_queue: int = 512
-    upload_bytes: int = 2_000_000_000
-    stuck_s: float = 300.0
+    max_body: int = 64_000_000  # bytes per request
+    max_pixels: int = 50_000_000  # pixels per image
+    max_queue: int = 512  # concurrent requests
+    upload_bytes: int = 2_000_000_000  # size of all kept uploads together
+    stuck_s: float = 300.0  # seconds of one computation after which /health reports an error
 
 
 def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Limits) -> FastAPI:
-    """The ASGI application of one engine, which it does not close.
+    """The ASGI application of one engine. The caller closes the engine.
 
     Args:
-        engine: made with `limits.max_pixels`.
-        roots: folders whose images may be named by path.
-        token: bearer token that requests must carry, or None.
-        limits: what is accepted.
+        engine: made with the same `max_pixels` as `limits`.
+        roots: folders whose images requests may name by path.
+        token: bearer token of every request; None: no token is needed.
+        limits: sizes and times.
     """
     images, registry = Images(roots, limits.upload_bytes, limits.max_pixels), CollectorRegistry()
     registry.register(EngineCollector(engine))
@@ -94,29 +94,30 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
     async def segment(request: SegmentRequest) -> SegmentAnswer:
         """Masks of prompts, their overlap with the true masks, or both."""
         if request.truth is None and not request.masks:
-            raise HTTPException(422, "neither truth nor masks: nothing is asked for")
+            raise HTTPException(422, "nothing is asked for: set truth, masks or both")
         path, sha256 = await find(request.image), request.image.sha256
         size = await engine.size(path, sha256)
-        for index, one in enumerate(request.prompts):
-            if not one.within(size):
+        for index, prompt in enumerate(request.prompts):
+            if not prompt.within(size):
                 raise HTTPException(422, f"prompts.{index} lies outside the image of {size[1]}x{size[0]} pixels")
-        prompts, answer = [one.prompt() for one in request.prompts], SegmentAnswer(size=size)
+        prompts, answer = [prompt.prompt() for prompt in request.prompts], SegmentAnswer(size=size)
         if request.truth is not None:
-            found = await engine.overlap(path, sha256, prompts, request.truth)
-            pixels = found.pixels
+            overlap = await engine.overlap(path, sha256, prompts, request.truth)
+            pixels = overlap.pixels
             iou = pixels.intersection / pixels.union if pixels.union else 0.0
-            overlap = WireOverlap(**asdict(pixels), iou=iou, score=found.score)
-            answer = answer.model_copy(update={"overlap": overlap})
+            wire_overlap = WireOverlap(**asdict(pixels), iou=iou, score=overlap.score)
+            answer = answer.model_copy(update={"overlap": wire_overlap})
         if request.masks:
             predictions = await engine.segment(path, sha256, prompts)
-            masks = await asyncio.to_thread(lambda: [encode_rle(one.mask) for one in predictions])
-            wire = [WirePrediction(score=one.score, mask=mask) for one, mask in zip(predictions, masks, strict=True)]
+            masks = await asyncio.to_thread(lambda: [encode_rle(prediction.mask) for prediction in predictions])
+            scores = [prediction.score for prediction in predictions]
+            wire = [WirePrediction(score=score, mask=mask) for score, mask in zip(scores, masks, strict=True)]
             answer = answer.model_copy(update={"predictions": wire})
         return answer
 
     @app.post("/v1/prefetch", status_code=202)
     async def prefetch(request: PrefetchRequest) -> Accepted:
-        """Start to encode an image that requests will name."""
+        """Start to encode an image that later requests will name."""
         await engine.prefetch(await find(request.image), request.image.sha256)
         return Accepted()
 
@@ -126,26 +127,26 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
         openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}, "required": True}},
     )
     async def upload(sha256: Digest, request: Request) -> ImageAnswer:
-        """Bring an image file that the server cannot read by path, and start to encode it."""
+        """Upload an image file that the server cannot read by path, and start to encode it."""
         path, size = await images.add(sha256, request.stream())
         await engine.prefetch(path, sha256)
         return ImageAnswer(sha256=sha256, size=size)
 
     @app.get("/health")
     async def health() -> Health:
-        """Needs no token. Status 500 when the segmenter is stuck."""
+        """Health of the server, without a token. Status 500: one computation takes longer than the limit."""
         if (busy := engine.busy_seconds()) > limits.stuck_s:
             raise SegmenterError(f"the running computation has taken {busy:.0f} s")
         return Health(segmenter=engine.identity, busy_seconds=busy)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Counters and latency in the format of Prometheus."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def add_refusals(app: FastAPI) -> None:
-    """Answer what the requests of an application cannot have with an ErrorAnswer."""
+    """Make every refusal and error of an application an ErrorAnswer."""
     for kind, status, code in REFUSALS:
 
         async def refuse(_: Request, error: Exception, status: int = status, code: ErrorCode = code) -> Response:
@@ -154,8 +155,8 @@ def add_refusals(app: FastAPI) -> None:
         app.add_exception_handler(kind, refuse)
 
     async def refuse_values(_: Request, error: RequestValidationError) -> Response:
-        # Without the values: NaN among them would not go into JSON, and 10,000 points not into a message.
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:10]]
+        # Without the values: JSON has no NaN, and 10,000 points are too long for a message.
+        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:10]]
         return error_response(422, "request", "; ".join(lines)[:2000])
 
     async def refuse_request(_: Request, error: StarletteHTTPException) -> Response:
@@ -167,7 +168,7 @@ def add_refusals(app: FastAPI) -> None:
 
 
 class EngineCollector(Collector):
-    """An engine's counters for Prometheus, read when they are scraped."""
+    """An engine's counters for Prometheus, read at every scrape."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

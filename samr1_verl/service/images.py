@@ -1,4 +1,4 @@
-"""Which image files a server reads: under its roots, or uploaded."""
+"""The image files that a server may read: files under its root folders, and uploads."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from samr1_verl.service.engine import UnknownImageError
 
 
 class OutsideRootsError(PermissionError):
-    """A path that leads out of the configured roots."""
+    """A path that is not under any of the configured root folders."""
 
 
 class Images:
-    """Files by path under roots, and uploads in a temporary folder that goes with the process, the oldest removed
-    beyond a bound.
+    """Finds images by their path under the roots, and keeps uploads in a temporary folder.
+
+    The folder is removed when the process ends. When the uploads exceed `upload_bytes`, the oldest are removed.
 
     Args:
-        roots: folders whose files may be named; symbolic links are followed before the check.
-        upload_bytes: bound of the uploads that are kept.
-        max_pixels: of an upload.
+        roots: folders whose files requests may name; symbolic links are resolved before the check.
+        upload_bytes: maximum size of all kept uploads together.
+        max_pixels: maximum number of pixels per upload.
     """
 
     def __init__(self, roots: Sequence[Path], upload_bytes: int, max_pixels: int) -> None:
@@ -34,12 +35,15 @@ class Images:
         self._folder = tempfile.TemporaryDirectory(prefix="samr1_uploads_")
 
     def find(self, path: str | None, sha256: str) -> Path | None:
-        """The file of a request, or None where there is only a digest and no upload of it.
+        """The file of a request; None: no path is given and no upload has this digest.
+
+        Args:
+            path: absolute, or relative to a root; None: the upload with this digest.
 
         Raises:
-            OutsideRootsError: the path leads elsewhere.
+            OutsideRootsError: the path is not under a root.
             UnknownImageError: there is no such file.
-            ImageError: no file can have this path.
+            ImageError: the path holds a null character.
         """
         if path is None:
             upload = self._upload(sha256)
@@ -47,21 +51,21 @@ class Images:
         if "\0" in path:
             raise ImageError("image.path holds a null character")
         for root in self._roots:
-            found = Path(os.path.realpath(root / path))  # an absolute path replaces the root
-            if found.is_relative_to(root):
-                if os.path.isfile(found):  # unlike Path.is_file, false for a name that is too long
-                    return found
+            file = Path(os.path.realpath(root / path))  # an absolute path replaces the root
+            if file.is_relative_to(root):
+                if os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
+                    return file
                 if Path(path).is_absolute() or len(self._roots) == 1:
                     raise UnknownImageError(f"{path}: no such file on the server. Upload the image")
         raise OutsideRootsError(
-            f"{path} is not under the server's roots. Upload the image, or start the server with it"
+            f"{path} is not under the server's roots. Upload the image, or start the server with its folder as a root"
         )
 
     async def add(self, sha256: str, chunks: AsyncIterator[bytes]) -> tuple[Path, tuple[int, int]]:
-        """Keep an upload; its path and (H, W) before EXIF orientation.
+        """Store an upload. Returns its path and its size (H, W) before EXIF orientation.
 
         Raises:
-            ImageError: the bytes are not what the digest says, or no image, or one of too many pixels.
+            ImageError: the digest of the bytes differs from `sha256`, they are no image, or it has too many pixels.
         """
         digest = hashlib.sha256()
         descriptor, partial = tempfile.mkstemp(dir=self._folder.name)
@@ -70,8 +74,8 @@ class Images:
                 async for chunk in chunks:
                     digest.update(chunk)
                     file.write(chunk)
-            if (found := digest.hexdigest()) != sha256:
-                raise ImageError(f"the upload's SHA-256 is {found}, the request says {sha256}")
+            if (actual := digest.hexdigest()) != sha256:
+                raise ImageError(f"the upload's SHA-256 is {actual}, the request says {sha256}")
             size = self._size_of(partial)
             os.replace(partial, self._upload(sha256))
         except BaseException:

@@ -1,10 +1,10 @@
 """The engine as a Ray Serve application: replicas anywhere in the cluster, requests routed by the image's digest.
 
-The first process that needs the application starts it, through a named actor, so it is started once. Ray Serve's
-consistent-hash router sends an image's requests to one replica, which has its embedding, and on to the next in the ring
-when that replica has as many requests as it takes.
+The first process that needs the application starts it through a named actor, so it is started once. Ray Serve's
+consistent-hash router sends all requests for an image to the replica that has its embedding. When that replica runs
+MAX_ONGOING requests, the next replica in the ring gets them.
 
-Beside verl, whose placement groups reserve every GPU, `gpus: shared` asks Ray for none and picks one itself.
+verl's placement groups reserve every GPU. With `gpus: shared` a replica therefore reserves no GPU and picks one itself.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from samr1_verl.service.engine import engine_of
 
 DEPLOYMENT, NAMESPACE = "segmenter", "samr1"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-MAX_ONGOING = 32  # requests of a replica; a group and some of the next, then the next replica helps
-TARGET_ONGOING = 16  # of a replica, that autoscaling aims at
-STUCK_S = 300.0  # a computation that takes longer is none any more: Ray Serve replaces the replica
-HEALTH_S = 10.0
-# Where this is 1, and in older versions wherever it is not 0, Ray hides the GPUs from actors that reserve none.
+MAX_ONGOING = 32  # maximum number of concurrent requests per replica: a few groups of rollouts
+TARGET_ONGOING = 16  # concurrent requests per replica at which autoscaling aims
+STUCK_S = 300.0  # maximum seconds of one computation; after that Ray Serve replaces the replica
+HEALTH_S = 10.0  # seconds between two health checks
+# Ray hides the GPUs from actors that reserve none where this variable is 1; older versions: where it is not 0.
 KEEP_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Replica:
-    """One engine."""
+    """A replica of the application: one process with one engine."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         assert config.service.ray is not None
@@ -47,27 +47,35 @@ class Replica:
         self._gauges = {name: Gauge(f"samr1_{name}", f"Engine counter {name}") for name in vars(Counters())}
 
     async def together(self, method: str, image: str, sha256: str, calls: Sequence[tuple]) -> list[Any]:
-        """Several calls of the engine's `segment` or `overlap` about one image.
+        """Run several calls of the engine's `segment` or `overlap` for one image.
+
+        Args:
+            method: "segment" or "overlap".
+            calls: the arguments of each call after image and digest.
 
         Returns:
-            Their results in order, the exception where one failed.
+            The results in the order of the calls; an exception in place of the result of a call that failed.
         """
-        asked = (getattr(self._engine, method)(image, sha256, *arguments) for arguments in calls)
-        return await asyncio.gather(*asked, return_exceptions=True)
+        running = (getattr(self._engine, method)(image, sha256, *arguments) for arguments in calls)
+        return await asyncio.gather(*running, return_exceptions=True)
 
     async def prefetch(self, image: str, sha256: str) -> None:
+        """As `engine.Engine.prefetch`."""
         await self._engine.prefetch(image, sha256)
 
     async def counters(self) -> Counters:
-        """Of this replica alone."""
+        """The counters of this replica alone."""
         return self._engine.counters()
 
     async def environment(self) -> dict[str, Any]:
-        """Where this replica is: its process and the GPUs it sees."""
+        """This replica's process id and the GPUs that it sees."""
         return {"pid": os.getpid(), VISIBLE: os.environ.get(VISIBLE)}
 
     def check_health(self) -> None:
-        """Called by Ray Serve, which replaces the replica when it raises; reports the counters to Ray's metrics."""
+        """Raise SegmenterError where a computation takes longer than STUCK_S; else copy the counters to Ray's metrics.
+
+        Ray Serve calls it every HEALTH_S seconds, and replaces a replica that raises.
+        """
         if (busy := self._engine.busy_seconds()) > STUCK_S:
             raise SegmenterError(f"the running computation has taken {busy:.0f} s")
         for name, value in vars(self._engine.counters()).items():
@@ -75,36 +83,36 @@ class Replica:
 
 
 def shared_gpu(visible: str | None, local_rank: int) -> str:
-    """The value of CUDA_VISIBLE_DEVICES for a replica that shares GPUs, one each in turn.
+    """The value of CUDA_VISIBLE_DEVICES for a replica that shares GPUs: one GPU per replica, in turn.
 
     Args:
-        visible: the variable as the node's Ray processes have it, so that a node's own restriction holds; None: all.
-        local_rank: of the replica, among those of its node.
+        visible: CUDA_VISIBLE_DEVICES of the node's Ray processes, whose restriction is kept; None: all GPUs.
+        local_rank: number of the replica on its node, from 0.
 
     Raises:
-        ConfigError: there is no GPU.
+        ConfigError: the node has no visible GPU.
     """
     if visible is None:
         import torch
 
         gpus = [str(index) for index in range(torch.cuda.device_count())]
     else:
-        gpus = [one.strip() for one in visible.split(",") if one.strip()]
+        gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     if not gpus:
         raise ConfigError(
             f"samr1.segmenter.service.ray.gpus is shared, and this node shows no GPU ({VISIBLE} is {visible!r}). "
-            "Set it to 0 to run on the CPU"
+            "Set gpus to 0 to run the segmenter on the CPU"
         )
     return gpus[local_rank % len(gpus)]
 
 
 def deployment_options(config: RayServiceConfig, cluster: Mapping[str, float]) -> dict[str, Any]:
-    """What Ray Serve is asked for.
+    """The options of the Ray Serve deployment.
 
     Args:
         config: `samr1.segmenter.service.ray`.
-        cluster: the cluster's resources. A GPU node has one named accelerator_type:<model>, which nobody reserves:
-            a thousandth of it keeps replicas that share GPUs off nodes that have none.
+        cluster: the cluster's resources, name to amount. A GPU node has a resource accelerator_type:<model>, which verl
+            does not reserve. A replica that shares GPUs reserves a thousandth of it, so that it runs on a GPU node.
     """
     actor: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": 0.0 if config.gpus == "shared" else config.gpus}
     if config.gpus == "shared":
@@ -130,17 +138,21 @@ def deployment_options(config: RayServiceConfig, cluster: Mapping[str, float]) -
 
 
 def application_name(config: SegmenterConfig) -> str:
-    """Equal for configurations that can share replicas."""
+    """The name of the application; configurations that can share replicas have the same name."""
     segmenter = config.model_dump_json(exclude={"service"})
     replicas = config.service.model_dump_json(include={"cache_gb", "cache_dir", "cache_dtype", "ray"})
     return f"samr1-{hashlib.sha256((segmenter + replicas).encode()).hexdigest()[:12]}"
 
 
 class Starter:
-    """Starts an application that does not run. One named actor per application, so two requests follow each other."""
+    """Starts an application where it does not run yet. A named actor per application runs one call at a time."""
 
     def start(self, config: SegmenterConfig) -> bool:
-        """Returns when the application answers; whether this call started it."""
+        """Start the application and wait until it answers. Returns False where it was already running.
+
+        Raises:
+            ConfigError: no replica starts.
+        """
         assert config.service.ray is not None
         name = application_name(config)
         running = serve.status().applications.get(name)
@@ -151,7 +163,7 @@ class Starter:
         application = serve.deployment(Replica, name=DEPLOYMENT).options(**options).bind(config)
         try:
             serve.run(application, name=name, route_prefix=None)
-        except RuntimeError as error:  # Ray Serve gave up: the replicas' own fault is in its log
+        except RuntimeError as error:  # Ray Serve gave up; its status has the replicas' own error
             detail = serve.status().applications[name].deployments[DEPLOYMENT].message
             raise ConfigError(
                 f"samr1.segmenter.service.mode is ray, and no replica starts ({error}): {detail}"
@@ -160,9 +172,9 @@ class Starter:
 
 
 async def start(config: SegmenterConfig) -> Any:
-    """The handle of the application, which runs then."""
+    """The handle of the application, started where needed. Raises ConfigError as `Starter.start`."""
     name = application_name(config)
-    # Detached: it outlives the worker that was first, and the application outlives the job, for the next one to use.
+    # Detached: the actor outlives the worker that made it, and the application outlives the job; later jobs use it.
     starter = (
         ray.remote(Starter)
         .options(name=f"{name}-starter", namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0)

@@ -1,4 +1,4 @@
-"""The client of the Ray Serve application, which it starts if nobody has."""
+"""The client of the Ray Serve application; it starts the application where it does not run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from samr1_verl.service import ray_app
 from samr1_verl.service.counters import Counters
 from samr1_verl.service.retry import TransientError, ask_service
 
-# Faults that another attempt would meet again.
+# Errors that are not retried: another attempt would fail in the same way.
 FINAL = (ImageError, MaskError, ConfigError)
-GATHER_S = 0.002  # calls about one image within it travel together: each request costs both processes computation
+GATHER_S = (
+    0.002  # seconds in which calls for one image are gathered into one request, since each request costs CPU time
+)
 
 
 @dataclass
-class _Flight:
-    """Calls about one image that become one request: their arguments, and where each result goes."""
+class _Batch:
+    """Calls for one image that become one request: the arguments and the future of each call."""
 
     calls: list[tuple] = field(default_factory=list)
     results: list[asyncio.Future[Any]] = field(default_factory=list)
@@ -39,49 +41,53 @@ class _Flight:
 
 
 class RayClient:
-    """Implements `client.Client` with the replicas of one configuration, in the cluster this process belongs to."""
+    """Implements `client.Client` with the replicas of one configuration in this process's Ray cluster."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         self._config, self._service = config, config.service
         self._handle: Any = None
-        # By event loop, since futures belong to one, then method, path and digest.
-        self._boarding: dict[tuple[asyncio.AbstractEventLoop, str, str, str], _Flight] = {}
+        # Batches that still gather calls, by event loop (a future belongs to its loop), method, path and digest.
+        self._open: dict[tuple[asyncio.AbstractEventLoop, str, str, str], _Batch] = {}
 
     async def segment(self, image: str | Path, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
         """As `engine.Engine.segment`. Raises ServiceError when no replica answers in time."""
-        return await self._persist(image, partial(self._board, "segment", str(image), sha256, list(prompts)))
+        return await self._persist(image, partial(self._batched, "segment", str(image), sha256, list(prompts)))
 
     async def overlap(self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
         """As `engine.Engine.overlap`. Raises ServiceError when no replica answers in time."""
-        return await self._persist(image, partial(self._board, "overlap", str(image), sha256, list(prompts), truth))
+        return await self._persist(image, partial(self._batched, "overlap", str(image), sha256, list(prompts), truth))
 
     async def prefetch(self, image: str | Path, sha256: str) -> None:
         """As `engine.Engine.prefetch`. Raises ServiceError when no replica answers in time."""
         await self._persist(image, partial(self._request, "prefetch", sha256, str(image), sha256))
 
     async def counters(self) -> Counters:
-        """Of one replica, any of them: of all, where there is one."""
+        """The counters of one replica, chosen by Ray Serve."""
         handle = await self._started()
         return await handle.counters.remote()
 
     async def _persist(self, image: str | Path, attempt: Callable[[], Awaitable[Any]]) -> Any:
         return await ask_service(attempt, self._service.timeout_s, self._service.attempt_s, str(image))
 
-    async def _board(self, method: str, image: str, sha256: str, *arguments: Any) -> Any:
-        """One call's result; it travels with the others about its image. Raises TransientError or one of FINAL."""
+    async def _batched(self, method: str, image: str, sha256: str, *arguments: Any) -> Any:
+        """The result of one call, sent in one request with other calls for its image.
+
+        Raises:
+            TransientError, or one of FINAL.
+        """
         loop = asyncio.get_running_loop()
         key = (loop, method, image, sha256)
-        flight = self._boarding.setdefault(key, _Flight())
+        batch = self._open.setdefault(key, _Batch())
         result = loop.create_future()
-        flight.calls.append(arguments)
-        flight.results.append(result)
-        if flight.task is None:
-            flight.task = loop.create_task(self._fly(key, flight))
+        batch.calls.append(arguments)
+        batch.results.append(result)
+        if batch.task is None:
+            batch.task = loop.create_task(self._send(key, batch))
         try:
             outcome = await result
         except asyncio.CancelledError:
-            if all(waiting.cancelled() for waiting in flight.results):
-                flight.task.cancel()  # nobody waits for any of it
+            if all(waiting.cancelled() for waiting in batch.results):
+                batch.task.cancel()  # no caller waits for the batch any more
             raise
         if isinstance(outcome, FINAL):
             raise outcome
@@ -89,17 +95,17 @@ class RayClient:
             raise TransientError(str(outcome)) from outcome
         return outcome
 
-    async def _fly(self, key: tuple[asyncio.AbstractEventLoop, str, str, str], flight: _Flight) -> None:
+    async def _send(self, key: tuple[asyncio.AbstractEventLoop, str, str, str], batch: _Batch) -> None:
         _, method, image, sha256 = key
         try:
             await asyncio.sleep(GATHER_S)
         finally:
-            del self._boarding[key]
+            del self._open[key]
         try:
-            outcomes = await self._request("together", sha256, method, image, sha256, flight.calls)
-        except Exception as error:  # of the request as a whole: each call has its own attempts
-            outcomes = [error] * len(flight.calls)
-        for result, outcome in zip(flight.results, outcomes, strict=True):
+            outcomes = await self._request("together", sha256, method, image, sha256, batch.calls)
+        except Exception as error:  # the request as a whole failed; each call retries by itself
+            outcomes = [error] * len(batch.calls)
+        for result, outcome in zip(batch.results, outcomes, strict=True):
             if not result.done():
                 result.set_result(outcome)
 
@@ -113,7 +119,7 @@ class RayClient:
                 raise cause from error
             raise TransientError(str(cause)) from error
         except (RayError, RayServeException, SegmenterError) as error:
-            self._handle = None  # the application itself may be gone
+            self._handle = None  # the application may have ended: the next attempt starts it again
             raise TransientError(f"{type(error).__name__}: {error}") from error
 
     async def _started(self) -> Any:

@@ -1,4 +1,4 @@
-"""Bounded retries of faults that may pass, and a pool of HTTP connections, for the service and for policies."""
+"""Bounded retries of transient faults, and a pool of HTTP connections, for the service and for policies."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 
 class ServiceError(SegmenterError):
-    """The service did not answer in time, however often it was asked."""
+    """The service did not answer in time, and all attempts failed."""
 
 
 class TransientError(Exception):
-    """A fault that another attempt may not meet."""
+    """A fault that may pass, so the request is tried again."""
 
 
 class ExhaustedError(Exception):
-    """No attempt succeeded: `attempts` of them, and the `fault` of the last one in words."""
+    """All attempts failed. `attempts` is their number, `fault` the message of the last one."""
 
     def __init__(self, attempts: int, fault: str) -> None:
         super().__init__(f"{attempts} attempts, the last fault: {fault}")
@@ -45,25 +45,24 @@ class ExhaustedError(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """Bounds of the attempts at one request, in seconds.
+    """The limits of the attempts at one request.
 
-    `attempt_s` bounds one attempt; `timeout_s` all attempts and the pauses between them; `attempts` their number.
-    Pauses grow up to `longest_pause_s` and are jittered, so that the rollouts that met the same fault do not come back
-    at the same moment.
+    Pauses between attempts grow exponentially and have a random part, so that requests that failed together are not
+    repeated at the same moment.
     """
 
-    attempt_s: float
-    timeout_s: float = float("inf")
-    attempts: int | None = None
+    attempt_s: float  # maximum seconds per attempt
+    timeout_s: float = float("inf")  # maximum seconds of all attempts and pauses together
+    attempts: int | None = None  # maximum number of attempts; None: no maximum
     first_pause_s: float = 0.1
     longest_pause_s: float = 5.0
 
 
 async def persist(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:
-    """The first success of `attempt`, which raises TransientError for a fault that is worth another try.
+    """Call `attempt` until it succeeds, and return its result. A TransientError or a timeout leads to another attempt.
 
     Raises:
-        ExhaustedError: no attempt succeeded within the bounds. Other exceptions of `attempt` are passed on.
+        ExhaustedError: no attempt succeeded within the limits. Other exceptions of `attempt` are passed on.
     """
     deadline = time.monotonic() + patience.timeout_s
     backoff = wait_random_exponential(multiplier=patience.first_pause_s, max=patience.longest_pause_s)
@@ -83,28 +82,38 @@ async def persist(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:
         last = error.last_attempt.exception()
         fault = f"no answer in {patience.attempt_s:g} s" if isinstance(last, asyncio.TimeoutError) else str(last)
         raise ExhaustedError(error.last_attempt.attempt_number, fault) from last
-    raise AssertionError("tenacity ends by a result or a RetryError")
+    raise AssertionError("tenacity ends with a result or a RetryError")
 
 
 async def ask_service(attempt: Callable[[], Awaitable[T]], timeout_s: float, attempt_s: float, image: str) -> T:
-    """`persist` for a request to the segmenter's service. Raises ServiceError, which names the image."""
+    """`persist` for a request to the segmenter's service.
+
+    Args:
+        timeout_s: maximum seconds of all attempts together.
+        attempt_s: maximum seconds per attempt.
+        image: path of the image, for the message.
+
+    Raises:
+        ServiceError: no attempt succeeded.
+    """
     try:
         return await persist(attempt, Patience(attempt_s, timeout_s))
     except ExhaustedError as error:
         raise ServiceError(
             f"{image}: the segmenter's service did not answer in {timeout_s:g} s and {error.attempts} attempts; the "
-            f"last fault: {error.fault}. It is no score: see that the service runs, or raise "
+            f"last fault: {error.fault}. Such a fault never becomes a score. Check that the service runs, or raise "
             "samr1.segmenter.service.timeout_s"
         ) from error
 
 
 class HttpPool:
-    """HTTP clients with kept connections, one per event loop: a pool belongs to its loop, a process may have several.
+    """HTTP clients that keep their connections open: one client per event loop, since connections belong to a loop.
 
     Args:
-        headers: of every request.
-        timeout: of httpx.
-        connections: maximum number of connections at a time, or None; `idle` of them are kept.
+        headers: headers of every request.
+        timeout: timeouts of httpx.
+        connections: maximum number of open connections per client; None: no maximum.
+        idle: maximum number of idle connections that stay open.
     """
 
     def __init__(self, headers: Mapping[str, str], timeout: httpx.Timeout, connections: int | None, idle: int) -> None:
@@ -121,6 +130,6 @@ class HttpPool:
                 headers=self._headers,
                 timeout=self._timeout,
                 limits=httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._idle),
-                trust_env=False,  # a proxy of the environment is for the internet, not for the next rack
+                trust_env=False,  # ignores HTTP_PROXY: a proxy is for the internet, not for machines of the cluster
             )
         return self._clients[loop]

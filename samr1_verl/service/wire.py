@@ -1,6 +1,6 @@
-"""The messages of the HTTP service: client and server validate with these schemas, the OpenAPI page shows them.
+"""The messages of the HTTP service. Client and server validate with these schemas; the OpenAPI page shows them.
 
-Coordinates are continuous XY pixels of the original image, masks compressed COCO RLE counts of its size.
+Coordinates are continuous XY pixels of the original frame. Masks are compressed COCO RLE counts of the image's size.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class _Wire(BaseModel):
 
 
 class ImageRef(_Wire):
-    """An image by its digest, and by path where the server has not seen it."""
+    """An image by its digest, and by its path where the server does not have it yet."""
 
     sha256: Digest
     path: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        default=None, description="on the server's machine, under one of its roots; relative ones are taken from them"
+        default=None, description="path on the server's machine, under one of its roots; may be relative to a root"
     )
 
 
@@ -38,7 +38,7 @@ class WirePrompt(_Wire):
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
     points: tuple[tuple[Coordinate, Coordinate], ...] = Field(default=(), max_length=MAX_POINTS)
     labels: tuple[Literal[0, 1], ...] = Field(
-        default=(), max_length=MAX_POINTS, description="of each point: 1 on the object, 0 not on it"
+        default=(), max_length=MAX_POINTS, description="label per point: 1 on the object, 0 not on it"
     )
 
     @model_validator(mode="after")
@@ -49,23 +49,25 @@ class WirePrompt(_Wire):
         return self
 
     def prompt(self) -> Prompt:
+        """The prompt as the engine takes it."""
         return Prompt(self.box, self.points, self.labels)
 
     @classmethod
     def of(cls, prompt: Prompt) -> WirePrompt:
+        """The message for a prompt. Raises ValidationError."""
         return cls.model_validate({"box": prompt.box, "points": prompt.points, "labels": prompt.labels})
 
     def within(self, size: tuple[int, int]) -> bool:
-        """Whether box and points lie on an image of `size` (H, W), its border included, give or take a rounding."""
+        """Whether box and points lie on an image of `size` (H, W), including its border, with a rounding tolerance."""
         corners = [] if self.box is None else [self.box[:2], self.box[2:]]
-        grace = 1e-6 * max(size)
+        slack = 1e-6 * max(size)
         return all(
-            -grace <= x <= size[1] + grace and -grace <= y <= size[0] + grace for x, y in (*corners, *self.points)
+            -slack <= x <= size[1] + slack and -slack <= y <= size[0] + slack for x, y in (*corners, *self.points)
         )
 
 
 class SegmentRequest(_Wire):
-    """Prompts for one image. With `truth` the answer has the overlap, with `masks` the masks."""
+    """Prompts for one image. With `truth` the answer has the overlap with it; with `masks: true` it has the masks."""
 
     image: ImageRef
     prompts: list[WirePrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
@@ -74,25 +76,25 @@ class SegmentRequest(_Wire):
 
 
 class PrefetchRequest(_Wire):
-    """An image that requests will name."""
+    """An image that later requests will name."""
 
     image: ImageRef
 
 
 class WirePrediction(_Wire):
-    """One prompt's mask and the IoU that the segmenter predicts for it."""
+    """The mask of one prompt and the IoU that the segmenter predicts for it."""
 
-    score: float
-    mask: str
+    score: float = Field(description="predicted IoU")
+    mask: str = Field(description="compressed COCO RLE counts of the image's size")
 
 
 class WireOverlap(_Wire):
-    """The union of the prompts' masks against the union of the true masks, ignored pixels left out."""
+    """The overlap of the union of the prompts' masks with the union of the true masks, without ignored pixels."""
 
-    intersection: NonNegativeInt
-    union: NonNegativeInt
+    intersection: NonNegativeInt = Field(description="pixels")
+    union: NonNegativeInt = Field(description="pixels")
     ignored: NonNegativeInt = Field(description="pixels that do not count")
-    ignored_predicted: NonNegativeInt = Field(description="of these, the ones in the prompts' masks")
+    ignored_predicted: NonNegativeInt = Field(description="ignored pixels that are in the prompts' masks")
     iou: NonNegativeFloat = Field(description="0 where the union is empty")
     score: float = Field(description="mean of the IoUs that the segmenter predicts")
 
@@ -114,7 +116,7 @@ class Accepted(_Wire):
 
 class Health(_Wire):
     segmenter: str = Field(description="identity of weights and preprocessing")
-    busy_seconds: float = Field(description="how long the running computation has taken so far")
+    busy_seconds: float = Field(description="seconds since the running computation started; 0: idle")
 
 
 ErrorCode = Literal[
