@@ -42,11 +42,14 @@ demo: weights data
 demo-control: weights data
 	$(BIN)/python benchmarks/demo.py --control
 
+# Two processes share the tests; those that start Ray stay in one of them.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
 test: weights
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: weights
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-vllm: weights
 	bash tests/vllm/run.sh

@@ -98,11 +98,11 @@ class ArgumentReader:
                     f"Set samr1.reward.{key}=null"
                 )
         known = [*self._weights, *TERMS]
-        for name in config.terms:
+        for name in config.weights:
             if name not in known:
                 raise ConfigError(
                     f"samr1.reward.terms.{name}: no such term, expected one of {', '.join(dict.fromkeys(known))}"
                 )
-        further = tuple(name for name in config.terms if name not in self._weights)
-        weights = {**self._weights, **config.terms}
+        further = tuple(name for name in config.weights if name not in self._weights)
+        weights = {**self._weights, **config.weights}
         return Arguments(weights, config.caps or self._caps, config, further, self._masks)

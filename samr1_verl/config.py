@@ -136,14 +136,20 @@ class RewardConfig(_Section):
     A reward refuses the keys that it does not read; null is always accepted and means the reward's own value.
     """
 
-    terms: dict[str, FiniteFloat] = Field(
-        default_factory=dict, description="terms by name and weight; 0 logs a term without adding it to the score"
+    terms: dict[str, FiniteFloat | None] = Field(
+        default_factory=dict,
+        description="weights of terms by name; 0 logs a term without adding it to the score, null leaves it out",
     )
     caps: Caps | None = Field(default=None, description="maximum number of points and objects of a usable answer")
     thresholds: dict[Annotated[float, Field(ge=0, lt=1)], FiniteFloat] | None = Field(
         default=None, min_length=1, description="mask IoU above the key scores the value, otherwise 0"
     )
     window: WindowConfig | None = Field(default=None, description="reward_fns/dr_seg.py only")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """`terms` without those that are left out."""
+        return {name: weight for name, weight in self.terms.items() if weight is not None}
 
     @property
     def tiers(self) -> tuple[tuple[float, float], ...] | None:

@@ -16,6 +16,23 @@ ROOT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Fixtures of tests that start Ray, a verl training or a browser.
+HEAVY = {"ray_folder": "ray", "cluster": "ray", "chromium": "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark slow tests by what they start, and keep together what two processes should not do at once (pytest-xdist).
+
+    A file's tests stay in one process, because they share what its fixtures make. Everything that starts Ray is one
+    group: two trainings beside each other on two cores take longer than one after the other.
+    """
+    for item in items:
+        groups = [HEAVY[name] for name in getattr(item, "fixturenames", ()) if name in HEAVY]
+        if groups:
+            item.add_marker("slow")
+        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def small_sam() -> Path:
     """Folder with encoder.onnx and sam.onnx, fetched once a checkout."""

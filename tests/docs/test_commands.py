@@ -74,7 +74,7 @@ def check_inline(text: str) -> None:
         ("python -m verl.trainer.main_ppo +recipe=samr2", "expected"),
         ("python -m verl.trainer.main_ppo +recipe=samr1 samr1.service.mode=ray", "samr1.service"),
         ("python -m verl.trainer.main_ppo +recipe=samr1 samr1.segmenter.service.mode=rai", "mode"),
-        ("python -m verl.trainer.main_ppo +recipe=samr1 samr1.reward.terms.length=0.5", "length"),
+        ("python -m verl.trainer.main_ppo +recipe=samr1 samr1.reward.terms.lenght=0.5", "lenght"),
         ("python -m verl.trainer.main_ppo +recipe=samr1 +samr1.reward.terms.lenght=0.5", "no such term"),
         ("python -m verl.trainer.main_ppo +recipe=vision_reasoner samr1.reward.thresholds={0.5:4}", "thresholds"),
         ("python -m verl.trainer.main_ppo +recipe=samr1 trainer.n_gpus_per_node=3", "rollouts at a time"),

@@ -57,9 +57,9 @@ def test_a_stock_verl_configuration_takes_a_reward_and_nothing_else_of_ours(
     stock |= {
         "reward.custom_reward_function.path": "pkg://reward_fns.samr1",
         "+reward.custom_reward_function.reward_kwargs": (
-            f"{{segmenter: {{backend: onnx, path: {small_sam}, device: cpu, dtype: float32}},"
-            " service: {mode: embedded, cache_gb: 1.0, cache_dir: null},"
-            " terms: {s_measure: 0.5, boundary_iou: 0}}"
+            f"{{segmenter: {{backend: onnx, path: {small_sam}, device: cpu, dtype: float32,"
+            " service: {mode: embedded, cache_gb: 1.0, cache_dir: null}},"
+            " reward: {terms: {s_measure: 0.5, boundary_iou: 0}}}"
         ),
         "data.train_batch_size": PROMPTS,
         "data.max_response_length": 48,
@@ -111,7 +111,7 @@ def test_trls_trainer_takes_a_reward_through_the_adapter(tmp_path, drawn, warm_p
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer = trl.GRPOTrainer(
         model,
-        reward_funcs=trl_reward(compute_score, terms={"point_count": 0.0}),
+        reward_funcs=trl_reward(compute_score, reward={"terms": {"point_count": 0.0}}),
         args=trl.GRPOConfig(
             output_dir=str(tmp_path),
             max_steps=STEPS,

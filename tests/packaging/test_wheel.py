@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (".py", ".yaml", ".jinja", ".js", ".css")
 ELSEWHERE = """
 import importlib.metadata, json, sys
-import hydra_plugins.samr1, recipes, reward_fns, samr1_verl, samr1_verl.prompts
+import hydra_plugins.samr1, recipes, reward_fns, samr1_verl, samr1_verl.prompts.templates
 modules = [hydra_plugins.samr1, recipes, reward_fns, samr1_verl]
 print(json.dumps({
     "files": [module.__file__ for module in modules],
-    "prompts": samr1_verl.prompts.prompt_names(),
+    "prompts": samr1_verl.prompts.templates.prompt_names(),
     "checkout": [entry for entry in sys.path if entry == sys.argv[1]],
 }))
 """

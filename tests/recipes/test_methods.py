@@ -49,11 +49,11 @@ async def test_the_reward_is_the_recipes_and_takes_its_keyword_arguments(name):
     assert config.reward.custom_reward_function.path == f"pkg://reward_fns.{method}"
     result = await get_custom_reward_fn(config)("test", "", TRUTH, dict(EXTRA))
     assert result["think"] == 0 and "point_count" not in result
-    with_metric = compose_recipe(name, "+samr1.reward.terms.point_count=0")
+    with_metric = compose_recipe(name, "samr1.reward.terms.point_count=0")
     assert (await get_custom_reward_fn(with_metric)("test", "", TRUTH, dict(EXTRA)))["point_count"] == 0
     assert uses_segmenter(config) == (method == "star")
     assert uses_segmenter(compose_recipe(name, "samr1.samples=4"))
-    assert uses_segmenter(compose_recipe(name, "+samr1.reward.terms.s_measure=0"))
+    assert uses_segmenter(compose_recipe(name, "samr1.reward.terms.s_measure=0"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,4 +1,4 @@
-"""The demo in a browser, as `samr1 demo` serves it: the tiny policy and the small SAM."""
+"""The playground in a browser, as `samr1 playground` serves it: the tiny policy and the small SAM."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.service.servers import ROOT, environment, free_port
 
 
 @pytest.fixture(scope="module")
-def demo(small_sam, drawn):
+def playground(small_sam, drawn):
     """The server's process and URL. The samr1_tiny recipe names its files relative to the checkout."""
     port = free_port()
-    command = [sys.executable, "-m", "samr1_verl.cli", "demo", "--port", str(port)]
+    command = [sys.executable, "-m", "samr1_verl.cli", "playground", "--port", str(port)]
     command += ["--examples", str(drawn / "test.parquet"), "--set", "samr1.segmenter.service.cache_dir=null"]
     process = subprocess.Popen(command, env=environment(), cwd=ROOT)
     url = f"http://127.0.0.1:{port}/"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"samr1 demo ended with {process.returncode}"
+        assert process.poll() is None, f"samr1 playground ended with {process.returncode}"
         try:
             httpx.get(url, timeout=5).raise_for_status()
             break
@@ -37,8 +37,8 @@ def demo(small_sam, drawn):
 
 
 @pytest.fixture(scope="module")
-def url(demo):
-    return demo[1]
+def url(playground):
+    return playground[1]
 
 
 def answered(tab):
@@ -138,12 +138,12 @@ def test_theme_help_width_and_contrast(chromium, url):
             assert tab.get_attribute("#theme", "aria-pressed") == pressed
 
 
-def test_a_server_that_has_gone_is_said_in_the_page(chromium, demo):
+def test_a_server_that_has_gone_is_said_in_the_page(chromium, playground):
     """The last test of the module: it stops the server."""
-    process, url = demo
+    process, url = playground
     with chromium.new_page() as tab:
         tab.goto(url)
         process.terminate()
         assert process.wait(30) == 0 or process.returncode < 0
         tab.locator(".example").first.click()
-        expect(tab.locator("#problem")).to_contain_text("Is samr1 demo still running?")
+        expect(tab.locator("#problem")).to_contain_text("Is samr1 playground still running?")

@@ -1,4 +1,4 @@
-"""What the demo's server answers and refuses."""
+"""The playground's server: its answers and its refusals."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.report.playground import Example, create_app, examples_from
 from samr1_verl.rows.record import DataError
-from samr1_verl.scoring.sample import Sample, Shape
+from samr1_verl.scoring.sample import Sample
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.http_server import Limits
+from samr1_verl.service.wire import WirePrompt
 
 LIMITS = Limits(max_body=200_000, max_pixels=50_000, max_queue=2, upload_bytes=1_000_000)
 
@@ -48,7 +49,7 @@ class Half:
             size=(height, width),
             response="<think>half</think>",
             reason=None,
-            shapes=(Shape(box=(0, 0, width / 2, height), points=((1, 1),), labels=(1,)),),
+            shapes=(WirePrompt(box=(0, 0, width / 2, height), points=((1, 1),), labels=(1,)),),
             mask=encode_rle(mask),
             truth=None,
             ignore=None,
@@ -63,7 +64,7 @@ def png(width=60, height=40):
 
 
 def client(predictor=None, **more):
-    app = create_app(predictor or Half(), "demo", limits=LIMITS, **more)
+    app = create_app(predictor or Half(), "playground", limits=LIMITS, **more)
     return TestClient(app, base_url="http://127.0.0.1:8770", raise_server_exceptions=False)
 
 
@@ -137,7 +138,7 @@ async def test_the_policy_is_asked_one_at_a_time_and_a_crowd_is_asked_to_wait():
     from httpx import ASGITransport, AsyncClient
 
     half = Half(seconds=0.2)
-    app = create_app(half, "demo", limits=LIMITS)
+    app = create_app(half, "playground", limits=LIMITS)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8770") as web:
         answers = await asyncio.gather(*(web.post("/predict?sentence=a", content=png()) for _ in range(5)))
     assert half.most == 1
