@@ -53,9 +53,13 @@ def save_image(rng: np.random.Generator, path: Path, size: tuple[int, int]) -> s
     return sha256_of(path)
 
 
-def blob(rng: np.random.Generator, base: np.ndarray, spread: float) -> np.ndarray:
-    """A ragged mask, HxW bool, never empty: where `base` plus noise of weight `spread` is high."""
-    field = base + spread * noise(rng, base.shape, 3)
+def blob(rng: np.random.Generator, base: np.ndarray, spread: float, fine: list[np.ndarray]) -> np.ndarray:
+    """A ragged mask, HxW bool, never empty: where `base` plus noise of weight `spread` is high.
+
+    The noise is one of the fields `fine`, shifted at random: drawing a new one takes most of a sample's time.
+    """
+    shift = tuple(rng.integers(base.shape))
+    field = base + spread * np.roll(fine[rng.integers(len(fine))], shift, axis=(0, 1))
     return field > np.quantile(field, 0.9)
 
 
@@ -65,11 +69,18 @@ class World:
     def __init__(self, folder: Path, rows: int, seed: int, size: tuple[int, int] = (480, 640)):
         folder.mkdir(parents=True, exist_ok=True)
         self.rng, self.size = np.random.default_rng(seed), size
-        self.words = ["".join(self.rng.choice(list("aeiounrstlmk"), 6)) for _ in range(500)]
+        self.words = np.array(["".join(self.rng.choice(list("aeiounrstlmk"), 6)) for _ in range(500)])
         self.paths = [folder / f"{row}.jpg" for row in range(rows)]
         self.digests = [save_image(self.rng, path, size) for path in self.paths]
         self.fields = [noise(self.rng, size, 40) for _ in range(rows)]
-        self.truths = [blob(self.rng, field, 0.1) for field in self.fields]
+        self.fine = [noise(self.rng, size, 3) for _ in range(16)]
+        self.truths = [blob(self.rng, field, 0.1, self.fine) for field in self.fields]
+        # Once per row: a row's truth is the same at every step.
+        self.truth_rles = [encode_rle(truth) for truth in self.truths]
+        self.prompts = [
+            WirePrompt.model_validate({"box": box_of(truth), "points": inscribed_points(truth, 2), "labels": (1, 1)})
+            for truth in self.truths
+        ]
 
     def text(self, words: int) -> str:
         return " ".join(self.rng.choice(self.words, words))
@@ -77,16 +88,13 @@ class World:
     def sample(self, row: int, skill: float) -> Sample:
         """A sample of a row; `skill` in [0, 1] brings the mask near the truth. One in eight cannot be used."""
         truth, unusable = self.truths[row], self.rng.random() < 0.125
-        mask = np.zeros_like(truth) if unusable else blob(self.rng, self.fields[row], 1.1 - skill)
+        mask = np.zeros_like(truth) if unusable else blob(self.rng, self.fields[row], 1.1 - skill, self.fine)
         intersection, union = intersection_union(mask, truth)
         reason = REASONS[self.rng.integers(len(REASONS))] if unusable else None
         terms = {"seg": 4.0 * intersection / union, "think": 1.0, "format": float(reason is None)}
         scores = {"score": sum(terms.values()), "acc": intersection / union, **terms}
         scores |= {"intersection": float(intersection), "union": float(union)}
         scores |= {f"answer/{flag.value}": float(flag is reason) for flag in Reason}
-        shape = WirePrompt.model_validate(
-            {"box": box_of(truth), "points": inscribed_points(truth, 2), "labels": (1, 1)}
-        )
         return Sample(
             index=row,
             data_source=f"noise_{row % 2}",
@@ -95,11 +103,11 @@ class World:
             image=str(self.paths[row]),
             sha256=self.digests[row],
             size=self.size,
-            response=f"<think>{self.text(150)}</think><answer>{json.dumps({'bbox': box_of(truth)})}</answer>",
+            response=f"<think>{self.text(150)}</think><answer>{json.dumps({'bbox': self.prompts[row].box})}</answer>",
             reason=None if reason is None else reason.value,
-            shapes=() if unusable else (shape,),
+            shapes=() if unusable else (self.prompts[row],),
             mask=encode_rle(mask),
-            truth=encode_rle(truth),
+            truth=self.truth_rles[row],
             ignore=None,
             scores=scores,
         )

@@ -19,7 +19,7 @@ def compose_recipe(name: str, *overrides: str, with_hydra: bool = False) -> Dict
 
 
 def differences(first: DictConfig, second: DictConfig) -> set[str]:
-    """Dotted keys of the leaves that differ. References are compared as they are written: what they refer to counts once."""
+    """Dotted keys of the leaves that differ; references are compared as they are written, so a value counts once."""
     flat = [_flat(OmegaConf.to_container(config, resolve=False)) for config in (first, second)]
     return {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key, ...) != flat[1].get(key, ...)}
 

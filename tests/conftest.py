@@ -30,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         groups = [HEAVY[name] for name in getattr(item, "fixturenames", ()) if name in HEAVY]
         if groups:
             item.add_marker("slow")
-        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else str(item.path)))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(groups[0] if groups else str(item.path)))
 
 
 @pytest.fixture(scope="session")

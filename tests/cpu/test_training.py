@@ -14,6 +14,8 @@ import pytest
 
 from tests.row_files import make_record, write_rows
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
 STEPS, PROMPTS, GROUP, TOKENS = 2, 4, 4, 12
 
 REWARD = """

@@ -99,7 +99,7 @@ def test_other_settings_are_refused(change: dict, named: str, tmp_path: Path) ->
     file = rows(tmp_path / "data", 6)
     evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
     before = (tmp_path / "out" / PREDICTIONS).read_bytes()
-    with pytest.raises(DataError, match="begun with other settings") as found:
+    with pytest.raises(DataError, match="made with other settings") as found:
         evaluation(file, RulePolicy(noisy), **change).run(tmp_path / "out", False, nothing)
     assert named in str(found.value) and "--restart" in str(found.value)
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == before
