@@ -1,1 +1,1 @@
-"""A policy's answers about the rows of a file, and the figures that are published of them: `samr1 eval`."""
+"""Evaluation of a policy on the rows of a file, with the figures that papers publish: `samr1 eval`."""

@@ -1,4 +1,4 @@
-"""Questions to a policy and its answers to the segmenter, both busy at once."""
+"""Policy and segmenter at work at the same time: the policy answers one block while the last block is judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samr1_verl.geometry.images import ImageError, open_image
 from samr1_verl.policies.base import Policy
 
 Result = TypeVar("Result")
-AHEAD = 1  # blocks whose masks are made while the policy answers the next ones
+AHEAD = 1  # blocks that may be judged while the policy answers the next ones
 
 
 async def answer_all(
@@ -20,13 +20,21 @@ async def answer_all(
     keep: Callable[[list[Result]], None],
     seed: int = 0,
 ) -> None:
-    """Ask the policy about every block of items, judge each answer, and hand over whole blocks as they are done.
+    """Ask the policy about every block of items, judge each answer, and pass each finished block to `keep`.
 
-    Blocks may be done in another order than they were asked in. `seed` and a block's first row make the seed of its
-    answers, so that they do not depend on what was asked before.
+    Blocks may finish in another order than they started. The seed of a block's answers is `seed` plus the index of its
+    first row, so answers do not depend on earlier blocks.
+
+    Args:
+        policy: answers at most `policy.parallel` blocks at a time.
+        blocks: items as `prompts.questions.Questions.item` makes them, in lists that the policy answers together.
+        judge: makes the result of one item and its response.
+        keep: receives the results of one block, in the order of its items.
+        seed: seed of the evaluation.
 
     Raises:
-        ImageError: an image is missing or unreadable; it names the row. And whatever policy and judge raise.
+        ImageError: an image is missing or unreadable; the message names the row.
+        Exception: as raised by `policy`, `judge` and `keep`.
     """
     waiting = iter(blocks)
     slots = asyncio.Semaphore(policy.parallel)
@@ -50,7 +58,7 @@ async def answer_all(
 
 
 def _with_row(error: ImageError, items: Sequence[Mapping[str, Any]]) -> ImageError:
-    """The error of a batch with the row whose image it is."""
+    """The error of a block, with the number of the row whose image is faulty."""
     for item in items:
         try:
             open_image(item["extra_info"]["image"])

@@ -1,4 +1,4 @@
-"""From judged samples to what is published: gIoU and cIoU by both protocols, groups of rows, confidence intervals."""
+"""Figures of judged samples: gIoU and cIoU by both protocols, overall and per group, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from samr1_verl.scoring.sample import Sample
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
 SIZES = ("none", "small", "medium", "large")
-_SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits of area, pixels of the original image
+_SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits of area (pycocotools, Params.areaRng), in pixels of the original frame
 
 
 def size_of(sample: Sample) -> str:
-    """COCO's size class of the true mask: below 32², below 96² pixels, or more; `none` where it is empty."""
+    """COCO's size class of the true mask: small below 32² pixels, medium below 96², else large; none: empty mask."""
     assert sample.truth is not None
     area = int(coco_mask.area(coco_rle(sample.truth, sample.size)))
     return "none" if area == 0 else "small" if area < _SMALL else "medium" if area < _MEDIUM else "large"
@@ -35,9 +35,14 @@ GROUPINGS: dict[str, Callable[[Sample], str]] = {
 
 
 def figures(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Of at least one sample: `rows`, `images`, `format_rate`, `think_rate`, and each protocol's `giou`, `ciou`."""
+    """The figures of at least one judged sample.
+
+    Returns:
+        `rows` and `images` (counts), `format_rate` and `think_rate` (shares in [0, 1] of usable answers and of answers
+        with think tags), and per protocol a mapping with `giou` and `ciou`, each in [0, 1].
+    """
     counts = [counts_in(sample) for sample in samples]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "rows": len(samples),
         "images": len({sample.sha256 for sample in samples}),
         "format_rate": float(np.mean([sample.scores["format"] for sample in samples])),
@@ -45,18 +50,18 @@ def figures(samples: Sequence[Sample]) -> dict[str, Any]:
     }
     for protocol in PROTOCOLS:
         giou, ciou = giou_ciou(counts, protocol)
-        found[protocol] = {"giou": giou, "ciou": ciou}
-    return found
+        result[protocol] = {"giou": giou, "ciou": ciou}
+    return result
 
 
 def reasons(samples: Sequence[Sample]) -> dict[str, int]:
-    """Unusable answers by reason, the most frequent first."""
-    found = Counter(sample.reason for sample in samples if sample.reason is not None)
-    return dict(found.most_common())
+    """Number of unusable answers per reason, the most frequent first."""
+    counts = Counter(sample.reason for sample in samples if sample.reason is not None)
+    return dict(counts.most_common())
 
 
 def tables(samples: Sequence[Sample]) -> dict[str, dict[str, dict[str, Any]]]:
-    """`figures` of each group of rows, by grouping and group: large groups first, sizes in order."""
+    """`figures` per grouping and group. The largest group is first; sizes are in the order of SIZES."""
     result = {}
     for grouping, group_of in GROUPINGS.items():
         groups = defaultdict(list)
@@ -70,41 +75,45 @@ def tables(samples: Sequence[Sample]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def intervals(samples: Sequence[Sample], protocol: EvalProtocol, seed: int) -> dict[str, list[float] | None]:
-    """95 % percentile bootstrap intervals [low, high] of `giou` and `ciou`; None below two images.
+    """95 % percentile bootstrap intervals [low, high] of `giou` and `ciou`; None: fewer than two images.
 
-    Images are resampled, not sentences: the sentences about one image stand or fall together.
+    Images are resampled, not sentences, because the results of the sentences about one image are correlated.
     """
-    image_of = {digest: at for at, digest in enumerate(dict.fromkeys(sample.sha256 for sample in samples))}
-    at = np.array([image_of[sample.sha256] for sample in samples])
+    number_of = {digest: number for number, digest in enumerate(dict.fromkeys(sample.sha256 for sample in samples))}
+    image = np.array([number_of[sample.sha256] for sample in samples])
     counts = [counts_in(sample) for sample in samples]
-    ious = np.array([one.iou(protocol) for one in counts])
-    pixels = np.array([one.counted(protocol) for one in counts], dtype=np.float64)
-    images = len(image_of)
+    ious = np.array([sentence.iou(protocol) for sentence in counts])
+    pixels = np.array([sentence.counted(protocol) for sentence in counts], dtype=np.float64)
+    images = len(number_of)
     sums = {"giou": (ious, np.ones_like(ious)), "ciou": (pixels[:, 0], pixels[:, 1])}
     return {
-        name: _interval(np.bincount(at, parts, images), np.bincount(at, wholes, images), seed)
-        for name, (parts, wholes) in sums.items()
+        name: _interval(np.bincount(image, numerators, images), np.bincount(image, denominators, images), seed)
+        for name, (numerators, denominators) in sums.items()
     }
 
 
-def _interval(parts: np.ndarray, wholes: np.ndarray, seed: int) -> list[float] | None:
-    """Of Σ parts / Σ wholes over resampled images, each [images] float64; 0 where a resample's wholes are 0."""
-    if len(parts) < 2:
+def _interval(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> list[float] | None:
+    """The interval of Σ numerators / Σ denominators over resampled images; a ratio with denominator 0 counts as 0.
+
+    Args:
+        numerators, denominators: [images] float64, sums per image.
+    """
+    if len(numerators) < 2:
         return None
 
-    def ratio(part: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
-        total = whole.sum(axis)
-        return np.divide(part.sum(axis), total, out=np.zeros_like(total), where=total > 0)
+    def ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int) -> np.ndarray:
+        total = denominator.sum(axis)
+        return np.divide(numerator.sum(axis), total, out=np.zeros_like(total), where=total > 0)
 
-    found = stats.bootstrap(
-        (parts, wholes),
+    interval = stats.bootstrap(
+        (numerators, denominators),
         ratio,
         paired=True,
         vectorized=True,
         method="percentile",
         n_resamples=RESAMPLES,
-        batch=max(1, 2_000_000 // len(parts)),  # resamples in memory together
+        batch=max(1, 2_000_000 // len(numerators)),  # number of resamples that are in memory at a time
         confidence_level=CONFIDENCE,
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    return [float(found.low), float(found.high)]
+    return [float(interval.low), float(interval.high)]

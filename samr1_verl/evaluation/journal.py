@@ -1,7 +1,7 @@
-"""Predictions on disk while an evaluation runs: whole blocks of rows, appended; what a kill tore is cut off.
+"""The predictions of a running evaluation on disk, in whole blocks; a partial block of a killed run is truncated.
 
-A block is what the policy is asked together. Batches then hold the same rows however often a run was interrupted, and
-so the same padding and the same seed: the figures are those of an uninterrupted run.
+A block holds the rows that the policy answers together. An interrupted run therefore asks about the same batches as an
+uninterrupted run, with the same padding and seeds, and has the same figures.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample
 
 PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"
-INFORMATIVE = ("file",)  # settings that may change between two starts: the file's content is what counts
+INFORMATIVE = ("file",)  # settings that may differ between two starts: file_sha256 decides, not the file's path
 
 
 class Journal:
-    """Predictions of `rows` rows in blocks of `block` consecutive rows. Made by `open_journal`."""
+    """Predictions of `rows` rows in blocks of `block` consecutive rows. `open_journal` makes it."""
 
     def __init__(self, file: BinaryIO, path: Path, rows: int, block: int) -> None:
         self._file, self._path, self._rows, self._block = file, path, rows, block
@@ -33,13 +33,13 @@ class Journal:
         self._recover()
 
     def missing(self) -> Iterator[range]:
-        """Blocks that are not there yet, in order, as ranges of row numbers."""
+        """The blocks without predictions, in order, as ranges of row numbers."""
         for start in range(0, self._rows, self._block):
             if start not in self.samples:
                 yield range(start, min(start + self._block, self._rows))
 
     def append(self, samples: Sequence[Sample]) -> None:
-        """Add a whole block, in one piece as far as the system allows."""
+        """Append one whole block to the file, and wait until it is on disk."""
         self._file.write("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -50,7 +50,11 @@ class Journal:
         return [self.samples[index] for index in sorted(self.samples)]
 
     def _recover(self) -> None:
-        """Read what is there and cut it after the last whole block. Raises DataError for what no kill can have left."""
+        """Read the file and truncate it after the last whole block.
+
+        Raises:
+            DataError: the file has a fault that an interrupted run cannot cause.
+        """
         whole = position = 0
         pending: list[Sample] = []
         lines = self._file.readlines()
@@ -63,23 +67,23 @@ class Journal:
             except ValidationError as error:
                 raise DataError(
                     f"{self._path}: line {number}: {error.errors()[0]['msg']}, expected a sample as JSON. Correct or "
-                    "remove the line's block, or begin anew with --restart"
+                    "remove the line's block, or start again with --restart"
                 ) from error
             expected = self._expected(pending)
             if sample.index not in expected or sample.index in self.samples:
                 raise DataError(
-                    f"{self._path}: line {number}: holds row {sample.index}, which does not belong there. Begin anew "
+                    f"{self._path}: line {number}: holds row {sample.index}, which does not belong there. Start again "
                     "with --restart"
                 )
             pending.append(sample)
             if len(pending) == len(self._rows_of(pending[0].index)):
-                self.samples.update((one.index, one) for one in pending)
+                self.samples.update((finished.index, finished) for finished in pending)
                 pending, whole = [], position
         self._file.truncate(whole)
         self._file.seek(whole)
 
     def _expected(self, pending: Sequence[Sample]) -> range:
-        """Rows that may stand in the next line: the block's next one, or any block's first."""
+        """Rows that the next line may hold: the next row of the pending block, or else the first row of any block."""
         if pending:
             return range(pending[-1].index + 1, pending[-1].index + 2)
         return range(0, self._rows, self._block)
@@ -91,17 +95,17 @@ class Journal:
 
 @contextmanager
 def open_journal(folder: Path, settings: Mapping[str, Any], rows: int, block: int, restart: bool) -> Iterator[Journal]:
-    """The journal of an evaluation's folder, which is made where it is missing.
+    """The journal in an evaluation's folder. The folder is made where it is missing.
 
     Args:
-        settings: everything an answer or its mask depends on, in JSON values.
-        rows: of the evaluation.
-        block: rows that the policy is asked together.
-        restart: forget what is there.
+        settings: everything that an answer or its mask depends on, in JSON values.
+        rows: number of rows of the evaluation.
+        block: number of rows that the policy answers together.
+        restart: discard the predictions in the folder.
 
     Raises:
-        DataError: the folder belongs to an evaluation with other settings, another process writes to it, or its
-            predictions were changed.
+        DataError: the folder has predictions with other settings, another process writes to it, or its predictions
+            were edited.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PREDICTIONS
@@ -127,7 +131,9 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> N
     try:
         before = _flat(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}), but there are predictions. Choose another --out") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}), but the folder has predictions. Choose another --out"
+        ) from error
     now = _flat(settings)
     differences = [
         f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"
@@ -138,20 +144,20 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> N
         raise DataError(
             "\n".join(
                 [
-                    f"{folder}: was begun with other settings, and one evaluation cannot mix them:",
+                    f"{folder}: its predictions were made with other settings, and one evaluation cannot mix them:",
                     *differences,
-                    "Choose another --out, or begin anew with --restart",
+                    "Choose another --out, or start again with --restart",
                 ]
             )
         )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys, values as JSON reads them back."""
-    found: dict[str, Any] = {}
+    """Nested mappings as one mapping with dotted keys; values as they are after a round trip through JSON."""
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = json.loads(json.dumps(value))
-    return found
+            flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return flat

@@ -1,4 +1,4 @@
-"""What a sample is worth: its pixels counted for both protocols, and whether its answer could be read."""
+"""Scores of one sample: pixel counts for both protocols, and whether the answer is usable and has think tags."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from samr1_verl.scoring.sample import Sample
 
 
 def count_pixels(sample: Sample) -> PixelCounts:
-    """Predicted against true mask, without the ignored pixels. Raises MaskError for one that does not decode."""
+    """The pixel counts of the predicted against the true mask. Raises MaskError where a mask does not decode."""
     assert sample.truth is not None
     ignore = None if sample.ignore is None else decode_rle(sample.ignore, sample.size)
     return PixelCounts.of(decode_rle(sample.mask, sample.size), decode_rle(sample.truth, sample.size), ignore)
 
 
 def judged(sample: Sample) -> Sample:
-    """The sample with its `scores`: the pixel counts, `iou/<protocol>`, `format` (usable) and `think` (tags)."""
+    """The sample with `scores`, all floats.
+
+    Its keys: the fields of PixelCounts, `iou/<protocol>` in [0, 1], `format` (1: the answer is usable) and `think` (1:
+    it has think tags). Raises MaskError as `count_pixels`.
+    """
     counts = count_pixels(sample)
     scores = asdict(counts) | {f"iou/{protocol}": counts.iou(protocol) for protocol in PROTOCOLS}
     scores |= {"format": sample.reason is None, "think": has_think_format(sample.response)}

@@ -1,4 +1,4 @@
-"""The rows of a file that an evaluation can judge, all of them read before the first is asked."""
+"""Reading of the rows of an evaluation: all are read and checked before the first question."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from samr1_verl.rows.record import DataError, Record, iter_rows, parse_record, r
 
 
 def read_rows(file: Path, limit: int | None = None) -> list[Record]:
-    """The first `limit` rows (None: all), their images as absolute paths.
+    """The first `limit` rows (None: all), with their images as absolute paths.
 
     Raises:
-        DataError: the file or a row cannot be used, an image is missing, or a row has boxes and no mask to compare.
+        DataError: the file or a row is invalid, an image is missing, or a row has boxes but no masks.
     """
     records: list[Record] = []
     missing: list[str] = []
@@ -21,7 +21,7 @@ def read_rows(file: Path, limit: int | None = None) -> list[Record]:
         record = parse_record(row, file, number)
         if record.boxes and not record.masks:
             raise DataError(
-                f"{file}: row {number}: holds {len(record.boxes)} boxes and no mask, expected a mask an object: an "
+                f"{file}: row {number}: holds {len(record.boxes)} boxes and no mask, expected one mask per object: an "
                 "evaluation compares masks. Prepare the data again with masks"
             )
         image = resolve_image(record, file)
@@ -31,7 +31,7 @@ def read_rows(file: Path, limit: int | None = None) -> list[Record]:
     if missing:
         raise DataError(
             f"{file}: the images of {len(missing)} of {len(records)} rows are missing, the first is {missing[0]}. "
-            f"Paths are relative to {file.absolute().parent}, or absolute: bring them there, or prepare the data where "
-            "they are"
+            f"Paths are relative to {file.absolute().parent}, or absolute. Copy the images there, or prepare the data "
+            "again on this machine"
         )
     return records

@@ -1,4 +1,4 @@
-"""One evaluation from rows to results, which goes on where it stopped."""
+"""One evaluation from rows to results; an interrupted evaluation resumes at the first block without predictions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Evaluation:
 
     Args:
         file: parquet file of rows.
-        choice: names the policy; it is loaded only when a row is left to ask about.
-        config: how the policy is asked, and the segmenter.
-        limit: the first rows only; None: all.
-        lenient: read answers leniently.
-        block: rows that the policy is asked together.
-        seed: of sampling and of the bootstrap.
+        choice: the policy; it is loaded only where a row has no prediction yet.
+        config: prompt, processor and segmenter.
+        limit: number of rows, from the first; None: all.
+        lenient: read answers leniently, as `answers.parse_answer` does.
+        block: number of rows that the policy answers together.
+        seed: seed of the sampling and of the bootstrap.
     """
 
     file: Path
@@ -49,15 +49,19 @@ class Evaluation:
     seed: int = 0
 
     def run(self, folder: Path, restart: bool, progress: Callable[[int, int], None]) -> list[Sample]:
-        """Judged samples of all rows, in order, also in `folder`/predictions.jsonl.
+        """Evaluate all rows and write `folder`/predictions.jsonl. Returns the judged samples in the order of the rows.
 
         Args:
-            folder: what an earlier start left there is gone on with.
-            restart: forget it.
-            progress: told rows done and rows in all.
+            folder: folder of the evaluation; its predictions from an earlier start are kept.
+            restart: discard these predictions.
+            progress: called with the number of finished rows and the number of all rows.
 
         Raises:
-            DataError, ConfigError, PolicyError, ImageError, MaskError, SegmenterError: see modules of these names.
+            DataError: the file, a row or the folder cannot be used.
+            ConfigError: the recipe or the segmenter cannot be used.
+            PolicyError: the policy cannot be loaded, or does not answer.
+            ImageError, MaskError, SegmenterError: an image, a true mask or the segmenter fails; the message names the
+                row.
         """
         records = read_rows(self.file, self.limit)
         with open_journal(folder, self.fingerprint(), len(records), self.block, restart) as journal:
@@ -90,7 +94,10 @@ class Evaluation:
             raise type(error)(f"{self.file}: row {item['extra_info']['index']}: {error}") from error
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that an answer, its mask or its scores depend on; two evaluations may mix where it is equal."""
+        """Everything that an answer, its mask or its scores depend on, in JSON values.
+
+        Predictions of two starts are mixed only where it is equal.
+        """
         config = self.config
         return {
             "file": str(self.file.absolute()),
@@ -109,7 +116,11 @@ class Evaluation:
 
 
 def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What results.json holds: figures over all rows by `protocol` and by both, reasons, intervals and tables."""
+    """The content of results.json.
+
+    Its keys: `protocol`; the keys of `figures`, with `giou_ci` and `ciou_ci` per protocol; `giou`, `ciou` and their
+    intervals by `protocol` once more at the top; `unusable`, `bootstrap`, `settings` and `tables`.
+    """
     overall = figures(samples)
     for name in PROTOCOLS:
         overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
@@ -125,7 +136,7 @@ def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, setting
 
 
 def store_results(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write results.json; it appears when it is whole."""
+    """Write results.json and return its path. The file appears under its name when it is complete."""
     with complete(folder / RESULTS) as part:
         part.write_text(f"{json.dumps(results, indent=2)}\n")
     return folder / RESULTS

@@ -1,4 +1,4 @@
-"""Results for people: tables on a terminal."""
+"""The results of an evaluation as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-GROUPS = 20  # of a grouping that are printed; results.json has all
+GROUPS = 20  # maximum number of groups printed per grouping; results.json has all
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Figures over all rows and by group, by the protocol that was chosen, and the unusable answers by reason."""
+    """Print the figures by the chosen protocol, overall and per group, and the unusable answers per reason.
+
+    Args:
+        results: as `run.results_of` returns them.
+    """
     protocol = results["protocol"]
     table = Table(title=f"{results['rows']:,} sentences about {results['images']:,} images, protocol {protocol}")
     for column in ("", "sentences", "gIoU", "cIoU", "format"):
@@ -24,20 +28,20 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         if len(groups) == 1:
             continue
         table.add_section()
-        for name, one in list(groups.items())[:GROUPS]:
-            table.add_row(f"{grouping} {escape(name) or '—'}", *_cells(one, protocol))
+        for name, group in list(groups.items())[:GROUPS]:
+            table.add_row(f"{grouping} {escape(name) or '—'}", *_cells(group, protocol))
         if len(groups) > GROUPS:
             table.add_row(f"{len(groups) - GROUPS} more in results.json")
     console.print(table)
     if results["unusable"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
-        console.print(f"unusable answers, each an empty mask: {reasons}")
+        console.print(f"unusable answers, counted as empty masks: {reasons}")
 
 
-def _cells(one: Mapping[str, Any], protocol: str) -> list[str]:
-    figures = one[protocol]
-    return [f"{one['rows']:,}", f"{figures['giou']:.3f}", f"{figures['ciou']:.3f}", f"{one['format_rate']:.3f}"]
+def _cells(group: Mapping[str, Any], protocol: str) -> list[str]:
+    ious = group[protocol]
+    return [f"{group['rows']:,}", f"{ious['giou']:.3f}", f"{ious['ciou']:.3f}", f"{group['format_rate']:.3f}"]
 
 
-def _interval(found: list[float] | None) -> str:
-    return "one image" if found is None else f"{found[0]:.3f} to {found[1]:.3f}"
+def _interval(interval: list[float] | None) -> str:
+    return "one image" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
