@@ -12,7 +12,11 @@ from samr1_verl.cli.predict import predict
 from samr1_verl.cli.report import report
 from samr1_verl.cli.serve import serve
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="SAM-R1 for verl.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="SAM-R1 for verl: checks, data sets, evaluation, reports and the segmenter's server.",
+)
 app.add_typer(data_app, name="data")
 app.command()(doctor)
 app.command("eval")(evaluate)

@@ -10,10 +10,12 @@ from rich.markup import escape
 
 
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as on verl's command line")] = None,
-    recipe: Annotated[str, typer.Option(help="the recipe you want to run")] = "samr1",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys of the recipe as key=value, as on verl's command line")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="name of the recipe")] = "samr1",
 ) -> None:
-    """Check that this environment can run a recipe; exit status 0 only when everything holds."""
+    """Check that this environment can run a recipe. Exit status 0: no problem."""
     from samr1_verl.preflight.doctor import examine
 
     console = Console(soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""The options by which `samr1 predict` and `samr1 eval` name a policy, and how errors end a command."""
+"""The options for the policy, shared by `samr1 predict`, `samr1 eval` and `samr1 playground`, and error messages."""
 
 from __future__ import annotations
 
@@ -15,34 +15,40 @@ PolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        help="model folder, hub id, LoRA adapter, run folder or one of its checkpoints; default: the recipe's own",
+        help="model folder, hub id, LoRA adapter, run folder or checkpoint of a run; default: the recipe's model",
     ),
 ]
 ServerOption = Annotated[
     str | None,
     typer.Option(
-        "--server", help="address of an OpenAI-compatible server that answers, such as http://localhost:8000/v1"
+        "--server",
+        help="address of an OpenAI-compatible server with the policy, such as http://localhost:8000/v1",
     ),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="its name on the server; default: the only model there")
+    str | None, typer.Option("--model", help="name of the policy on --server; default: the server's only model")
 ]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="recipe of prompt, image size and segmenter; default: the run that the policy comes from, else samr1, or "
-        "samr1_tiny where no policy is named",
+        help="recipe with prompt, image size and segmenter; default: the recipe of the policy's training run, else "
+        "samr1; samr1_tiny without --policy and --server",
     ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, as on verl's command line; repeat it")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value of the recipe, as on verl's command line; may be repeated")
+]
 MergeOption = Annotated[
-    bool, typer.Option("--merge", help="merge verl's FSDP shards with verl's own merger into actor/merged, once")
+    bool,
+    typer.Option(
+        "--merge", help="merge a checkpoint's FSDP shards with verl's merger into actor/merged, where not done yet"
+    ),
 ]
 
 
 class Parsing(str, Enum):
-    """How answers are read: as rewards do, or as an untrained model needs it."""
+    """How answers are parsed: strictly as for rewards, or leniently for an untrained model."""
 
     strict = "strict"
     lenient = "lenient"
@@ -50,21 +56,25 @@ class Parsing(str, Enum):
 
 ParsingOption = Annotated[
     Parsing,
-    typer.Option("--parsing", help="strict: as rewards read answers; lenient: repairs an untrained model's answers"),
+    typer.Option("--parsing", help="strict: as for rewards; lenient: repairs the answers of an untrained model"),
 ]
 
 
 def check_one_policy(policy: str | None, server: str | None, model: str | None, merge: bool) -> None:
-    """Raises typer.BadParameter where options name two policies, or a server's model without a server."""
+    """Check that the options name one policy.
+
+    Raises:
+        typer.BadParameter: --server together with --policy or --merge, or --model without --server.
+    """
     if server is not None and (policy is not None or merge):
-        raise typer.BadParameter("name a policy by --server or by --policy, not by both")
+        raise typer.BadParameter("--server cannot be used with --policy or --merge: the server has the policy")
     if server is None and model is not None:
         raise typer.BadParameter("--model is a name on a --server; a folder or hub id is a --policy")
 
 
 @contextmanager
 def errors_end_the_command() -> Iterator[None]:
-    """An error that a user can mend becomes one message on standard error and exit status 1."""
+    """Turn a Samr1Error, which the user can correct, into a message on standard error and exit status 1."""
     try:
         yield
     except Samr1Error as error:

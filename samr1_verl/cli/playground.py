@@ -1,4 +1,4 @@
-"""`samr1 playground`."""
+"""`samr1 playground`: a local page for questions to a policy."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def playground(
     merge: MergeOption = False,
     parsing: ParsingOption = Parsing.strict,
     examples: Annotated[
-        Path | None, typer.Option(help=f"data file whose rows the page offers; default: {SHAPES}, where it exists")
+        Path | None, typer.Option(help=f"parquet file with example rows for the page; default: {SHAPES}, if present")
     ] = None,
-    port: Annotated[int, typer.Option(help="port to listen on, of 127.0.0.1")] = 8770,
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 8770,
 ) -> None:
-    """Serve a page on this machine: drop an image, type a sentence, see reasoning, prompts and mask."""
+    """Serve a page on this machine that shows a policy's reasoning, prompts and mask for an image and a sentence."""
     import importlib.util
 
     if importlib.util.find_spec("prometheus_client") is None:

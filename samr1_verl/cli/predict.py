@@ -1,4 +1,4 @@
-"""`samr1 predict`: what a policy sees in an image, as text and as pictures."""
+"""`samr1 predict`: a policy's answer for an image and a sentence, as text and as pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files", metavar="IMAGE")],
-    sentence: Annotated[str, typer.Argument(help="what to segment, in words", metavar="SENTENCE")],
+    sentence: Annotated[str, typer.Argument(help="description of the object to segment", metavar="SENTENCE")],
     policy: PolicyOption = None,
     server: ServerOption = None,
     model: ModelOption = None,
@@ -35,11 +35,11 @@ def predict(
     set_: SetOption = None,
     merge: MergeOption = False,
     parsing: ParsingOption = Parsing.strict,
-    out: Annotated[Path, typer.Option(help="folder for the overlay, the mask and the JSON of each image")] = Path(
+    out: Annotated[Path, typer.Option(help="folder for overlay, mask and JSON of each image")] = Path(
         "outputs/predict"
     ),
 ) -> None:
-    """Ask a policy for the mask of what a sentence describes, in one image or several."""
+    """Segment the object that a sentence describes, in one or several images, with a policy."""
     import asyncio
 
     from transformers.utils import logging as transformers_logging
@@ -51,8 +51,8 @@ def predict(
     transformers_logging.disable_progress_bar()
     with errors_end_the_command():
         config = config_for(policy, recipe, set_ or [], server is not None)
-        asked = PolicyChoice(config, policy, server, model, merge).load()
-        predictor = Predictor(asked, config, lenient=parsing is Parsing.lenient)
+        loaded = PolicyChoice(config, policy, server, model, merge).load()
+        predictor = Predictor(loaded, config, lenient=parsing is Parsing.lenient)
         samples = asyncio.run(predictor.predict_all([(image, sentence) for image in images]))
     out.mkdir(parents=True, exist_ok=True)
     for sample, name in zip(samples, _names(images, sentence), strict=True):
@@ -60,14 +60,14 @@ def predict(
 
 
 def _names(images: list[Path], sentence: str) -> list[str]:
-    """One name an image: its own and the sentence's, numbered where images of several folders share one."""
+    """One file name per image, from image and sentence; with a number where images of several folders share a name."""
     words = re.sub(r"\W+", "_", sentence.lower()).strip("_")[:40]
     names = [f"{image.stem}.{words}" for image in images]
-    return [name if names.index(name) == at else f"{name}.{at}" for at, name in enumerate(names)]
+    return [name if names.index(name) == number else f"{name}.{number}" for number, name in enumerate(names)]
 
 
 def _write(sample: Sample, stem: Path) -> list[Path]:
-    """Overlay, mask and JSON beside each other."""
+    """Write overlay, mask and JSON of a sample to `stem`.overlay.png, .mask.png and .json. Returns the three paths."""
     from samr1_verl.geometry.images import open_image
     from samr1_verl.scoring.overlay import mask_image, overlay
 
@@ -82,7 +82,7 @@ def _report(sample: Sample, files: list[Path]) -> None:
     from samr1_verl.answers import thinking
     from samr1_verl.geometry.masks import decode_rle
 
-    # A model may write anything, but nothing that a terminal obeys.
+    # Without control characters: a model's text must not control the terminal.
     response = "".join(
         letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in sample.response
     )

@@ -1,4 +1,4 @@
-"""`samr1 report`."""
+"""`samr1 report`: a training run as one HTML file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from samr1_verl.cli.options import errors_end_the_command
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="folder of a training run: its trainer.default_local_dir")],
-    compare: Annotated[Path | None, typer.Option(help="folder of a second run, shown beside the first")] = None,
+    run: Annotated[Path, typer.Argument(help="folder of a training run (trainer.default_local_dir)")],
+    compare: Annotated[Path | None, typer.Option(help="folder of a second run, for comparison")] = None,
     out: Annotated[Path | None, typer.Option(help="the HTML file; default: RUN/report.html")] = None,
 ) -> None:
-    """Write a report of a run as one HTML file that needs no server: its curves, and its samples step by step."""
+    """Write the curves and the validation samples of a run to one HTML file that needs no server."""
     from samr1_verl.report.page import report as page_of
     from samr1_verl.report.run import read_run
     from samr1_verl.rows.files import complete

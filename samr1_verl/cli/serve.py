@@ -14,24 +14,34 @@ GB = 1_000_000_000
 
 def serve(
     backend: Annotated[str, typer.Option(help="onnx, segment_anything or transformers")],
-    path: Annotated[str, typer.Option(help="weights: a folder, a file or a hub id, as the backend takes them")],
-    root: Annotated[list[Path] | None, typer.Option(help="folder whose images may be named by path; repeat it")] = None,
-    host: Annotated[str, typer.Option(help="address to listen on; other than loopback needs a token")] = "127.0.0.1",
+    path: Annotated[str, typer.Option(help="weights: a folder, file or hub id, depending on the backend")],
+    root: Annotated[
+        list[Path] | None, typer.Option(help="folder whose images requests may name by path; may be repeated")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; an address other than loopback requires a token")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8765,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float32",
-    multimask: Annotated[bool, typer.Option(help="best of three masks; else the single mask")] = True,
-    cache_gb: Annotated[float, typer.Option(help="bound of the embeddings in memory")] = 4.0,
-    cache_dir: Annotated[str | None, typer.Option(help="folder that keeps embeddings for later runs")] = None,
-    cache_dtype: Annotated[str, typer.Option(help="float32 or float16, of float32 embeddings when kept")] = "float32",
-    max_body_mb: Annotated[float, typer.Option(help="bound of a request's body, uploads included")] = 64.0,
-    max_megapixels: Annotated[float, typer.Option(help="bound of an image")] = 50.0,
-    max_queue: Annotated[int, typer.Option(help="requests at once; more are asked to come again")] = 512,
-    upload_gb: Annotated[float, typer.Option(help="bound of the uploads that are kept")] = 2.0,
+    multimask: Annotated[
+        bool, typer.Option(help="best of three masks by predicted IoU; --no-multimask: the single mask")
+    ] = True,
+    cache_gb: Annotated[float, typer.Option(help="maximum size of the embeddings in memory, in GB")] = 4.0,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="folder that keeps embeddings for later runs; default: memory only")
+    ] = None,
+    cache_dtype: Annotated[str, typer.Option(help="dtype of cached embeddings: float32 or float16")] = "float32",
+    max_body_mb: Annotated[float, typer.Option(help="maximum size of a request or an upload, in MB")] = 64.0,
+    max_megapixels: Annotated[float, typer.Option(help="maximum number of megapixels per image")] = 50.0,
+    max_queue: Annotated[int, typer.Option(help="maximum number of concurrent requests; more get status 503")] = 512,
+    upload_gb: Annotated[
+        float, typer.Option(help="maximum size of all kept uploads, in GB; the oldest go first")
+    ] = 2.0,
 ) -> None:
-    """Serve a segmenter over HTTP. A bearer token is taken from the environment variable SAMR1_TOKEN.
+    """Serve a segmenter over HTTP. The environment variable SAMR1_TOKEN sets the bearer token.
 
-    Stops at SIGTERM or SIGINT after it has answered what it has accepted.
+    SIGTERM or SIGINT stops the server after it has answered all accepted requests.
     """
     import uvicorn
 
@@ -42,7 +52,8 @@ def serve(
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not _is_loopback(host):
-        raise typer.BadParameter(f"{host} is reachable from elsewhere: set {TOKEN_VARIABLE} first", param_hint="--host")
+        message = f"{host} is reachable from other machines. Set {TOKEN_VARIABLE} to a token first"
+        raise typer.BadParameter(message, param_hint="--host")
     limits = Limits(int(max_body_mb * 1e6), int(max_megapixels * 1e6), max_queue, int(upload_gb * GB))
     try:
         config = segmenter_config(

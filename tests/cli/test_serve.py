@@ -19,7 +19,7 @@ def serve(*arguments: str) -> str:
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "::", "gpu-box"])
 def test_an_address_that_others_reach_needs_a_token(monkeypatch, host):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    assert f"set {TOKEN_VARIABLE} first" in serve("--backend", "onnx", "--path", "weights", "--host", host)
+    assert f"Set {TOKEN_VARIABLE} to a token first" in serve("--backend", "onnx", "--path", "weights", "--host", host)
     assert not _is_loopback(host)
 
 
