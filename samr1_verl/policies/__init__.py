@@ -1,1 +1,1 @@
-"""Policies outside a training behind one protocol (base.py): in this process, or behind an OpenAI-compatible server."""
+"""Policies outside a training: in this process or behind an OpenAI-compatible server, with one protocol (base.py)."""

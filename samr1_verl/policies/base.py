@@ -9,27 +9,27 @@ from samr1_verl import Samr1Error
 
 
 class PolicyError(Samr1Error, ValueError):
-    """A policy that cannot be loaded or asked; the message says what was found, what was expected and what to do."""
+    """A policy cannot be loaded or does not answer; the message says what to do."""
 
 
 class Policy(Protocol):
-    """Answers questions. An item is a mapping with `raw_prompt`, chat messages as `prompts.questions.item_of` makes them."""
+    """Answers questions. An item is a mapping with `raw_prompt`: chat messages, as `prompts.questions` makes them."""
 
     @property
     def processor(self) -> Any | None:
-        """The model's processor, which knows what image sizes it keeps; None where it is out of reach."""
+        """The model's processor, for a check of the image size; None: the policy is on a server."""
 
     @property
     def parallel(self) -> int:
-        """Calls of `answer` that may wait at the same time."""
+        """Maximum number of concurrent calls of `answer`."""
 
     async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
-        """One response for each item, in order, special tokens removed.
+        """One response per item, in the order of the items, without special tokens.
 
         Args:
-            seed: of a policy that samples; with greedy decoding without effect.
+            seed: seed of the sampling; without effect at temperature 0.
 
         Raises:
-            PolicyError: there is no answer to be had.
+            PolicyError: the policy does not answer.
             ImageError: an image is missing or unreadable.
         """

@@ -1,4 +1,4 @@
-"""Where the files of a policy are: a folder or hub id, a LoRA adapter, or a checkpoint that verl wrote."""
+"""The files of a policy: a model folder or hub id, a LoRA adapter, or a checkpoint that verl wrote."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from samr1_verl.policies.base import PolicyError
 STEP_FOLDER = "global_step_"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _ADAPTER = "adapter_config.json"
-_TRAINED_LORA = "lora_train_meta.json"  # verl then saves hf_model under names that no model has
+_TRAINED_LORA = "lora_train_meta.json"  # with this file, verl's weights in huggingface/ have names that no model has
 _LAST = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)
 class Files:
-    """A policy's files: `model` in the hub's format (folder or hub id), and a LoRA adapter's folder to lay over it."""
+    """The files of a policy: `model` is a folder in the hub's format or a hub id, `adapter` a LoRA adapter's folder."""
 
     model: Path | str
     adapter: Path | None = None
 
     def stamp(self) -> str:
-        """Changes when a file is replaced: of the names, sizes and times of the files; of a hub id its name."""
+        """A hash of the files' names, sizes and times, or of the hub id; it changes when a file is replaced."""
         parts = [str(self.model)] if isinstance(self.model, str) else []
         for folder in (self.model, self.adapter):
             if isinstance(folder, Path):
-                found = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-                parts += [f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found]
+                files = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+                parts += [f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def run_of(policy: str | None) -> Path | None:
-    """The run folder of a checkpoint that verl wrote, or None where `policy` is something else."""
+    """The folder of the training run that a run folder or a checkpoint belongs to; None: `policy` is neither."""
     if policy is None:
         return None
     path = Path(policy).expanduser().absolute()
@@ -53,14 +53,14 @@ def find(policy: str, base: str, merge: bool = False) -> Files:
     """The files of a policy.
 
     Args:
-        policy: a model folder, a hub id, a LoRA adapter's folder, a run folder (its last checkpoint), a
+        policy: a model folder, a hub id, a LoRA adapter's folder, a run folder (means its last checkpoint), a
             `global_step_N` folder or its `actor` folder.
-        base: the model under an adapter that does not name its own.
-        merge: where a checkpoint holds verl's FSDP shards only, merge them with verl's own merger into
-            `actor/merged`, once. The merger writes bfloat16.
+        base: the base model of an adapter whose configuration names none.
+        merge: where a checkpoint has FSDP shards only, merge them with verl's merger into `actor/merged`. A later call
+            uses the merged weights, which are bfloat16.
 
     Raises:
-        PolicyError: there is no such folder, or it holds no weights.
+        PolicyError: the folder does not exist, or it has no weights.
     """
     place = hub_id_or_folder(policy)
     if isinstance(place, str):
@@ -83,7 +83,7 @@ def _last_step(run: Path) -> Path:
     step = (run / _LAST).read_text().strip()
     folder = run / f"{STEP_FOLDER}{step}"
     if not folder.is_dir():
-        kept = sorted(one.name for one in run.glob(f"{STEP_FOLDER}*"))
+        kept = sorted(step_folder.name for step_folder in run.glob(f"{STEP_FOLDER}*"))
         raise PolicyError(
             f"{run / _LAST} says {step}, but there is no {folder.name}; found {', '.join(kept) or 'none'}"
         )
@@ -91,7 +91,7 @@ def _last_step(run: Path) -> Path:
 
 
 def _actor(actor: Path, base: str, merge: bool) -> Files:
-    """verl's `actor` folder: weights in `huggingface`, merged earlier, or shards to merge."""
+    """The files of verl's `actor` folder: weights in `huggingface`, in `merged`, or merged now from shards."""
     hub, merged = actor / "huggingface", actor / "merged"
     if _holds_weights(hub) and not (actor / _TRAINED_LORA).is_file():
         return Files(hub)
@@ -101,8 +101,8 @@ def _actor(actor: Path, base: str, merge: bool) -> Files:
             raise PolicyError(f"{actor}: holds neither weights in {hub.name}/ nor shards model_world_size_*.pt")
         if not merge:
             raise PolicyError(
-                f"{actor}: holds {len(shards)} FSDP shards and no merged weights. Add --merge, which writes {merged} "
-                "with verl's own merger, once"
+                f"{actor}: holds {len(shards)} FSDP shards and no merged weights. Add --merge: verl's merger then "
+                f"writes {merged}, and later commands use it"
             )
         _merge(actor, merged)
     adapter = merged / "lora_adapter"
@@ -110,7 +110,7 @@ def _actor(actor: Path, base: str, merge: bool) -> Files:
 
 
 def _merge(actor: Path, merged: Path) -> None:
-    """verl's merger, into a folder that appears when it is complete."""
+    """Merge the shards with verl's merger. The folder `merged` appears under its name when it is complete."""
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
@@ -124,7 +124,7 @@ def _merge(actor: Path, merged: Path) -> None:
     )
     try:
         partial.mkdir()
-        with contextlib.redirect_stdout(sys.stderr):  # it reports by print
+        with contextlib.redirect_stdout(sys.stderr):  # verl's merger prints its progress
             FSDPModelMerger(config).merge_and_save()
         partial.rename(merged)
     except Exception as error:
@@ -145,7 +145,7 @@ def _with_base(adapter: Path, base: str) -> Files:
     if isinstance(place, Path) and not place.is_dir():
         source = f"{_ADAPTER} names" if named else "it names none, and actor_rollout_ref.model.path is"
         raise PolicyError(
-            f"{adapter}: the model under this adapter is not there: {source} {place}. Correct "
+            f"{adapter}: the base model of this adapter does not exist: {source} {place}. Correct "
             f"base_model_name_or_path in {file}"
         )
     return Files(place if isinstance(place, str) else _model(place), adapter)
@@ -154,8 +154,8 @@ def _with_base(adapter: Path, base: str) -> Files:
 def _model(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise PolicyError(
-            f"{folder}: holds no config.json, so it is no model; expected a model folder, a LoRA adapter, or a run "
-            "that verl wrote or one of its checkpoints"
+            f"{folder}: holds no config.json, so it is no model; expected a model folder, a LoRA adapter, a run folder "
+            "of verl or a checkpoint"
         )
     if not _holds_weights(folder):
         raise PolicyError(f"{folder}: holds config.json but no weights (*.safetensors)")

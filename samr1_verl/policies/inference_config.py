@@ -1,6 +1,6 @@
-"""The configuration of a policy outside a training: the question it was trained on, and the segmenter of its answers.
+"""The configuration of a policy outside a training: prompt and image size of its training, and the segmenter.
 
-It comes from a recipe, or from the configuration that a training run leaves in its folder (`.hydra/config.yaml`).
+Its source is a recipe, or the configuration that a training run writes to its folder (`.hydra/config.yaml`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ RUN_CONFIG = Path(".hydra/config.yaml")
 
 
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that `python -m verl.trainer.main_ppo +recipe=… overrides` trains with, open to new keys.
+    """The configuration that `python -m verl.trainer.main_ppo +recipe=… overrides` trains with. It accepts new keys.
 
     Raises:
-        ConfigError: there is no such recipe, or an override does not fit. Hydra itself would take an unknown recipe
-            for a plain value.
+        ConfigError: there is no such recipe, or an override does not fit. Hydra itself would accept an unknown recipe
+            as a plain value.
     """
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
@@ -55,7 +55,11 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
-    """What a training run was configured with, overrides laid over it; None for a folder without such a file."""
+    """The configuration of a training run with overrides; None: the folder has no .hydra/config.yaml.
+
+    Raises:
+        ConfigError: the file is unreadable, or an override does not fit.
+    """
     file = run / RUN_CONFIG
     if not file.is_file():
         return None
@@ -69,37 +73,32 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Everything that is needed to ask a policy and to read its answer.
-
-    `caps` bound a usable answer as the recipe's reward does; `model` is the policy that the
-    recipe starts from, `dtype` the rollout's; `processor_kwargs` and `template_kwargs` are verl's
-    `data.mm_processor_kwargs` and `data.apply_chat_template_kwargs`; `prepare` has the commands that make a missing input.
-    """
+    """Everything that is needed to ask a policy and to read its answer."""
 
     prompt: PromptConfig
     segmenter: SegmenterConfig
-    caps: Caps
-    max_new_tokens: int
-    model: str
-    dtype: str
-    processor_kwargs: dict[str, Any]
-    template_kwargs: dict[str, Any]
-    prepare: PrepareConfig
+    caps: Caps  # maximum number of points and objects of a usable answer, as in the recipe's reward
+    max_new_tokens: int  # per answer
+    model: str  # actor_rollout_ref.model.path: the policy that the training starts from
+    dtype: str  # dtype of the rollout's weights
+    processor_kwargs: dict[str, Any]  # verl's data.mm_processor_kwargs
+    template_kwargs: dict[str, Any]  # verl's data.apply_chat_template_kwargs
+    prepare: PrepareConfig  # commands that make a missing input
 
     @classmethod
     def of(cls, config: DictConfig) -> InferenceConfig:
         """From a composed recipe or a run's configuration.
 
-        The service's mode `ray` is an application of a training's cluster; elsewhere its segmenter is embedded.
+        The service's mode `ray` needs a training's cluster, so it becomes `embedded` here.
 
         Raises:
-            ConfigError: a key is missing or wrong, one line each.
+            ConfigError: a key is missing or wrong; one line per key.
         """
         try:
             return cls._read(config)
         except (OmegaConfBaseException, ValidationError) as error:
-            what = str(error).splitlines()[0]
-            raise ConfigError(f"{what}. Name one of our recipes, or the run of one") from error
+            problem = str(error).splitlines()[0]
+            raise ConfigError(f"{problem}. Name one of our recipes, or a training run of one") from error
 
     @classmethod
     def _read(cls, config: DictConfig) -> InferenceConfig:
@@ -121,7 +120,7 @@ class InferenceConfig:
         )
 
     def problems(self) -> Iterator[str]:
-        """Why the segmenter cannot be asked from here, one message each, with what to type."""
+        """The reasons why this process cannot use the segmenter, one message per reason, with the command to type."""
         yield from service_problems(self.segmenter.service)
         if self.segmenter.service.mode != "http":
             yield from (f"{problem}. {self.prepare.segmenter}" for problem in segmenter_problems(self.segmenter))

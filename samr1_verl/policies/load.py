@@ -1,4 +1,4 @@
-"""From the name of a policy, as on a command line, to the policy and the configuration it was trained with."""
+"""Loading of a policy that a command line names, and of the configuration that it was trained with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str],
     """The configuration of a policy that a user names.
 
     Args:
-        policy: as `checkpoints.find` takes it; None: the recipe's own.
-        recipe: None: the configuration of the run that the policy is a checkpoint of; where it is none, `samr1`; and
-            where no policy is named, `samr1_tiny`.
-        overrides: key=value, laid over either.
-        server: a policy is named by a server's address.
+        policy: as for `checkpoints.find`; None: the recipe's model.
+        recipe: name of a recipe. None: the configuration of the policy's training run; `samr1` where the policy has no
+            run; `samr1_tiny` where neither a policy nor a server is named.
+        overrides: key=value, applied to the recipe or the run's configuration.
+        server: whether the policy is behind a server.
 
     Raises:
         ConfigError: the configuration is wrong, or the segmenter cannot be loaded here.
@@ -43,13 +43,13 @@ class PolicyChoice:
     """A policy as a user names it, not loaded yet.
 
     Args:
-        config: of `config_for`.
-        policy: as `checkpoints.find` takes it; None: the one that the recipe starts from.
-        server: address of an OpenAI-compatible server, which then answers.
-        model: its name there; None: the only one.
-        merge: merge verl's shards where there are no other weights.
-        temperature: 0 is greedy.
-        parallel: requests to a server at a time.
+        config: result of `config_for`.
+        policy: as for `checkpoints.find`; None: the model that the recipe's training starts from.
+        server: address of an OpenAI-compatible server with the policy; None: a policy in this process.
+        model: name of the policy on the server; None: the server's only model.
+        merge: as for `checkpoints.find`.
+        temperature: sampling temperature; 0: greedy.
+        parallel: maximum number of concurrent requests to a server.
     """
 
     config: InferenceConfig
@@ -61,7 +61,11 @@ class PolicyChoice:
     parallel: int = 16
 
     def identity(self) -> dict[str, Any]:
-        """Which policy it is and how it samples, in JSON values: equal ones give equal answers. Raises PolicyError."""
+        """The policy's files and its sampling, in JSON values; equal identities give equal answers.
+
+        Raises:
+            PolicyError: the policy's files do not exist.
+        """
         sampling = {"max_new_tokens": self.config.max_new_tokens, "temperature": self.temperature}
         if self.server is not None:
             return {"server": self.server, "model": self.model, **sampling}
@@ -71,7 +75,12 @@ class PolicyChoice:
         return model | sampling
 
     def load(self) -> Policy:
-        """The policy, ready to answer. Raises PolicyError, and ConfigError for a package that is not installed."""
+        """The policy, ready to answer.
+
+        Raises:
+            PolicyError: its files or its server cannot be used.
+            ConfigError: a package for --server is not installed.
+        """
         config = self.config
         extra = {"processor_kwargs": config.processor_kwargs, "template_kwargs": config.template_kwargs}
         if self.server is None:
@@ -96,5 +105,5 @@ class PolicyChoice:
 
 
 def load_local(policy: str | None, config: InferenceConfig, merge: bool = False) -> Policy:
-    """A policy in this process; None is the one that the recipe starts from. Raises PolicyError."""
+    """A policy in this process; None: the model that the recipe's training starts from. Raises PolicyError."""
     return PolicyChoice(config, policy, merge=merge).load()

@@ -18,21 +18,21 @@ from samr1_verl.prompts.policy_image import load_policy_image
 
 
 class LocalPolicy:
-    """Answers greedily, or samples at a temperature. What the model's own generation settings add is left out.
+    """Answers greedily or samples at a temperature. The model's own generation settings are ignored.
 
     Args:
-        files: of the policy.
-        max_new_tokens: of an answer.
-        temperature: 0 is greedy.
-        dtype: of the weights, such as bfloat16; auto: as config.json says. verl writes bfloat16 there for whatever it
-            trained, so take the rollout's.
-        processor_kwargs, template_kwargs: of the processor's and the chat template's calls, as `InferenceConfig` has them.
+        files: the policy's files.
+        max_new_tokens: maximum number of tokens per answer.
+        temperature: sampling temperature; 0: greedy.
+        dtype: dtype of the weights, such as bfloat16; auto: the dtype in config.json. verl always writes bfloat16
+            there, so use the rollout's dtype for a policy that verl trained.
+        processor_kwargs, template_kwargs: keyword arguments of the processor and of the chat template.
 
     Raises:
-        PolicyError: the files are of another architecture, or their weights do not fit it.
+        PolicyError: the model takes no images, or its weights do not fit its config.json.
     """
 
-    parallel = 1  # a batch is the parallel part
+    parallel = 1  # one batch at a time: the questions of a batch are answered together
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class LocalPolicy:
         self._processor_kwargs, self._template_kwargs = dict(processor_kwargs or {}), dict(template_kwargs or {})
         own = self.model.generation_config
         sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
-        # A model's own settings may hold a repetition penalty, which is neither greedy nor what training samples from.
+        # The model's own settings may have a repetition penalty, which training does not use and greedy excludes.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=own.eos_token_id,
@@ -58,7 +58,7 @@ class LocalPolicy:
         )
 
     async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
-        """As `Policy.answer`; in a thread, so that the segmenter can be asked meanwhile."""
+        """As `Policy.answer`; in a thread, so that the event loop can ask the segmenter meanwhile."""
         return await asyncio.to_thread(self.generate, items, seed)
 
     @torch.inference_mode()
@@ -70,7 +70,11 @@ class LocalPolicy:
         return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def inputs(self, items: Sequence[Mapping[str, Any]]) -> BatchFeature:
-        """The model's inputs for a batch of questions, padded on the left. Raises ImageError."""
+        """The model's inputs for a batch of questions: tokens [batch, length] padded on the left, and image patches.
+
+        Raises:
+            ImageError: an image is missing or unreadable.
+        """
         chats = [item["raw_prompt"] for item in items]
         shown = [part for chat in chats for message in chat for part in message["content"] if part["type"] == "image"]
         texts = self.processor.apply_chat_template(
@@ -91,24 +95,24 @@ def _processor(model: Path | str) -> Any:
         config = AutoConfig.from_pretrained(model)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise PolicyError(
-                f"policy {model}: its architecture is {config.model_type!r}, which sees no images. Use a Qwen2.5-VL or "
-                "Qwen3-VL model"
+                f"policy {model}: its architecture is {config.model_type!r}, which takes no images. Use a Qwen2.5-VL "
+                "or Qwen3-VL model"
             )
         return AutoProcessor.from_pretrained(model)
     except PolicyError:
         raise
-    except (OSError, ValueError) as error:  # what transformers raises for what it cannot find or does not know
+    except (OSError, ValueError) as error:  # transformers' errors for missing files and unknown architectures
         raise PolicyError(f"policy {model}: transformers cannot read it: {_first_lines(error)}") from error
 
 
 def _model(files: Files, dtype: str) -> Any:
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(files.model, dtype=dtype, output_loading_info=True)
+        model, loading = AutoModelForImageTextToText.from_pretrained(files.model, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise PolicyError(f"policy {files.model}: its weights do not load: {_first_lines(error)}") from error
-    # transformers fills what is missing with random numbers and goes on.
+    # transformers raises no error for missing weights: it fills them with random numbers.
     for kind in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(map(str, found[kind])):
+        if keys := sorted(map(str, loading[kind])):
             raise PolicyError(
                 f"policy {files.model}: its weights are of another architecture than its config.json: "
                 f"{len(keys)} {kind.replace('_', ' ')}, the first is {keys[0]}"
@@ -121,7 +125,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # peft only warns of modules for which the adapter holds nothing
+            # peft only warns about modules for which the adapter has no weights
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, UserWarning) as error:

@@ -1,4 +1,4 @@
-"""Ask a policy about any image: reasoning, box, points and mask."""
+"""A policy's answer for any image and sentence: reasoning, box, points and mask."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ DATA_SOURCE = "predict"
 
 
 class Predictor:
-    """A policy and a segmenter, asked about images that belong to no data set.
+    """A policy and a segmenter for questions about images outside a data set.
 
     Args:
-        policy: answers.
-        config: how it is asked, and the segmenter.
-        lenient: read answers leniently (answers.parse_answer), as an untrained model needs it.
-        batch_size: questions that the policy gets together.
+        policy: the policy.
+        config: prompt, processor and segmenter.
+        lenient: read answers leniently, as `answers.parse_answer` does for an untrained model.
+        batch_size: maximum number of questions that the policy answers together.
 
     Raises:
-        ConfigError: the configuration does not fit the policy.
+        ConfigError: the policy's processor does not keep the configured image size.
     """
 
     def __init__(self, policy: Policy, config: InferenceConfig, lenient: bool = False, batch_size: int = 16) -> None:
@@ -36,15 +36,16 @@ class Predictor:
         self._questions = Questions(config.prompt, policy.processor, config.processor_kwargs)
 
     async def predict(self, image: str | Path, sentence: str) -> Sample:
-        """One question's sample, without truth and scores. Raises as `predict_all`."""
+        """The sample of one question, without truth and scores. Raises as `predict_all`."""
         return (await self.predict_all([(image, sentence)]))[0]
 
     async def predict_all(self, questions: Sequence[tuple[str | Path, str]]) -> list[Sample]:
-        """Samples of (image, sentence) pairs, in order, numbered from 0, without truth and scores.
+        """The samples of (image, sentence) pairs, in their order, numbered from 0, without truth and scores.
 
         Raises:
-            ImageError: a file is missing or no image; nothing is asked then.
-            PolicyError, ConfigError, SegmenterError: policy or segmenter cannot be asked.
+            ImageError: a file is missing or no image; raised before the first question.
+            PolicyError: the policy does not answer.
+            ConfigError, SegmenterError: the segmenter cannot be loaded, or fails.
         """
         items = [self._item(Path(image), sentence, number) for number, (image, sentence) in enumerate(questions)]
         samples: list[Sample] = []

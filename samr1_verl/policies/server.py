@@ -1,8 +1,8 @@
 """A policy behind an OpenAI-compatible server, such as `vllm serve`.
 
-The image travels as a PNG in a data URL, at the size that the policy sees, so that answers are in its frame. vLLM lays
-the model's own generation settings (a repetition penalty, for Qwen) under what a request does not say: start it with
-`--generation-config vllm` for plain greedy decoding.
+The image is sent as a PNG in a data URL, at the policy's size, so answers are in the policy's frame. vLLM applies the
+model's own generation settings (a repetition penalty for Qwen) to all parameters that a request leaves out. For plain
+greedy decoding start it with `--generation-config vllm`.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.service.retry import ExhaustedError, HttpPool, Patience, TransientError, persist
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-CONNECT_S, ANSWER_S = 10.0, 600.0
+CONNECT_S, ANSWER_S = 10.0, 600.0  # maximum seconds to connect, and per answer
 PATIENCE = Patience(attempt_s=ANSWER_S, attempts=6, first_pause_s=0.5, longest_pause_s=30.0)
-_PASSING = (408, 409, 425, 429)  # statuses that another attempt may not meet, as all from 500 up
+_PASSING = (408, 409, 425, 429)  # statuses that are retried, in addition to all from 500 up
 
 
 class ServerPolicy:
-    """Asks a server, several questions at once.
+    """A policy behind a server, with several questions at a time.
 
     Args:
-        address: with its version, such as http://localhost:8000/v1.
-        model: as the server names it; None: the only one that it serves.
-        max_new_tokens: of an answer.
-        temperature: 0 is greedy.
-        parallel: requests at a time.
-        processor_kwargs, template_kwargs: as `InferenceConfig` has them, sent where there are any, under vLLM's names.
+        address: address with the API's version, such as http://localhost:8000/v1.
+        model: name of the policy on the server; None: the server's only model.
+        max_new_tokens: maximum number of tokens per answer.
+        temperature: sampling temperature; 0: greedy.
+        parallel: maximum number of concurrent requests.
+        processor_kwargs, template_kwargs: keyword arguments of the processor and of the chat template; sent under
+            vLLM's names where they are not empty.
 
     Raises:
-        PolicyError: no server answers there, or it does not serve the model.
+        PolicyError: the server does not answer, or it does not serve the model.
 
-    The key, if any, is the environment variable OPENAI_API_KEY.
+    The API key is read from the environment variable OPENAI_API_KEY; unset: no key.
     """
 
     processor = None
@@ -68,34 +69,36 @@ class ServerPolicy:
 
     async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
         """As `Policy.answer`."""
-        return list(await asyncio.gather(*(self._ask(item, seed + at) for at, item in enumerate(items))))
+        return list(await asyncio.gather(*(self._ask(item, seed + number) for number, item in enumerate(items))))
 
     def _served(self, model: str | None) -> str:
-        """The model's name, held against what the server says that it serves."""
+        """The model's name, checked against the server's list of models."""
         url = f"{self._address}/models"
         try:
             response = httpx.get(url, headers=self._headers, timeout=CONNECT_S, trust_env=False)
             response.raise_for_status()
-            served = [one["id"] for one in response.json()["data"]]
+            served = [entry["id"] for entry in response.json()["data"]]
         except httpx.HTTPStatusError as error:
             raise PolicyError(
                 f"server {self._address}: {url} answers with status {error.response.status_code}. The address of an "
-                f"OpenAI-compatible server ends on /v1; its key is read from {KEY_VARIABLE}"
+                f"OpenAI-compatible server ends with /v1; its key is read from {KEY_VARIABLE}"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PolicyError(
                 f"server {self._address}: {url} does not answer ({type(error).__name__}: {error}). Start a server, for "
-                "example: vllm serve MODEL --generation-config vllm; its address ends on /v1"
+                "example: vllm serve MODEL --generation-config vllm; its address ends with /v1"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise PolicyError(
                 f"server {self._address}: {url} answers {response.text[:100]!r}, which is no list of models. The "
-                "address of an OpenAI-compatible server ends on /v1"
+                "address of an OpenAI-compatible server ends with /v1"
             ) from error
         if model is None and len(served) == 1:
             return served[0]
         if model is None or model not in served:
-            raise PolicyError(f"server {self._address}: --model {model}: it serves {', '.join(served) or 'no model'}")
+            raise PolicyError(
+                f"server {self._address}: --model {model}: the server has {', '.join(served) or 'no model'}"
+            )
         return model
 
     async def _ask(self, item: Mapping[str, Any], seed: int) -> str:
@@ -125,7 +128,7 @@ class ServerPolicy:
         if response.status_code in _PASSING or response.status_code >= 500:
             raise TransientError(f"status {response.status_code}, {response.text[:300]}")
         if not response.is_success:
-            raise PolicyError(f"it refuses the question: status {response.status_code}, {response.text[:300]}")
+            raise PolicyError(f"it refuses the request: status {response.status_code}, {response.text[:300]}")
         try:
             return response.json()["choices"][0]["message"]["content"] or ""
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -133,7 +136,7 @@ class ServerPolicy:
 
 
 def _messages(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Chat messages as the API takes them, images as data URLs."""
+    """Chat messages in the API's form, with images as data URLs."""
     return [{"role": message["role"], "content": [_part(part) for part in message["content"]]} for message in chat]
 
 
@@ -142,6 +145,6 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "text", "text": part["text"]}
     image = load_policy_image(part["image"], (part["resized_width"], part["resized_height"]))
     content = io.BytesIO()
-    image.save(content, "PNG")  # without loss: the server's processor must see what training showed
+    image.save(content, "PNG")  # lossless: the server's processor must get the same pixels as in training
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}

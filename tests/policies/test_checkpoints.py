@@ -104,7 +104,7 @@ def test_a_lora_adapter_is_laid_over_the_model_it_names_or_the_recipes(warm_poli
 
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
     assert find(str(adapter), str(warm_policy)) == files
-    with pytest.raises(PolicyError, match="the model under this adapter is not there: it names none"):
+    with pytest.raises(PolicyError, match="the base model of this adapter does not exist: it names none"):
         find(str(adapter), str(tmp_path / "gone"))
 
 
@@ -155,7 +155,7 @@ def test_what_is_no_checkpoint_says_what_is_missing(run: Path, warm_policy: Path
 def test_another_architecture_is_named(warm_policy: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(warm_policy, tmp_path / "text"))
     edit_json(folder / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
-    with pytest.raises(PolicyError, match="its architecture is 'gpt2', which sees no images"):
+    with pytest.raises(PolicyError, match="its architecture is 'gpt2', which takes no images"):
         LocalPolicy(Files(folder), 8)
     edit_json(folder / "config.json", model_type="no_such_model")
     with pytest.raises(PolicyError, match=r"transformers cannot read it: .*no_such_model"):

@@ -103,7 +103,7 @@ async def test_a_fault_that_stays_ends_with_the_row(chat: ChatServer, address: s
     with pytest.raises(PolicyError, match=r"row 2, image .*gave no answer in 6 attempts: status 503, fault 503"):
         await ServerPolicy(address, NAME, 48).answer([item])
     chat.faults = [400]
-    with pytest.raises(PolicyError, match=r"row 2, image .*it refuses the question: status 400, fault 400"):
+    with pytest.raises(PolicyError, match=r"row 2, image .*it refuses the request: status 400, fault 400"):
         await ServerPolicy(address, NAME, 48).answer([item])
 
 
@@ -116,9 +116,9 @@ def test_a_server_that_is_not_there_is_said_before_anything_is_asked() -> None:
 
 
 def test_a_model_that_is_not_served_is_said(address: str) -> None:
-    with pytest.raises(PolicyError, match=r"--model other: it serves tiny"):
+    with pytest.raises(PolicyError, match=r"--model other: the server has tiny"):
         ServerPolicy(address, "other", 48)
-    with pytest.raises(PolicyError, match=r"answers with status 404.*ends on /v1"):
+    with pytest.raises(PolicyError, match=r"answers with status 404.*ends with /v1"):
         ServerPolicy(address.removesuffix("/v1"), NAME, 48)
 
 
