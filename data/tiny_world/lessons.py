@@ -45,7 +45,7 @@ def _draw(arguments: tuple[str, int, int, int]) -> list[Example]:
         boxes = np.array([box_of(mask) for mask in scene.masks]) * SCALE
         points = np.array([inscribed_points(mask) for mask in scene.masks]) * SCALE
         slim = shapes.Scene(np.empty(0), scene.shapes, ())
-        examples.append(Example(slim, np.asarray(image), boxes, points))
+        examples.append(Example(slim, np.array(image), boxes, points))
     return examples
 
 

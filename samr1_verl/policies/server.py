@@ -122,7 +122,8 @@ class ServerPolicy:
 
     async def _post(self, body: dict[str, Any]) -> str:
         try:
-            response = await self._pool.client().post(f"{self._address}/chat/completions", json=body)
+            client = await self._pool.client()
+            response = await client.post(f"{self._address}/chat/completions", json=body)
         except httpx.HTTPError as error:
             raise TransientError(f"{type(error).__name__} {error}") from error
         if response.status_code in _PASSING or response.status_code >= 500:

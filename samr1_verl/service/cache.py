@@ -64,7 +64,8 @@ class FolderCache:
         """The embedding of the image with this SHA-256; None: not stored or unreadable."""
         path = self._path(digest)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # opened here: NumPy leaves a file that it cannot read open
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             height, width = arrays.pop(_SIZE).tolist()
         except FileNotFoundError:

@@ -137,7 +137,8 @@ class HttpClient:
     async def _send(self, method: str, url: str, kind: type[Answer], **body: Any) -> Answer | Problem:
         """The answer, or the server's refusal. Raises TransientError for a fault that may pass."""
         try:
-            response = await self._pool.client().request(method, url, **body)
+            client = await self._pool.client()
+            response = await client.request(method, url, **body)
         except httpx.HTTPError as error:
             raise TransientError(f"{url}: {type(error).__name__} {error}") from error
         try:

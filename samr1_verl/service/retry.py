@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from tenacity import (
@@ -118,18 +118,24 @@ class HttpPool:
 
     def __init__(self, headers: Mapping[str, str], timeout: httpx.Timeout, connections: int | None, idle: int) -> None:
         self._headers, self._timeout, self._connections, self._idle = dict(headers), timeout, connections, idle
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, httpx.AsyncClient]] = WeakKeyDictionary()
 
-    def client(self) -> httpx.AsyncClient:
-        """The client of the running event loop."""
-        import httpx
-
+    async def client(self) -> httpx.AsyncClient:
+        """The client of the running event loop, which closes its connections when the loop ends."""
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            self._clients[loop] = httpx.AsyncClient(
-                headers=self._headers,
-                timeout=self._timeout,
-                limits=httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._idle),
-                trust_env=False,  # ignores HTTP_PROXY: a proxy is for the internet, not for machines of the cluster
-            )
-        return self._clients[loop]
+            opened = self._opened()
+            # The generator is kept as long as the loop: the end of a loop closes its asynchronous generators.
+            self._clients[loop] = opened, await anext(opened)
+        return self._clients[loop][1]
+
+    async def _opened(self) -> AsyncGenerator[httpx.AsyncClient, None]:
+        import httpx
+
+        async with httpx.AsyncClient(
+            headers=self._headers,
+            timeout=self._timeout,
+            limits=httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._idle),
+            trust_env=False,  # a proxy of the environment is for the internet, not for the next rack
+        ) as client:
+            yield client

@@ -13,8 +13,8 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
-from PIL import Image
 
+from samr1_verl.geometry.images import open_image
 from samr1_verl.policies.local import LocalPolicy
 from tests.service.servers import free_port
 
@@ -61,7 +61,7 @@ class ChatServer:
                 assert head == "data:image/png;base64"
                 path = Path(self._folder.name, f"{len(self.asked)}.png")
                 path.write_bytes(base64.b64decode(data))
-                width, height = Image.open(path).size
+                width, height = open_image(path).size
                 parts.append({"type": "image", "image": str(path), "resized_width": width, "resized_height": height})
             else:
                 parts.append(part)

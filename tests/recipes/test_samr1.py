@@ -12,7 +12,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import get_dataset_class
-from verl.utils.import_utils import load_extern_type
+from verl.utils.import_utils import load_module
 from verl.workers.config import FSDPActorConfig, HFModelConfig, RewardModelConfig, RolloutConfig
 
 from samr1_verl.config import samr1_config
@@ -107,7 +107,7 @@ def test_everything_a_recipe_names_can_be_loaded(name):
     assert get_trainer_cls(config.trainer.v1.trainer_mode) is Trainer
     assert callable(get_custom_reward_fn(config)) and resolve_reward_manager_cls(config)
     sampler = config.trainer.v1.sampler.custom_sampler
-    assert load_extern_type(sampler.path, sampler.name).__module__ == "samr1_verl.training.replay_buffer"
+    assert getattr(load_module(sampler.path), sampler.name).__module__ == "samr1_verl.training.replay_buffer"
 
 
 @pytest.mark.parametrize("name", NAMES)

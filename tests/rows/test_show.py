@@ -38,7 +38,8 @@ def test_figures_are_of_all_rows(tmp_path: Path) -> None:
     )
     assert values["mask, share of the image"].startswith("6.25 %") and values["rows with ignored pixels"] == "1"
     assert values["categories"] == "2 (rectangle 3, — 1)"
-    assert Image.open(tmp_path / "rows.png").format == "PNG"
+    with Image.open(tmp_path / "rows.png") as sheet:
+        assert sheet.format == "PNG"
 
 
 def test_masks_boxes_and_points_are_drawn_where_they_are(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ while True:
         for _ in range(20):
             assert writer.stdout is not None and writer.stdout.readline()
         time.sleep(np.random.default_rng(read).uniform(0, 0.02))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.communicate()
         cache = FolderCache(tmp_path, "sam")
         for file in cache.folder.glob("*.npz"):
             found = cache.get(file.stem)

@@ -256,6 +256,7 @@ async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job
     finally:
         for job in jobs:
             job.kill()
+            job.communicate()
 
 
 async def test_replicas_beside_workers_that_reserve_every_gpu_get_one_gpu_each(make, tmp_path):

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from data.tiny_world import shapes
-from samr1_verl.geometry.images import sha256_of
+from samr1_verl.geometry.images import open_image, sha256_of
 from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.rows.record import read_table, record_at, resolve_image
 
@@ -79,7 +78,7 @@ def test_files_are_true_and_splits_do_not_meet(drawn: Path) -> None:
             record = record_at(table, index, split)
             image = resolve_image(record, drawn / "any.parquet")
             assert sha256_of(image) == record.sha256
-            assert Image.open(image).size == (record.width, record.height)
+            assert open_image(image).size == (record.width, record.height)
             assert decode_rle(record.masks[0], (record.height, record.width)).any()
             digests.setdefault(split, set()).add(record.sha256)
     assert len(digests["train"]) == 8, "four sentences a scene"

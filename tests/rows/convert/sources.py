@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,7 +47,9 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 def polygon_mask(polygons: list[list[float]], size_hw: tuple[int, int]) -> np.ndarray:
     """The mask that pycocotools itself makes of polygons, united, HxW bool."""
-    return coco_mask.decode(coco_mask.frPyObjects(polygons, *size_hw)).any(axis=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools under NumPy 2
+        return coco_mask.decode(coco_mask.frPyObjects(polygons, *size_hw)).any(axis=2)
 
 
 def write_images(folder: Path) -> Path:
