@@ -1,15 +1,15 @@
-"""Response text to a typed answer, or the reason why not.
+"""Parser from response text to a typed answer, or to the reason why the answer is unusable.
 
-An answer is one JSON value inside `<answer>…</answer>`: an object, or a list of objects, each naming a box and points
-in the policy frame under one of the published key sets:
+An answer is one JSON value inside `<answer>…</answer>`: an object, or a list of objects. Each object has a box and
+points in the policy frame, under one of the published key sets:
 
     Seg-Zero            {"bbox": [x1, y1, x2, y2], "points_1": [x, y], "points_2": [x, y]}
     SAM-R1              {"bbox": [x1, y1, x2, y2], "points": [[x, y], …], "labels": [1, 0, …]}    labels are optional
     Qwen2.5-VL,
     VisionReasoner      {"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}, or a list of these
 
-Other keys are ignored. Strict parsing is what a format reward needs: nothing is repaired. Lenient parsing is what the
-evaluation of an untrained model needs. Both take time linear in the response's length, whatever the response is.
+Other keys are ignored. Strict parsing is for rewards: it repairs nothing. Lenient parsing is for the evaluation of an
+untrained model. Both take time linear in the response's length, for every response.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from samr1_verl.geometry.prompt import Box, Point, Prompt
 
-# json-repair takes quadratic time, 0.7 s for the worst 1,000 characters found: bound what it gets.
+# Limits of text for json-repair, which takes quadratic time: up to 0.7 s for the worst known 1,000 characters.
 _REPAIR_CHARACTERS, _REPAIR_DEPTH = 1000, 8
 _BOX_KEYS = ("bbox", "bbox_2d", "box")
 _NUMBERED_POINTS = ("points_1", "points_2")
 
 
 class Reason(str, Enum):
-    """Why an answer cannot be used: a closed set, counted by name in `answer/<reason>`."""
+    """The reasons why an answer is unusable: a closed set, counted by name in `answer/<reason>`."""
 
     NO_ANSWER = "no_answer"  # no <answer>…</answer>
-    MANY_ANSWERS = "many_answers"  # several, or nested ones
-    NOT_JSON = "not_json"  # what stands inside is no JSON
-    NO_TARGET = "no_target"  # an empty list: the answer says that the image shows nothing of the kind
+    MANY_ANSWERS = "many_answers"  # several or nested <answer>…</answer>
+    NOT_JSON = "not_json"  # the text inside is not JSON
+    NO_TARGET = "no_target"  # an empty list: the answer says that no such object is in the image
     NO_OBJECT = "no_object"  # JSON, but neither an object nor a list of objects
-    MANY_OBJECTS = "many_objects"
+    MANY_OBJECTS = "many_objects"  # more than Caps.objects
     MISSING_BOX = "missing_box"
     BAD_BOX = "bad_box"  # not four finite numbers
     EMPTY_BOX = "empty_box"  # inverted or without area
     MISSING_POINTS = "missing_points"
-    BAD_POINTS = "bad_points"  # not pairs of finite numbers, or labels other than a 0 or 1 per point
-    MANY_POINTS = "many_points"
-    OUTSIDE = "outside"  # a box that does not meet the image, or a point off it
+    BAD_POINTS = "bad_points"  # not pairs of finite numbers, or labels other than one 0 or 1 per point
+    MANY_POINTS = "many_points"  # more than Caps.points
+    OUTSIDE = "outside"  # a box without common area with the image, or a point outside the image
 
 
 class Caps(BaseModel):
-    """What a usable answer has at most; a longer one is `many_points` or `many_objects`."""
+    """Maximum number of points and objects of a usable answer; more is `many_points` or `many_objects`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    # Points per object. Unpublished: Seg-Zero's prompt asks for two; without a cap, policies learn endless lists.
+    # Per object. Unpublished: Seg-Zero's prompt asks for two points; without a maximum, policies learn endless lists.
     points: PositiveInt = 16
-    objects: PositiveInt = 120  # per answer. VisionReasoner's cap on each side
+    objects: PositiveInt = 120  # per answer; VisionReasoner's maximum for answer and truth
 
 
 CAPS = Caps()
@@ -66,9 +66,9 @@ CAPS = Caps()
 
 @dataclass(frozen=True)
 class Answer:
-    """A usable answer: one or more objects, policy frame.
+    """A usable answer: one or more objects in the policy frame.
 
-    Strict parsing gives each of them a box and at least one point, lenient parsing at least one of the two.
+    After strict parsing every object has a box and at least one point, after lenient parsing at least one of the two.
     """
 
     objects_policy: tuple[Prompt, ...]
@@ -76,10 +76,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Unusable:
-    """An answer that names no usable prompt: the reason, and what was found, for people to read."""
+    """An answer without a usable prompt."""
 
     reason: Reason
-    detail: str
+    detail: str  # the fault in words, for logs and people
 
 
 class _Refusal(Exception):
@@ -94,14 +94,14 @@ _THINK_TO_ANSWER = re.compile(r"</think>\s*<answer>")
 def has_think_format(text: str) -> bool:
     """Whether the whole response is `<think>…</think>`, optional white space, `<answer>…</answer>`.
 
-    Seg-Zero's rule, to which SAM-R1's and VisionReasoner's reasoning format refer: the same as a full match of
-    `<think>.*?</think>\\s*<answer>.*?</answer>` where the dot matches new lines, but in linear time.
+    This is Seg-Zero's rule; SAM-R1 and VisionReasoner refer to it. It equals a full match of
+    `<think>.*?</think>\\s*<answer>.*?</answer>` where the dot matches new lines, and takes linear time.
     """
     return thinking(text) is not None
 
 
 def thinking(text: str) -> str | None:
-    """What stands between `<think>` and the first `</think>` that an `<answer>` follows; None without the format."""
+    """The text between `<think>` and the first `</think>` before an `<answer>`; None: not `has_think_format`."""
     start, end = "<think>", "</answer>"
     if not (text.startswith(start) and text.endswith(end)):
         return None
@@ -110,17 +110,17 @@ def thinking(text: str) -> str | None:
 
 
 def parse_answer(text: str, caps: Caps = CAPS, *, lenient: bool = False) -> Answer | Unusable:
-    """Read the answer out of a response.
+    """Parse the answer of a response. Never raises, for any text.
 
     Args:
-        text: the response, special tokens removed.
-        caps: bounds of a usable answer.
+        text: the response, without special tokens.
+        caps: maximum number of points and objects of a usable answer.
         lenient: also accept a missing or repeated `<answer>` (the last counts), code fences, text around the JSON, JSON
-            that json-repair can mend, numbers as strings, and objects with only a box or only points.
+            that json-repair can repair, numbers as strings, and objects with only a box or only points.
 
     Returns:
-        The objects in the policy frame, as the policy wrote them (`within` holds them against the image), or the first
-        reason why they cannot be used. Never raises, whatever the text is.
+        The objects in the policy frame, as the policy wrote them, or the first reason why the answer is unusable.
+        `within` checks the objects against the image.
     """
     try:
         value = _load_lenient(_answer_text_lenient(text)) if lenient else _load_strict(_answer_text(text))
@@ -137,11 +137,11 @@ def parse_answer(text: str, caps: Caps = CAPS, *, lenient: bool = False) -> Answ
 
 
 def within(answer: Answer, extent_wh: tuple[float, float]) -> Answer | Unusable:
-    """The answer held against the image, whose size in the policy frame is `extent_wh`.
+    """The answer with its boxes clipped to the image; (W, H) of the image in the policy frame is `extent_wh`.
 
-    Boxes are clipped to the image: where the policy overshoots the border, it still means a region of the image. A box
-    that shares no area with it, and a point off it, cannot be meant so: they are `outside`. The border belongs to the
-    image.
+    A box that crosses the border still means a region of the image, so it is clipped. A box without common area with
+    the image, or a point outside it, makes the answer unusable, with the reason `outside`. A point on the border is
+    inside.
     """
     width, height = extent_wh
     clipped = []
@@ -191,8 +191,8 @@ def _load_strict(text: str) -> Any:
 
 
 def _load_lenient(text: str) -> Any:
-    """JSON as `_load_strict` reads it, else from the first to the last bracket, else as json-repair mends that."""
-    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
+    """The JSON from the first to the last bracket, as `_load_strict` reads it or else repaired by json-repair."""
+    starts = [start for start in (text.find("{"), text.find("[")) if start >= 0]
     if not starts:
         raise _Refusal(Reason.NOT_JSON if text.strip() else Reason.NO_ANSWER, f"no JSON in {_short(text)}")
     end = max(text.rfind("}"), text.rfind("]"))
@@ -276,7 +276,7 @@ def _points(entry: dict[str, Any], lenient: bool, max_points: int) -> tuple[Poin
 
 
 def _numbers(value: Any, count: int, lenient: bool) -> tuple[float, ...] | None:
-    """`count` finite numbers, or None. Booleans are no numbers; strings are when `lenient`."""
+    """`count` finite numbers; None: the value is something else. Strings count as numbers only when `lenient`."""
     if not isinstance(value, list) or len(value) != count:
         return None
     numbers = [_number(entry, lenient) for entry in value]
@@ -294,5 +294,5 @@ def _number(value: Any, lenient: bool) -> float | None:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else reprlib.repr(value)  # bounded, however large or deep the value is
+    text = value if isinstance(value, str) else reprlib.repr(value)  # reprlib limits large and deep values
     return text if len(text) <= 120 else f"{text[:117]}…"

@@ -1,7 +1,7 @@
-"""The module that `import verl` loads, in every process, through the entry point group `verl.plugins`.
+"""The module that `import verl` loads in every process, through the entry point group `verl.plugins`.
 
-Importing this module has the side effect of registering the objective, the trainer and, on a machine without an
-accelerator, the CPU backend. verl hides an exception raised here; `samr1 doctor` shows it.
+The import of this module registers the objective, the trainer and, on a machine without an accelerator, the CPU
+backend. verl hides an exception of this module; `samr1 doctor` shows it.
 """
 
 import importlib
@@ -12,12 +12,12 @@ from samr1_verl import cpu
 
 
 def register() -> None:
-    """Register everything a process of a run needs. Registering twice changes nothing."""
+    """Register everything that a process of a run needs. A second call changes nothing."""
     if not cpu.accelerator_present():
-        # Before anything imports verl's engines, which look the platform up while they are imported.
+        # Before any import of verl's engines, which read the platform during their import.
         cpu.register()
     importlib.import_module("samr1_verl.training.objective")
-    # verl's trainers take seconds to import and most processes need none, so ours is imported when they are.
+    # verl's trainers take seconds to import, and most processes need none: ours is imported together with them.
     wrapt.register_post_import_hook(
         lambda _: importlib.import_module("samr1_verl.training.trainer"), "verl.trainer.ppo.v1"
     )

@@ -1,20 +1,20 @@
-"""What vLLM loads in each of its processes, through the entry point group `vllm.general_plugins`.
+"""The module that vLLM loads in each of its processes, through the entry point group `vllm.general_plugins`.
 
-It changes nothing unless vLLM's platform is the CPU. There, vLLM packs the weights of linear layers for oneDNN once
-they are loaded and drops the originals, so that a trainer's update finds tensors of size 0. Without oneDNN, vLLM keeps
-the weights and multiplies with torch.
+It has an effect only where vLLM's platform is the CPU. There, vLLM packs the weights of linear layers for oneDNN after
+loading and drops the originals, so a trainer's update would meet tensors of size 0. Without oneDNN, vLLM keeps the
+weights and multiplies with torch.
 """
 
 import importlib
 
-FLAG = "_supports_onednn"  # vllm._custom_ops sets it while it is imported; the linear layers read it when weights load
+FLAG = "_supports_onednn"  # vllm._custom_ops sets it at its import; the linear layers read it when weights are loaded
 
 
 def keep_linear_weights() -> None:
-    """Let verl update the weights of a vLLM that runs on the CPU. Calling it twice changes nothing.
+    """Let verl update the weights of a vLLM that runs on the CPU. A second call changes nothing.
 
     Raises:
-        RuntimeError: this vLLM has no such flag, so weight updates on the CPU would fail later, with less to go by.
+        RuntimeError: this vLLM has no such flag. Weight updates on the CPU would fail later with an unclear message.
     """
     if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
         return

@@ -1,4 +1,4 @@
-"""Masks, boxes and points on an image."""
+"""Drawing of masks, boxes and points on an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samr1_verl.geometry.prompt import Point
 
 Colour = tuple[int, int, int]
 COLOURS: list[Colour] = [(230, 60, 60), (40, 120, 240), (40, 170, 80), (240, 170, 20), (160, 70, 200), (20, 180, 190)]
-_PLAIN = 500  # pixels of a picture's longer side up to which lines are 2 pixels wide
+_PLAIN = 500  # longer side in pixels up to which lines are 2 pixels wide; larger pictures get wider lines
 
 
 def draw(
@@ -23,14 +23,14 @@ def draw(
     boxes: Iterable[tuple[Sequence[float], Colour]] = (),
     points: Iterable[tuple[Point, int]] = (),
 ) -> None:
-    """Draw onto an RGB image.
+    """Draw onto an RGB image, in place. Masks, boxes and points are in the original frame.
 
     Args:
-        shown: the image at any size; drawn upon.
-        original_wh: (W, H) of the original frame, in which everything else is.
-        masks: HxW bool each: a light veil and a line around it, so that the object's own colour can still be seen.
-        boxes: x1 y1 x2 y2 each.
-        points: (x, y) each with its label: white for 1 (on the object), black for 0.
+        shown: the image, at any size; changed by this function.
+        original_wh: (W, H) of the original image.
+        masks: pairs of a mask, HxW bool, and a colour: drawn as a light tint with a line around it.
+        boxes: pairs of a box, x1 y1 x2 y2, and a colour.
+        points: pairs of a point, (x, y), and a label: 1 (on the object) is white, 0 is black.
     """
     scale = max(1, round(max(shown.size) / _PLAIN))
     for mask, colour in masks:

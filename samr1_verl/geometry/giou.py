@@ -1,11 +1,12 @@
-"""gIoU and cIoU by both published protocols, from the pixel counts of each sentence's mask.
+"""gIoU and cIoU by both published protocols, from pixel counts of the intersection I and the union U per sentence.
 
-    lisa     ignored pixels (label 255 in LISA's files) count on neither side; a term is I/(U + 1e-5), and 1 where the
-             union is empty: an empty truth is met by an empty prediction only
-    segzero  ignored pixels are foreground of the truth, as Seg-Zero's converter leaves them; an empty union is 0
+    lisa     ignored pixels (label 255 in LISA's files) are counted neither in I nor in U; the IoU of a sentence is
+             I/(U + 1e-5), and 1 where the union is empty, that is where true and predicted mask are both empty
+    segzero  ignored pixels count as part of the true mask, as in Seg-Zero's converted data; the IoU is 0 where the
+             union is empty
 
-gIoU is the mean over sentences, cIoU the sum of I over the sum of U. An unusable answer is an empty mask; no sentence
-is left out.
+gIoU is the mean of the sentences' IoUs. cIoU is the sum of I divided by the sum of U. An unusable answer counts as an
+empty mask, and every sentence counts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from samr1_verl.geometry.masks import intersection_union
 
 EvalProtocol = Literal["lisa", "segzero"]
 PROTOCOLS: tuple[EvalProtocol, ...] = get_args(EvalProtocol)
-_SMOOTH = 1e-5  # LISA's
+_SMOOTH = 1e-5  # from LISA's evaluation
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class PixelCounts:
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> PixelCounts:
-        """From masks, HxW bool each; `ignore` None: every pixel counts. Raises MaskError for different sizes."""
+        """The counts of two masks, HxW bool each. `ignore`: HxW bool; None: every pixel counts.
+
+        Raises:
+            MaskError: the masks have different sizes.
+        """
         counted = intersection_union(predicted, truth, ignore)
         if ignore is None:
             return cls(*counted)
@@ -42,18 +47,18 @@ class PixelCounts:
 
     @classmethod
     def in_scores(cls, scores: Mapping[str, float]) -> PixelCounts | None:
-        """What a reward or an evaluation counted, by the names of these fields; None where it counts no pixels."""
+        """The counts in the scores of a reward or an evaluation, under the names of these fields; None: not there."""
         names = [field.name for field in fields(cls)]
         return cls(*(scores[name] for name in names)) if all(name in scores for name in names) else None
 
     def counted(self, protocol: EvalProtocol) -> tuple[float, float]:
-        """I and U as the protocol counts them."""
+        """I and U by the protocol, in pixels."""
         if protocol == "lisa":
             return self.intersection, self.union
         return self.intersection + self.ignored_predicted, self.union + self.ignored
 
     def iou(self, protocol: EvalProtocol) -> float:
-        """The sentence's term of gIoU, in [0, 1]."""
+        """The IoU of the sentence by the protocol, in [0, 1]."""
         intersection, union = self.counted(protocol)
         if protocol == "lisa":
             return intersection / (union + _SMOOTH) if union else 1.0
@@ -61,7 +66,7 @@ class PixelCounts:
 
 
 def giou_ciou(counts: Sequence[PixelCounts], protocol: EvalProtocol) -> tuple[float, float]:
-    """gIoU and cIoU, each in [0, 1], over at least one sentence; cIoU is 0 where no union has a pixel."""
+    """gIoU and cIoU of at least one sentence, each in [0, 1]; cIoU is 0 where all unions are empty."""
     giou = sum(sentence.iou(protocol) for sentence in counts) / len(counts)
     intersections, unions = zip(*(sentence.counted(protocol) for sentence in counts), strict=True)
     return giou, sum(intersections) / sum(unions) if sum(unions) else 0.0

@@ -20,18 +20,17 @@ class MaskError(Samr1Error, ValueError):
 
 
 def encode_rle(mask: np.ndarray) -> str:
-    """Compress a mask (HxW bool) to COCO RLE counts, which are plain ASCII and safe inside JSON."""
+    """Compress a mask, HxW bool, to COCO RLE counts: ASCII text that JSON can hold."""
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
 
 
 def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
     """Expand COCO RLE counts to a mask, HxW bool, where `size` is (H, W).
 
-    From the runs that have to be read anyway: pycocotools itself checks neither characters nor length, and its decoder
-    would read past the buffer.
+    Does not use pycocotools' decoder, which checks neither characters nor length and may read past its buffer.
 
     Raises:
-        MaskError: the counts do not decode, or describe another number of pixels than H·W.
+        MaskError: the counts do not decode, or their number of pixels is not H·W.
     """
     height, width = size
     runs = _checked_runs(counts, size)
@@ -39,7 +38,7 @@ def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def coco_rle(counts: str, size: tuple[int, int]) -> dict[str, Any]:
-    """The counts as pycocotools takes a mask of `size` (H, W). Raises MaskError as `decode_rle`."""
+    """The counts in pycocotools' form of a mask of `size` (H, W). Raises MaskError as `decode_rle`."""
     _checked_runs(counts, size)
     return {"size": [*size], "counts": counts.encode("ascii")}
 
@@ -63,7 +62,7 @@ def _runs(counts: str) -> list[int]:
         value |= (code & 0x1F) << shift
         shift += 5
         if code & 0x20:
-            if shift > 60:  # no image has that many pixels, and the number would grow with every character
+            if shift > 60:  # no image has so many pixels; without this limit the number could grow without end
                 raise MaskError(f"RLE run {len(runs)} has more than 60 bits")
             continue
         if code & 0x10:
@@ -78,7 +77,7 @@ def _runs(counts: str) -> list[int]:
 
 
 def union_rle(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:
-    """Union of several masks given as RLE counts, HxW bool; all False for none. Raises MaskError."""
+    """Union of masks given as RLE counts, HxW bool, where `size` is (H, W); no masks: all False. Raises MaskError."""
     union = np.zeros(size, dtype=bool)
     for mask in counts:
         union |= decode_rle(mask, size)
@@ -86,7 +85,14 @@ def union_rle(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:
 
 
 def intersection_union(pred: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> tuple[int, int]:
-    """Pixels in the intersection and in the union of two masks (HxW bool), not counting `ignore` pixels (HxW bool)."""
+    """Number of pixels in the intersection and in the union of two masks, HxW bool, without the `ignore` pixels.
+
+    Args:
+        ignore: HxW bool; None: every pixel counts.
+
+    Raises:
+        MaskError: the masks have different sizes.
+    """
     if pred.shape != truth.shape:
         raise MaskError(f"predicted mask is {pred.shape}, ground truth is {truth.shape}: both must be the image's HxW")
     if ignore is not None:
@@ -96,9 +102,12 @@ def intersection_union(pred: np.ndarray, truth: np.ndarray, ignore: np.ndarray |
 
 
 def box_of(mask: np.ndarray) -> list[float]:
-    """Tight box [x1, y1, x2, y2] of a non-empty mask (HxW bool), original frame.
+    """The tight box [x1, y1, x2, y2] of a mask, HxW bool, in the original frame.
 
     Pixel (column i, row j) covers [i, i+1) x [j, j+1), so x2 and y2 are one past the last pixel.
+
+    Raises:
+        MaskError: the mask is empty.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -107,16 +116,19 @@ def box_of(mask: np.ndarray) -> list[float]:
 
 
 def inscribed_points(mask: np.ndarray, count: int = 2) -> list[list[float]]:
-    """Centres [x, y] of the largest inscribed circles of a non-empty mask (HxW bool), original frame.
+    """Centres [x, y] of the largest inscribed circles of a mask, HxW bool, in the original frame; always `count`.
 
-    Each circle is removed from the mask before the next is sought, as Seg-Zero prepares its targets. Where nothing
-    is left, the last centre is repeated, so that there are always `count` points.
+    Each circle is removed from the mask before the next one is computed, as in Seg-Zero's data preparation. Where no
+    pixel is left, the last centre is repeated.
+
+    Raises:
+        MaskError: the mask is empty.
     """
     if not mask.any():
         raise MaskError("an empty mask has no inscribed circle")
-    # Nothing outside its box matters to a mask's circles, and the distance transform takes time for every pixel.
+    # Only the mask's box: the distance transform takes time per pixel, and pixels outside do not change the circles.
     left, top, right, bottom = (int(edge) for edge in box_of(mask))
-    remaining = np.pad(mask[top:bottom, left:right].astype(bool), 1)  # the image border bounds a circle too
+    remaining = np.pad(mask[top:bottom, left:right].astype(bool), 1)  # a circle also ends at the image's border
     centres: list[list[float]] = []
     rows, columns = np.ogrid[: remaining.shape[0], : remaining.shape[1]]
     for _ in range(count):

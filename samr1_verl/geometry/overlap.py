@@ -1,4 +1,4 @@
-"""What a reward needs of masks: pixel counts, which travel between processes where masks need not."""
+"""The overlap of masks as pixel counts, which are small enough to send between processes in place of the masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from samr1_verl.geometry.giou import PixelCounts
 
 @dataclass(frozen=True)
 class Overlap:
-    """Predicted mask against ground truth; `score` is the segmenter's own mean."""
+    """Pixel counts of predicted and true mask; `score` is the mean of the IoUs that the segmenter predicts."""
 
     pixels: PixelCounts
     score: float
@@ -21,15 +21,15 @@ class Overlap:
 def overlap_of(
     masks: Sequence[np.ndarray], scores: Sequence[float], truth: np.ndarray, ignore: np.ndarray | None
 ) -> Overlap:
-    """The union of the predicted masks against the true mask.
+    """The overlap of the union of the predicted masks with the true mask, all in the original frame.
 
     Args:
-        masks: at least one, HxW bool each, original frame.
-        scores: the IoU that the segmenter predicts for each.
+        masks: at least one mask, HxW bool each.
+        scores: the IoU that the segmenter predicts, per mask.
         truth: HxW bool.
-        ignore: pixels that do not count, HxW bool, or None.
+        ignore: pixels that do not count, HxW bool; None: every pixel counts.
 
     Raises:
-        MaskError: masks of different sizes.
+        MaskError: the masks have different sizes.
     """
     return Overlap(PixelCounts.of(np.logical_or.reduce(masks), truth, ignore), float(np.mean(scores)))

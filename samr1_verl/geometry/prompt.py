@@ -1,4 +1,4 @@
-"""One object of an answer, and the same thing as a segmenter's prompt: a box, points, or both."""
+"""A segmenter's prompt, which is also one object of an answer: a box, points, or both."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Point = tuple[float, float]  # x y
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to segment. The name of the variable says the frame: `objects_policy`, `prompts_original`.
+    """A prompt for one object, in the frame that the variable's name says: `objects_policy`, `prompts_original`.
 
     `box` is x1 y1 x2 y2 or None; `points` holds (x, y); `labels` has 1 (on the object) or 0 (not on it) per point.
-    Hashable, so that equal prompts are decoded once.
+    Prompts are hashable, so that equal prompts are decoded once.
 
     Raises:
-        ValueError: neither box nor point, or another number of labels than of points.
+        ValueError: there is neither a box nor a point, or the number of labels differs from the number of points.
     """
 
     box: Box | None

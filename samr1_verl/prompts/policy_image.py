@@ -1,4 +1,4 @@
-"""The image as the policy sees it: its size, decided once, and its pixels."""
+"""The image that the policy sees: its size and its pixels."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from samr1_verl.geometry.images import open_image
 
 
 class PolicySize:
-    """The size of the image that the policy sees, decided once and asserted against the model's own processor.
+    """The size of the image that the policy sees, checked against the model's own processor.
 
-    A Qwen processor rounds an image to multiples of patch_size x merge_size and keeps its area between two limits. The
-    adapter resizes first, to a size that the processor then leaves alone, so that the prompt, the answer and the vision
-    tower share one frame.
+    A Qwen processor resizes an image to multiples of patch_size x merge_size, with an area between two limits. The
+    data set therefore resizes first, to a size that the processor keeps. So prompt, answer and vision tower have the
+    same frame.
     """
 
     def __init__(self, processor: Any, fixed_wh: tuple[int, int] | None, processor_kwargs: dict[str, Any]):
         """
         Args:
             processor: the model's processor (Qwen2.5-VL, Qwen3-VL).
-            fixed_wh: the size of every image, (W, H) pixels; None: each image gets the processor's own size.
-            processor_kwargs: verl's `data.mm_processor_kwargs`; its min_pixels and max_pixels are the limits then.
+            fixed_wh: (W, H) of every image, in pixels; None: the processor's own size per image.
+            processor_kwargs: verl's `data.mm_processor_kwargs`, whose min_pixels and max_pixels replace the
+                processor's limits.
 
         Raises:
-            ConfigError: the processor would resize images of `fixed_wh` again, or has no limits to ask for.
+            ConfigError: the processor would resize images of `fixed_wh` again, or the model has no such processor.
         """
         image_processor = getattr(processor, "image_processor", None)
         if image_processor is None or not hasattr(image_processor, "merge_size"):
@@ -55,11 +56,11 @@ class PolicySize:
             )
 
     def __call__(self, original_wh: tuple[int, int]) -> tuple[int, int]:
-        """(W, H) of the resized image for an original of (W, H). Raises ValueError for ratios above 200:1."""
+        """(W, H) of the resized image for an original image of (W, H). Raises ValueError for a ratio above 200:1."""
         return self.fixed_wh or self._processor_size(original_wh)
 
     def _processor_size(self, original_wh: tuple[int, int]) -> tuple[int, int]:
-        # transformers imports torch with it, and whoever only renders prompts needs neither
+        # Imported here: it imports torch, which the rendering of prompts does not need.
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         width, height = original_wh
@@ -72,7 +73,9 @@ class PolicySize:
 
 
 def load_policy_image(path: str | Path, policy_wh: tuple[int, int]) -> Image.Image:
-    """An image file as the policy sees it: RGB, EXIF-transposed, resized to (W, H) by the processors' bicubic filter.
+    """An image file as the policy sees it: RGB, 8 bits, after EXIF orientation, resized to (W, H).
+
+    The filter is bicubic, as in Qwen's processors.
 
     Raises:
         ImageError: the file is missing or is no image.

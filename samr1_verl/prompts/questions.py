@@ -1,4 +1,4 @@
-"""From a row to the question that a policy gets: chat messages with the image, and the row's truth beside them."""
+"""The question of a row: chat messages with image and prompt, together with the row's ground truth."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from samr1_verl.rows.record import Record
 
 
 class Questions:
-    """Makes items, as `item_of`, from rows, for a policy outside a training.
+    """Makes items from rows, as `item_of` does, for a policy outside a training.
 
     Args:
         prompt: template, frame and image size.
-        processor: of the policy, held against the image size; None where it is out of reach, as behind a server.
+        processor: the policy's processor, for a check of the image size; None: the policy is behind a server.
         processor_kwargs: verl's `data.mm_processor_kwargs`.
 
     Raises:
-        ConfigError: the processor would resize the images again, or is needed to say their size.
+        ConfigError: the processor would resize the images again, or neither it nor the recipe gives their size.
     """
 
     def __init__(self, prompt: PromptConfig, processor: Any | None, processor_kwargs: dict[str, Any]) -> None:
@@ -36,12 +36,16 @@ class Questions:
             self._size = PolicySize(processor, self._fixed_wh, processor_kwargs)
         elif self._fixed_wh is None:
             raise ConfigError(
-                "samr1.policy_size: found null, expected [W, H]: the policy's processor, which would say the size, is "
-                "behind the server. Set it, for example to [840,840]"
+                "samr1.policy_size: found null, expected [W, H], because the policy's processor is behind the server. "
+                "Set it, for example to [840,840]"
             )
 
     def item(self, record: Record, image: Path, index: int = 0) -> dict[str, Any]:
-        """A row as a question. Raises ImageError for an image of a shape that the processor cannot show."""
+        """The item of a row. Raises ImageError where the processor does not accept the image's aspect ratio.
+
+        Args:
+            image: path of the image. index: number of the row.
+        """
         original_wh = (record.width, record.height)
         try:
             policy_wh = self._fixed_wh if self._size is None else self._size(original_wh)
@@ -57,19 +61,29 @@ class Questions:
 def messages_of(
     sentence: str, image: str, sha256: str, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
 ) -> list[dict]:
-    """One user turn: the image, then the rendered prompt. `policy_wh` is (W, H) of the image as the policy sees it."""
+    """Chat messages with one user turn: the image, then the rendered prompt.
+
+    Args:
+        image: path of the image file. sha256: digest of the file.
+        policy_wh: (W, H) of the resized image.
+    """
     range_wh = policy_wh if prompt.frame == "absolute" else (int(THOUSAND), int(THOUSAND))
     text = template.render(sentence=as_question(sentence), frame=prompt.frame, width=range_wh[0], height=range_wh[1])
-    # resized_width and resized_height are the names Qwen's own tools use for a size that the caller has decided.
+    # Qwen's tools use resized_width and resized_height for a size that the caller chose.
     shown = {"type": "image", "image": image, "resized_width": policy_wh[0], "resized_height": policy_wh[1]}
-    shown |= {"sha256": sha256}  # names the image to the segmenter's service when its rollouts start
+    shown |= {"sha256": sha256}  # the segmenter's service starts to encode the image when its rollouts start
     return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
 
 
 def item_of(
     record: Record, image: str, index: int, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
 ) -> dict[str, Any]:
-    """Row `index` as a rollout and a reward get it: raw_prompt, data_source, reward_model and extra_info."""
+    """The item of row `index` for rollout and reward: raw_prompt, data_source, reward_model and extra_info.
+
+    Args:
+        image: path of the image file.
+        policy_wh: (W, H) of the resized image.
+    """
     return {
         "raw_prompt": messages_of(record.sentence, image, record.sha256, policy_wh, prompt, template),
         "data_source": record.data_source,

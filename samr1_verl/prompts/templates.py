@@ -1,4 +1,4 @@
-"""The prompts: one jinja template each, named by the recipe's `samr1.prompt`."""
+"""The prompts: one jinja template per prompt; the recipe's `samr1.prompt` names it."""
 
 from importlib.resources import files
 
@@ -10,14 +10,14 @@ _PACKAGE, _SUFFIX = "samr1_verl.prompts", ".jinja"
 
 
 def prompt_names() -> list[str]:
-    """Names that `samr1.prompt` may have, sorted."""
+    """The valid values of `samr1.prompt`, sorted."""
     return sorted(
         entry.name.removesuffix(_SUFFIX) for entry in files(_PACKAGE).iterdir() if entry.name.endswith(_SUFFIX)
     )
 
 
 def load_prompt(name: str) -> Template:
-    """The template of a prompt. It renders the variables sentence, frame, width and height; a missing one is an error.
+    """The template of a prompt, with the variables sentence, frame, width and height; a missing variable is an error.
 
     Raises:
         ConfigError: there is no prompt of this name.
@@ -32,5 +32,5 @@ def load_prompt(name: str) -> Template:
 
 
 def as_question(sentence: str) -> str:
-    """A row's sentence as prompts show it: lower case, without its final dot, as Seg-Zero trains and evaluates."""
+    """A row's sentence in the form that prompts show: lower case, without its final dot, as in Seg-Zero's code."""
     return sentence.strip().lower().removesuffix(".")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well and is removed when it does not."""
+    """A temporary path to write to. It is renamed to `path` when the block succeeds, and removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

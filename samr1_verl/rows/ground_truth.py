@@ -1,7 +1,7 @@
-"""What a reward receives beside the response, typed: verl's `ground_truth` string and `extra_info` dict.
+"""The typed form of a reward's inputs beside the response: verl's `ground_truth` string and `extra_info` dict.
 
-Both are plain values, because every field of a row is copied for each rollout. Everything is in the original frame
-unless its name says otherwise.
+Both are plain values, because verl copies every field of a row for each rollout. Coordinates are in the original frame
+unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -19,26 +19,22 @@ from samr1_verl.geometry.prompt import Box, Point
 
 
 class RowError(Samr1Error, ValueError):
-    """A row that no reward can be computed from; the message names data source, image and key. Never a score of 0."""
+    """A row without a valid reward; it never becomes a score of 0. The message names data source, image and key."""
 
 
 class GroundTruth(BaseModel):
-    """The objects that a sentence means, as `Record.ground_truth` writes them.
-
-    `size` is (H, W) of the image; `masks` are compressed COCO RLE counts, one per object (empty: no target); `ignore` is
-    the same for pixels that do not count; `boxes` (x1 y1 x2 y2) and `points` (x, y) have one entry per object.
-    """
+    """The objects that a sentence describes, as `Record.ground_truth` writes them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: tuple[PositiveInt, PositiveInt]
-    masks: tuple[str, ...]
-    ignore: str | None = None
-    boxes: tuple[Box, ...] = ()
-    points: tuple[tuple[Point, ...], ...] = ()
+    size: tuple[PositiveInt, PositiveInt]  # (H, W) of the image
+    masks: tuple[str, ...]  # compressed COCO RLE counts, one per object; empty: no target
+    ignore: str | None = None  # compressed COCO RLE counts of pixels that do not count
+    boxes: tuple[Box, ...] = ()  # x1 y1 x2 y2, one per object
+    points: tuple[tuple[Point, ...], ...] = ()  # (x, y), any number per object
 
     def check_size(self, image_hw: tuple[int, int]) -> None:
-        """Raises MaskError where the image, of (H, W) in the original frame, is not the one that was annotated."""
+        """Check the size (H, W) of the image, original frame. Raises MaskError where it differs from `size`."""
         if image_hw != self.size:
             raise MaskError(
                 f"the image is {image_hw[0]}x{image_hw[1]} (HxW), ground_truth.size is {self.size[0]}x{self.size[1]}. "
@@ -46,7 +42,7 @@ class GroundTruth(BaseModel):
             )
 
     def union_and_ignore(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Union of the objects, HxW bool, and the pixels that do not count, HxW bool or None.
+        """The union of the objects' masks and the pixels that do not count (None: all count), HxW bool each.
 
         Raises:
             MaskError: an RLE does not decode to `size`.
@@ -62,25 +58,21 @@ class GroundTruth(BaseModel):
 
 
 class View(BaseModel):
-    """The image and the frame in which the policy saw it, from `extra_info`; other keys there are ignored.
-
-    `image` is a path and `sha256` the digest of the file, both None where no reward needs pixels; `policy_size` is
-    (W, H) of the image the policy saw, and answers are in `frame` over it.
-    """
+    """The image and the policy frame, from `extra_info`, whose other keys are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
-    image: str | None
-    sha256: str | None
-    policy_size: tuple[PositiveInt, PositiveInt]
-    frame: Frame
+    image: str | None  # path; None where no reward needs pixels
+    sha256: str | None  # digest of the file; None with `image`
+    policy_size: tuple[PositiveInt, PositiveInt]  # (W, H) of the resized image that the policy saw
+    frame: Frame  # frame of the answer's coordinates
 
 
 def read_row(data_source: str, ground_truth: str, extra_info: Mapping[str, Any]) -> tuple[GroundTruth, View, str]:
-    """The typed row, and words that name it in error messages.
+    """The typed row, and its name for error messages: data source, row number and image.
 
     Raises:
-        RowError: a key is missing or holds something else than it must.
+        RowError: a key is missing or has an invalid value.
     """
     row = f"row {extra_info['index']}, " if "index" in extra_info else ""
     name = f"data source {data_source!r}, {row}image {extra_info.get('image')!r}"

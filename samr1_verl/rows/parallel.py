@@ -1,4 +1,4 @@
-"""A function over a stream on all cores: results in order, memory independent of the stream's length."""
+"""Parallel map over a stream on all cores, with results in order and bounded memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK = 8  # items sent to a worker together
-AHEAD = 4  # chunks in flight for each worker
+AHEAD = 4  # maximum number of unfinished chunks per worker
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
 ) -> Generator[Result, None, None]:
-    """Results of `function` for each item, in order, from `workers` processes (default: one per core; 1: this process).
+    """Results of `function` per item, in the order of the items.
 
-    `function`, items and results must be picklable. At most AHEAD * CHUNK items per worker are taken from the stream
-    before their results are consumed. An exception of `function` is raised here, in the place of its item.
+    At most AHEAD * CHUNK items per worker are taken from the stream before their results are consumed. An exception of
+    `function` is raised here, in place of the item's result.
+
+    Args:
+        function: picklable, as are items and results.
+        workers: number of processes; None: one per core; 1: this process alone.
     """
     workers = workers or cores()
     stream = iter(items)

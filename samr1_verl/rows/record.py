@@ -24,20 +24,20 @@ _ROW_GROUP = 1024
 
 
 class DataError(Samr1Error, ValueError):
-    """A data file or row that cannot be used; the message names file, row and field."""
+    """An invalid data file or row; the message names file, row and field."""
 
 
 class Record(BaseModel):
-    """One sentence about one image, with the masks it means. Everything geometric is in the original frame."""
+    """One sentence about one image, with the masks of the objects that it describes, in the original frame."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data_source: str = Field(min_length=1, description="names the data set; verl groups validation metrics by it")
-    sentence: str = Field(min_length=1, description="what to segment, in words")
+    data_source: str = Field(min_length=1, description="name of the data set; verl groups validation metrics by it")
+    sentence: str = Field(min_length=1, description="description of the objects to segment")
     image: str = Field(min_length=1, description="path, relative to the parquet file's folder or absolute")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the image file's bytes")
-    height: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
-    width: int = Field(gt=0, description="of the image after EXIF orientation, pixels")
+    height: int = Field(gt=0, description="height of the image after EXIF orientation, in pixels")
+    width: int = Field(gt=0, description="width of the image after EXIF orientation, in pixels")
     masks: list[str] = Field(description="compressed COCO RLE counts, one per object; empty: no target, or boxes only")
     ignore: str | None = Field(default=None, description="compressed COCO RLE counts of pixels that do not count")
     boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one per object")
@@ -108,7 +108,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 
 def concatenate(path: str | Path, files: Sequence[Path]) -> int:
-    """Copy the rows of several files, in order, into one and return their number. Atomic and streaming as well."""
+    """Copy the rows of several files, in order, into one file and return their number; atomic, with bounded memory."""
     count = 0
     with complete(Path(path)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for file in files:
@@ -130,14 +130,14 @@ def read_table(path: str | Path) -> pa.Table:
 
 
 def iter_rows(path: str | Path) -> Iterator[dict]:
-    """The rows of a file as plain values for `parse_record`, a row group in memory at a time. Raises as read_table."""
+    """The rows of a file as plain values for `parse_record`, with one row group in memory. Raises as `read_table`."""
     with _checked(Path(path)) as file, _readable(path):
         for batch in file.iter_batches(_ROW_GROUP, columns=SCHEMA.names):
             yield from batch.to_pylist()
 
 
 def count_rows(path: str | Path) -> int:
-    """Number of rows of a file, from its footer. Raises like read_table."""
+    """Number of rows of a file, from its footer. Raises as `read_table`."""
     with _checked(Path(path)) as file:
         return file.metadata.num_rows
 
@@ -151,7 +151,7 @@ def _readable(path: str | Path) -> Iterator[None]:
 
 
 def _checked(path: Path) -> pq.ParquetFile:
-    """The open file, once its schema is the one that this version reads."""
+    """The open file. Raises DataError where this version cannot read its schema."""
     if not path.is_file():
         raise DataError(f"{path}: no such data file. Make it with samr1 data convert, or correct the path")
     with _readable(path):
@@ -175,24 +175,24 @@ def _checked(path: Path) -> pq.ParquetFile:
     if version is None:
         raise DataError(_other_version(path, "none"))
     if file.metadata.num_rows == 0:
-        raise DataError(f"{path}: no rows. Prepare the data again; the converter's report says why rows were left out")
+        raise DataError(f"{path}: no rows. Prepare the data again; the converter lists the rows that it left out")
     return file
 
 
-def _other_version(path: Path, found: str) -> str:
+def _other_version(path: Path, version: str) -> str:
     return (
-        f"{path}: schema version {found}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
+        f"{path}: schema version {version}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
         "with the converter that made it, or install the samr1_verl that wrote it"
     )
 
 
 def record_at(table: pa.Table, index: int, path: str | Path) -> Record:
-    """Row `index` of a table that `read_table(path)` returned. Raises DataError naming file, row and field."""
+    """Row `index` of a table that `read_table(path)` returned. Raises DataError, which names file, row and field."""
     return parse_record(table.slice(index, 1).to_pylist()[0], path, index)
 
 
 def parse_record(row: dict, path: str | Path, index: int) -> Record:
-    """A Record from a row of plain values. Raises DataError naming file, row and field."""
+    """A Record from a row of plain values. Raises DataError, which names file, row and field."""
     try:
         return Record(**{**row, "source": json.loads(row["source"]), "category": row["category"] or ""})
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A sample's answer drawn on its image."""
+"""A sample's answer as a picture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from samr1_verl.scoring.sample import Sample
 
 
 def overlay(sample: Sample, image: Image.Image) -> Image.Image:
-    """The image with the answer's mask, boxes and points; an unusable answer leaves it as it is.
+    """A copy of the image with the answer's mask, boxes and points; an unusable answer has none of them.
 
     Args:
-        image: RGB, at the original size or another; it is not changed.
+        image: RGB, at the original or any other size.
     """
     shown = image.copy()
     draw(
@@ -28,5 +28,5 @@ def overlay(sample: Sample, image: Image.Image) -> Image.Image:
 
 
 def mask_image(sample: Sample) -> Image.Image:
-    """The answer's mask as a grey image of the original size: 255 on the object, else 0."""
+    """The answer's mask as a grey image of the original size: 255 on the object, 0 elsewhere."""
     return Image.fromarray(decode_rle(sample.mask, sample.size).astype(np.uint8) * 255)

@@ -1,6 +1,6 @@
-"""One response against its row: the object from which every reward and every figure is computed.
+"""A response together with its row: the input of every reward and every figure.
 
-Scores are pure functions of a `Rollout`; only `overlap`, `segment` and `with_masks` ask a segmenter.
+Scores are pure functions of a `Rollout`. Only `overlap`, `segment`, `with_masks` and `union_of` call a segmenter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from samr1_verl.service.client import get_client
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Predicted and true mask, HxW bool, original frame, without the pixels that do not count."""
+    """Predicted and true mask, HxW bool in the original frame; pixels that do not count are False in both."""
 
     predicted: np.ndarray
     target: np.ndarray
@@ -31,28 +31,25 @@ class Masks:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """A response, its row, and the strictly parsed answer in the policy frame, boxes clipped to the image.
+    """A response, its row, and the parsed answer in the policy frame, with boxes clipped to the image."""
 
-    `label` names the row in messages. `masks` is None until `with_masks` was called.
-    """
-
-    text: str
+    text: str  # the response
     truth: GroundTruth
     view: View
-    label: str
+    label: str  # names the row in messages
     answer: Answer | Unusable
-    masks: Masks | None = None
+    masks: Masks | None = None  # set by `with_masks`
 
     @property
     def flags(self) -> dict[str, float]:
-        """`answer/<reason>`: 1 for the reason why the answer cannot be used, else 0."""
+        """`answer/<reason>` for every reason: 1 for the reason why this answer is unusable, else 0."""
         own = self.answer.reason if isinstance(self.answer, Unusable) else None
         return {f"answer/{reason.value}": float(reason is own) for reason in Reason}
 
     def pixels(self, coordinates: np.ndarray) -> np.ndarray:
-        """Points [..., 2] or boxes [..., 4] of an answer in pixels of the image the policy saw, float64.
+        """Points [..., 2] or boxes [..., 4] of an answer, policy frame, in pixels of the resized image, float64.
 
-        The unit of published thresholds. The same numbers in the frame `absolute`; `thousand` is scaled.
+        Published thresholds have this unit. The frame `absolute` has it already; `thousand` is scaled.
         """
         if self.view.frame == "absolute":
             return np.asarray(coordinates, dtype=np.float64)
@@ -62,10 +59,10 @@ class Rollout:
         return points.reshape(np.shape(coordinates))
 
     def true_boxes(self) -> np.ndarray:
-        """The row's boxes, [objects, 4] x1 y1 x2 y2, float64, in pixels of the image the policy saw.
+        """The row's boxes, [objects, 4] x1 y1 x2 y2, float64, in pixels of the resized image.
 
         Raises:
-            RowError: the row has masks and not one box for each.
+            RowError: the row has fewer boxes than masks.
         """
         if len(self.truth.boxes) < len(self.truth.masks):
             raise RowError(
@@ -77,17 +74,17 @@ class Rollout:
         return boxes_to_policy(boxes, _original_wh(self.truth), self.view.policy_size, "absolute")
 
     def true_points(self, count: int) -> np.ndarray:
-        """The first `count` points of each object, [objects, count, 2] XY, in the unit of `true_boxes`.
+        """The first `count` points per object, [objects, count, 2] XY, float64, in pixels of the resized image.
 
         Raises:
-            RowError: an object has fewer.
+            RowError: an object has fewer points.
         """
         counts = [len(points) for points in self.truth.points]
         if len(counts) != len(self.truth.boxes) or min(counts, default=count) < count:
             raise RowError(
-                f"{self.label}: ground_truth.points holds {counts} points per object for {len(self.truth.boxes)} boxes, "
-                f"expected at least {count} each: this reward compares points. Prepare the data again with points, as "
-                "samr1_verl.geometry.masks.inscribed_points gives them"
+                f"{self.label}: ground_truth.points holds {counts} points per object for {len(self.truth.boxes)} "
+                f"boxes, expected at least {count} each: this reward compares points. Prepare the data again with "
+                "points, as samr1_verl.geometry.masks.inscribed_points gives them"
             )
         points = np.asarray([points[:count] for points in self.truth.points], dtype=np.float64).reshape(-1, count, 2)
         return points_to_policy(points, _original_wh(self.truth), self.view.policy_size, "absolute")
@@ -102,10 +99,16 @@ def read_rollout(
     *,
     lenient: bool = False,
 ) -> Rollout:
-    """The response and its row, typed. Raises RowError.
+    """The typed response and row. The answer is in the policy frame, with its boxes clipped to the image.
 
-    The answer is parsed in the policy frame, and its boxes clipped to the image. Rewards are strict; `lenient` reads it
-    as `answers.parse_answer` does for an untrained model.
+    Args:
+        data_source, ground_truth, extra_info: as verl passes them to a reward.
+        text: the response, without special tokens.
+        caps: maximum number of points and objects of a usable answer.
+        lenient: parse the answer leniently, as `answers.parse_answer` does for an untrained model; rewards are strict.
+
+    Raises:
+        RowError: a key of the row is missing or invalid.
     """
     truth, view, label = read_row(data_source, ground_truth, extra_info)
     answer = parse_answer(text, caps, lenient=lenient)
@@ -114,7 +117,7 @@ def read_rollout(
 
 
 def prompts_of(rollout: Rollout, objects_policy: Sequence[Prompt]) -> list[Prompt]:
-    """Objects of an answer as prompts in the original frame, equal ones once."""
+    """Objects of an answer, policy frame, as prompts in the original frame; equal objects become one prompt."""
     geometry = (_original_wh(rollout.truth), rollout.view.policy_size, rollout.view.frame)
     return [
         Prompt(
@@ -127,10 +130,10 @@ def prompts_of(rollout: Rollout, objects_policy: Sequence[Prompt]) -> list[Promp
 
 
 async def overlap(rollout: Rollout, segmenter: Any) -> PixelCounts:
-    """The answer's masks against the true ones, in pixels; an empty mask for an unusable answer.
+    """The overlap of the answer's masks with the true masks, in pixels; an unusable answer has an empty mask.
 
     Args:
-        segmenter: as `service.client.get_client` takes it.
+        segmenter: the recipe's `samr1.segmenter` or a client, as for `service.client.get_client`.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
@@ -145,7 +148,10 @@ async def overlap(rollout: Rollout, segmenter: Any) -> PixelCounts:
 
 
 async def segment(rollout: Rollout, objects_policy: Sequence[Prompt], segmenter: Any) -> list[np.ndarray]:
-    """One mask for each object, HxW bool, original frame. Equal objects are decoded once. Raises as `overlap`."""
+    """One mask per object, HxW bool in the original frame, in the order of the objects. Raises as `overlap`.
+
+    Equal objects are decoded once.
+    """
     image, sha256 = image_of(rollout)
     distinct = list(dict.fromkeys(objects_policy))
     if not distinct:
@@ -160,7 +166,7 @@ async def segment(rollout: Rollout, objects_policy: Sequence[Prompt], segmenter:
 
 
 async def with_masks(rollout: Rollout, segmenter: Any) -> Rollout:
-    """The rollout with `masks`: the union of its objects' masks, empty where the answer is unusable.
+    """The rollout with `masks` set: the union of its objects' masks, or an empty mask for an unusable answer.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `overlap`.
@@ -173,7 +179,11 @@ async def with_masks(rollout: Rollout, segmenter: Any) -> Rollout:
 
 
 async def union_of(rollout: Rollout, segmenter: Any) -> np.ndarray:
-    """The union of the answer's masks, HxW bool, original frame; empty where it is unusable. Raises as `overlap`."""
+    """The union of the answer's masks, HxW bool in the original frame; empty for an unusable answer.
+
+    Raises:
+        ConfigError, RowError, ImageError, SegmenterError: as `overlap`.
+    """
     predicted = np.zeros(rollout.truth.size, dtype=bool)
     if isinstance(rollout.answer, Answer):
         for mask in await segment(rollout, rollout.answer.objects_policy, segmenter):
@@ -182,23 +192,23 @@ async def union_of(rollout: Rollout, segmenter: Any) -> np.ndarray:
 
 
 def within_image(rollout: Rollout, object_policy: Prompt) -> Prompt | None:
-    """One object, clipped to the image as `within` does it, or None where it is no prompt there."""
+    """One object, policy frame, clipped to the image as by `within`; None: it is outside the image."""
     answer = within(Answer((object_policy,)), _extent(rollout.truth, rollout.view))
     return None if isinstance(answer, Unusable) else answer.objects_policy[0]
 
 
 def image_of(rollout: Rollout) -> tuple[str, str]:
-    """Path and SHA-256 of the row's image. Raises RowError where it has none."""
+    """Path and SHA-256 of the row's image. Raises RowError where the row has no image."""
     if rollout.view.image is None or rollout.view.sha256 is None:
         raise RowError(
-            f"{rollout.label}: extra_info.image and extra_info.sha256 must be there: this reward compares masks"
+            f"{rollout.label}: extra_info.image and extra_info.sha256 are required: this reward compares masks"
         )
     return rollout.view.image, rollout.view.sha256
 
 
 @contextmanager
 def _mask_errors_name_the_row(rollout: Rollout) -> Iterator[None]:
-    """A mask that does not decode or fit is the row's fault: the error becomes a RowError with the row's label."""
+    """Turn a MaskError into a RowError with the row's label: a mask that does not decode is a fault of the row."""
     try:
         yield
     except MaskError as error:

@@ -1,7 +1,8 @@
-"""A response to look at: image, sentence, answer, masks and scores.
+"""A stored response: image, sentence, answer, masks and scores.
 
-One JSON line each. Training writes RUN/samples/STEP.jsonl, the same validation rows every time; `samr1 eval` writes
-all of its predictions; `samr1 predict` one for each sentence. Coordinates and masks are in the original frame.
+A file has one sample per line, as JSON. Training writes RUN/samples/STEP.jsonl with the same validation rows every
+time. `samr1 eval` writes all of its predictions, and `samr1 predict` writes one sample per image. Coordinates and
+masks are in the original frame.
 """
 
 from __future__ import annotations
@@ -20,38 +21,38 @@ from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.rollout import prompts_of, read_rollout, union_of
 from samr1_verl.service.wire import WirePrompt
 
-FOLDER = "samples"  # of a training run's folder
+FOLDER = "samples"  # in a training run's folder
 
 
 class Sample(BaseModel):
-    """One response. Masks are compressed COCO RLE counts of `size` (H, W)."""
+    """A stored response. Masks are compressed COCO RLE counts of `size` (H, W)."""
 
     model_config = ConfigDict(frozen=True)
 
-    index: int  # of the row in its data set
+    index: int  # number of the row in its data set
     data_source: str
     category: str
     sentence: str
     image: str  # path
-    sha256: str
-    size: tuple[int, int]
+    sha256: str  # digest of the image file
+    size: tuple[int, int]  # (H, W) of the image
     response: str  # the policy's text: untrusted
-    reason: str | None  # why the answer cannot be used (answers.Reason), or None
+    reason: str | None  # the reason why the answer is unusable (answers.Reason); None: it is usable
     shapes: tuple[WirePrompt, ...]  # the answer's objects; empty for an unusable answer
     mask: str  # union of the predicted masks
-    truth: str | None  # union of the true masks; None where it is unknown
-    ignore: str | None  # pixels that do not count
-    scores: dict[str, float]  # of the reward or the evaluation, by name
+    truth: str | None  # union of the true masks; None: unknown
+    ignore: str | None  # pixels that do not count; None: all count
+    scores: dict[str, float]  # scores of the reward or the evaluation, by name
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns responses into samples: how an answer is read, and the segmenter that makes its mask.
+    """Makes samples from responses.
 
     Args:
-        segmenter: as `service.client.get_client` takes it.
-        caps: bounds of a usable answer, as the reward has them.
-        lenient: read the answer as `answers.parse_answer` does for an untrained model; rewards are strict.
+        segmenter: the recipe's `samr1.segmenter` or a client, as for `service.client.get_client`.
+        caps: maximum number of points and objects of a usable answer, as in the reward.
+        lenient: parse answers leniently, as `answers.parse_answer` does for an untrained model; rewards are strict.
     """
 
     segmenter: Any
@@ -59,16 +60,16 @@ class Reader:
     lenient: bool = False
 
     async def sample(self, item: Mapping[str, Any], response: str, scores: Mapping[str, float]) -> Sample:
-        """A response to an item of SegmentationDataset, with the mask it asks for; an empty one where it is unusable.
+        """The sample of a response, with the answer's mask; an unusable answer has an empty mask.
 
         Args:
-            item: `data_source`, `reward_model` and `extra_info` of the data set's item.
-            response: the text, special tokens removed.
-            scores: kept as they are.
+            item: an item of SegmentationDataset, with `data_source`, `reward_model` and `extra_info`.
+            response: the text, without special tokens.
+            scores: scores to store, by name.
 
         Raises:
-            ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`; MaskError for a
-                truth that does not decode.
+            ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
+            MaskError: a true mask does not decode.
         """
         extra = item["extra_info"]
         rollout = read_rollout(
@@ -102,13 +103,13 @@ class Reader:
 
 
 def write_samples(samples: Iterable[Sample], path: Path) -> None:
-    """One JSON line each; the file appears when it is whole."""
+    """Write samples, one JSON line per sample. The file appears under its name when it is complete."""
     with complete(path) as part:
         part.write_text("".join(f"{sample.model_dump_json()}\n" for sample in samples))
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
-    """The samples of a file, in order. Raises DataError, which names file and line."""
+    """The samples of a file, in order. Raises DataError for an invalid line; the message names file and line."""
     with path.open() as lines:
         for number, line in enumerate(lines, start=1):
             try:
