@@ -1,7 +1,7 @@
-"""Promptable segmenters behind one protocol (base.py), one module a backend, loaded by name.
+"""Promptable segmenters with one protocol (base.py): one module per backend, loaded by name.
 
-A backend module has `problems(config)`, which tells without loading anything heavy why it cannot be loaded here, and
-`load(config)`. A backend named with a dot is any importable module that has both.
+A backend module has two functions. `load(config)` returns the segmenter. `problems(config)` yields the reasons why it
+cannot be loaded here, without loading anything large. A backend's name with a dot is the import name of such a module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ __all__ = [
 
 
 def segmenter_problems(config: SegmenterConfig) -> Iterator[str]:
-    """Why this segmenter cannot be loaded on this machine, one message each: unknown backend, package, weights."""
+    """The reasons why this segmenter cannot be loaded on this machine, one message per reason.
+
+    Reasons are an unknown backend, a missing package, missing weights, or an option that the backend does not have.
+    """
     if config.backend not in BACKENDS and "." not in config.backend:
         yield (
             f"samr1.segmenter.backend is {config.backend!r}, this version has {', '.join(sorted(BACKENDS))}. "
@@ -48,8 +51,8 @@ def load_segmenter(config: SegmenterConfig) -> Segmenter:
     """Load the segmenter that `samr1.segmenter` names.
 
     Raises:
-        ConfigError: the backend is unknown, its package is not installed, weights are missing or of another kind, or
-            the device is not there; one line each.
+        ConfigError: the backend is unknown, its package is not installed, the weights are missing or of another model,
+            or the device does not exist; one line per problem.
     """
     if problems := list(segmenter_problems(config)):
         raise ConfigError("\n".join(problems))

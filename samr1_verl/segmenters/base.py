@@ -1,7 +1,7 @@
-"""The protocol of every segmenter: image to embedding once, embedding and prompts to masks many times.
+"""The protocol of a segmenter: it encodes an image once and decodes prompts on the embedding many times.
 
-Everything a caller sees is in the original frame (geometry/frames.py): continuous XY pixel coordinates of the image
-file after its EXIF orientation. A backend scales to its own input inside.
+Arguments and results are in the original frame (geometry/frames.py): continuous XY pixel coordinates of the image file
+after its EXIF orientation. A backend scales to its own input size internally.
 """
 
 from __future__ import annotations
@@ -17,39 +17,48 @@ from samr1_verl.geometry.prompt import Prompt
 
 
 class SegmenterError(Samr1Error, RuntimeError):
-    """The segmenter failed where its input was sound: a fault, never a score."""
+    """The segmenter failed on valid input. The error never becomes a score."""
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A segmenter's knowledge of one image: named arrays, and the image's `size` (H, W) in the original frame."""
+    """The encoder's result for one image: arrays by name, and the image's `size` (H, W) in the original frame."""
 
     arrays: dict[str, np.ndarray]
     size: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, by which a cache is bounded."""
+        """Size of the arrays in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One prompt's mask, HxW bool in the original frame, and the IoU that the segmenter predicts for it."""
+    """The result of one prompt."""
 
-    mask: np.ndarray
-    score: float
+    mask: np.ndarray  # HxW bool, original frame
+    score: float  # IoU that the segmenter predicts for the mask
 
 
 class Segmenter(Protocol):
-    """A frozen promptable segmenter. Calls come from one thread at a time."""
+    """A frozen promptable segmenter. Callers use it from one thread at a time."""
 
     @property
     def identity(self) -> str:
-        """Names weights and preprocessing: equal identities make equal embeddings. Depends on the weights' content."""
+        """Name of weights (by their content) and preprocessing. Equal identities make equal embeddings."""
 
     def encode(self, image: np.ndarray) -> Embedding:
-        """Embed an image, HxWx3 uint8 RGB in the original frame. Raises SegmenterError."""
+        """The embedding of an image, HxWx3 uint8 RGB in the original frame.
+
+        Raises:
+            ImageError: the segmenter cannot take an image of this shape.
+            SegmenterError: the segmenter failed.
+        """
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask for each prompt, in order. Raises SegmenterError."""
+        """One prediction per prompt, in the order of the prompts. Prompts and masks are in the original frame.
+
+        Raises:
+            SegmenterError: the segmenter failed.
+        """

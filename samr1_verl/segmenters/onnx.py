@@ -1,12 +1,12 @@
 """SAM as two ONNX files, run by onnxruntime: an image encoder and SAM's standard mask decoder.
 
-The folder holds `encoder.onnx` (image [1, 3, 1024, 1024] to embedding [1, 256, 64, 64]) and `sam.onnx`, the decoder in
-the signature of segment-anything's own export script with one mask a prompt. data/fetch_sam.py fetches a small pair;
-MobileSAM and SAM ViT-B/L/H exports have the same signatures.
+The folder holds `encoder.onnx` (image [1, 3, 1024, 1024] to embedding [1, 256, 64, 64]) and `sam.onnx`, the decoder
+with the inputs and outputs of segment-anything's export script and one mask per prompt. data/fetch_sam.py fetches a
+small pair. MobileSAM and SAM ViT-B/L/H exports have the same inputs and outputs.
 
 Preprocessing is segment-anything's: longest side to 1024 with PIL's antialiased bilinear filter, SAM's mean and
-deviation, zeros to the right and below. Coordinates are scaled by the same factors as the image and not shifted: the
-decoder adds its own half pixel, in the frame of 1024, as with segment-anything's predictor.
+deviation, zeros to the right and below. Coordinates are scaled by the same factors as the image, without a shift: the
+decoder adds half a pixel itself, at the input size of 1024, as with segment-anything's predictor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 
 ENCODER, DECODER = "encoder.onnx", "sam.onnx"
-SIDE = 1024
+SIDE = 1024  # pixels of the encoder's input
+# Mean and deviation per channel, RGB, from segment-anything.
 MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
 DEVIATION = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 DECODER_INPUTS = {
@@ -39,23 +40,23 @@ DECODER_INPUTS = {
     "orig_im_size",
 }
 PREPROCESSING = "longest-1024-bilinear"
-# Prompt labels beside 1 (on the object) and 0 (not on it).
+# SAM's labels of points, in addition to 1 (on the object) and 0 (not on it).
 PADDING, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 2, 3
 
 
 def problems(config: SegmenterConfig) -> Iterator[str]:
-    """Why the weights at `samr1.segmenter.path` cannot be loaded, without loading them."""
+    """The reasons why this segmenter cannot be loaded here, one message per reason. Loads no weights."""
     if importlib.util.find_spec("onnxruntime") is None:
         yield "samr1.segmenter.backend is onnx, and onnxruntime is not installed. Type: pip install 'samr1-verl[onnx]'"
     if config.dtype != "float32":
         yield (
-            f"samr1.segmenter.dtype is {config.dtype}, but an ONNX file has its type inside: set it to float32, "
-            "or export the model in another type and use another backend"
+            f"samr1.segmenter.dtype is {config.dtype}, but an ONNX file has a fixed dtype. Set the key to float32, or "
+            "use another backend"
         )
     if not config.multimask:
         yield (
-            "samr1.segmenter.multimask is false, but an ONNX file chooses its mask inside. Leave the key out, or use "
-            "another backend"
+            "samr1.segmenter.multimask is false, but an ONNX file has a fixed choice of the mask. Leave the key out, "
+            "or use another backend"
         )
     folder = Path(config.path).expanduser()
     missing = [str(folder / name) for name in (ENCODER, DECODER) if not (folder / name).is_file()]
@@ -67,14 +68,19 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
 
 
 def load(config: SegmenterConfig) -> OnnxSegmenter:
-    """Load both files onto `samr1.segmenter.device`. Raises ConfigError, as `OnnxSegmenter` does."""
+    """Load both files onto `samr1.segmenter.device`. Raises ConfigError as `OnnxSegmenter`."""
     return OnnxSegmenter(Path(config.path).expanduser(), config.device)
 
 
 class OnnxSegmenter:
     """The segmenter of one folder; implements `base.Segmenter`.
 
-    Raises ConfigError where a file is no such model, or the device is not there.
+    Args:
+        folder: has encoder.onnx and sam.onnx.
+        device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: a file is not such a model, or the device does not exist.
     """
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
@@ -82,7 +88,7 @@ class OnnxSegmenter:
         self._encoder = _session(folder / ENCODER, providers, inputs=None)
         self._decoder = _session(folder / DECODER, providers, inputs=DECODER_INPUTS)
         self._encoder_input = self._encoder.get_inputs()[0].name
-        # Part of every prompt: there is no mask from an earlier round.
+        # Inputs of every prompt: no mask of an earlier round is used.
         self._no_mask = {
             "mask_input": np.zeros((1, 1, SIDE // 4, SIDE // 4), dtype=np.float32),
             "has_mask_input": np.zeros(1, dtype=np.float32),
@@ -90,17 +96,20 @@ class OnnxSegmenter:
         self.identity = identity_of(folder)
 
     def encode(self, image: np.ndarray) -> Embedding:
-        """Embed an image, HxWx3 uint8 RGB in the original frame: `image_embeddings` [1, 256, 64, 64] float32."""
+        """The embedding of an image, HxWx3 uint8 RGB in the original frame.
+
+        Its array is `image_embeddings` [1, 256, 64, 64] float32. Raises ImageError for an image that is too thin.
+        """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 HxWx3, RGB")
         embedding = self._encoder.run(None, {self._encoder_input: preprocess(image)})[0]
         return Embedding({"image_embeddings": embedding}, (image.shape[0], image.shape[1]))
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask for each prompt, in order, HxW bool in the original frame: where the decoder's logit is above 0."""
-        return [self._decode_one(embedding, prompt) for prompt in prompts]
+        """One mask per prompt, in order, HxW bool in the original frame: the pixels whose logit is above 0."""
+        return [self._decode_prompt(embedding, prompt) for prompt in prompts]
 
-    def _decode_one(self, embedding: Embedding, prompt: Prompt) -> Prediction:
+    def _decode_prompt(self, embedding: Embedding, prompt: Prompt) -> Prediction:
         coordinates, labels = prompt_arrays(prompt, embedding.size)
         masks, scores = self._decoder.run(
             ["masks", "iou_predictions"],
@@ -114,29 +123,36 @@ class OnnxSegmenter:
         )
         if masks.shape != (1, 1, *embedding.size):
             raise SegmenterError(
-                f"{DECODER} made masks {masks.shape} for an image of {embedding.size}, expected one of that size: "
-                "export it with --return-single-mask"
+                f"{DECODER} made masks {masks.shape} for an image of {embedding.size}, expected one mask of that size. "
+                "Export it with --return-single-mask"
             )
         return Prediction(masks[0, 0] > 0, float(scores[0, 0]))
 
 
 def identity_of(folder: Path) -> str:
-    """Identity of the weights in a folder: from both files' content and the preprocessing's name."""
+    """Identity of the weights in a folder, from the content of both files and the name of the preprocessing."""
     content = "".join(sha256_of(folder / name) for name in (ENCODER, DECODER)) + PREPROCESSING
     return f"onnx-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
 
 
 def resized(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of an image of `size` (H, W) with its longest side brought to 1024, rounded half up."""
+    """(H, W) of an image of `size` (H, W) after its longest side is scaled to 1024, rounded half up."""
     scale = SIDE / max(size)
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
 def preprocess(image: np.ndarray) -> np.ndarray:
-    """An image HxWx3 uint8 RGB, original frame, as the encoder takes it: [1, 3, 1024, 1024] float32."""
+    """The encoder's input, [1, 3, 1024, 1024] float32, of an image HxWx3 uint8 RGB in the original frame.
+
+    Raises:
+        ImageError: the image is too thin: its short side would have 0 pixels.
+    """
     height, width = resized((image.shape[0], image.shape[1]))
     if not (height and width):
-        raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels: too thin, its short side vanishes at {SIDE}")
+        raise ImageError(
+            f"{image.shape[1]}x{image.shape[0]} pixels: too thin, the short side would have no pixel with a long side "
+            f"of {SIDE}"
+        )
     scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.zeros((1, 3, SIDE, SIDE), dtype=np.float32)
     pixels[0, :, :height, :width] = ((np.asarray(scaled, dtype=np.float32) - MEAN) / DEVIATION).transpose(2, 0, 1)
@@ -144,11 +160,11 @@ def preprocess(image: np.ndarray) -> np.ndarray:
 
 
 def prompt_arrays(prompt: Prompt, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A prompt on an image of `size` (H, W) as SAM's decoder takes it.
+    """The inputs of SAM's decoder for a prompt in the original frame of an image of `size` (H, W).
 
     Returns:
-        Coordinates [N, 2] XY in the frame of 1024 and labels [N], both float32: the points, then the box as its two
-        corners; without a box, a padding point.
+        Coordinates [N, 2] XY in pixels of the encoder's input (1024) and labels [N], both float32. Points come first,
+        then the two corners of the box, or a padding point where there is no box.
     """
     height, width = resized(size)
     points, labels = list(prompt.points), list(prompt.labels)
@@ -179,28 +195,29 @@ def _providers(device: str) -> list[Any]:
 
 
 def _session(path: Path, providers: list[Any], inputs: set[str] | None) -> Any:
-    """An onnxruntime session, its inputs held against the names `inputs`, or against one image if None."""
+    """An onnxruntime session. `inputs`: expected names of its inputs; None: one image is expected."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    # Waiting threads sleep: the policy generates on the same cores, and spinning doubles a decode's processor time.
+    # Waiting threads sleep: the policy generates on the same cores, and busy waiting doubles a decode's CPU time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions have no base of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ConfigError(
             f"samr1.segmenter.path: {path} is no ONNX model that onnxruntime loads ({error}). "
             "Delete it and type: python data/fetch_sam.py"
         ) from error
-    found = {one.name: one.shape for one in session.get_inputs()}
+    actual = {node.name: node.shape for node in session.get_inputs()}
     if inputs is None:
-        fits = len(found) == 1 and next(iter(found.values()))[1:] == [3, SIDE, SIDE]
+        fits = len(actual) == 1 and next(iter(actual.values()))[1:] == [3, SIDE, SIDE]
         expected = f"one image [1, 3, {SIDE}, {SIDE}]"
     else:
-        fits, expected = set(found) == inputs, ", ".join(sorted(inputs))
+        fits, expected = set(actual) == inputs, ", ".join(sorted(inputs))
     if not fits:
         raise ConfigError(
-            f"samr1.segmenter.path: {path} takes {found}, expected {expected}: export SAM as its script does"
+            f"samr1.segmenter.path: {path} takes {actual}, expected {expected}. Export SAM with segment-anything's "
+            "own script"
         )
     return session

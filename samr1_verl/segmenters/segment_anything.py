@@ -1,8 +1,8 @@
-"""SAM ViT-B, L and H by Meta's package segment-anything: one checkpoint file, such as sam_vit_b_01ec64.pth.
+"""SAM ViT-B, L and H with Meta's package segment-anything: one checkpoint file, such as sam_vit_b_01ec64.pth.
 
-Which of the three it is follows from its weights. Images and coordinates go through the package's own predictor and
-transform; the decoder is called as the predictor calls it, on a GPU for all prompts of one form at once, and only the
-mask that is kept is brought to the image's size.
+The model's size (B, L or H) follows from its weights. Images and coordinates go through the package's own predictor
+and transform. The decoder is called as by the predictor, on a GPU with many prompts of one form at a time. Only the
+best mask is scaled to the image's size.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 
-# Names in the package's registry, by the width of the encoder.
+# Names in the package's registry by the width of the encoder.
 MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 WIDTH_KEY = "image_encoder.patch_embed.proj.bias"
 
 
 def problems(config: SegmenterConfig) -> Iterator[str]:
-    """Why the checkpoint at `samr1.segmenter.path` cannot be loaded, without loading it."""
+    """The reasons why this segmenter cannot be loaded here, one message per reason. Loads no weights."""
     if importlib.util.find_spec("segment_anything") is None:
         yield (
             "samr1.segmenter.backend is segment_anything, and the package is not installed. "
@@ -45,7 +45,7 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
 
 
 def load(config: SegmenterConfig) -> SegmentAnythingSegmenter:
-    """Load the checkpoint onto `samr1.segmenter.device`. Raises ConfigError, as `SegmentAnythingSegmenter` does."""
+    """Load the checkpoint onto `samr1.segmenter.device`. Raises ConfigError as `SegmentAnythingSegmenter`."""
     path = Path(config.path).expanduser()
     return SegmentAnythingSegmenter(path, config.device, config.dtype, config.multimask)
 
@@ -54,13 +54,14 @@ class SegmentAnythingSegmenter:
     """The segmenter of one checkpoint; implements `base.Segmenter`.
 
     Args:
-        path: a state dict of the package's `Sam`.
+        path: file with a state dict of the package's `Sam`.
         device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
-        dtype: float32, or float16 and bfloat16 by autocast: the package computes coordinates in float32, which a model
-            whose weights are of another type does not take. Embeddings are float32 either way.
-        multimask: the best of three masks by predicted IoU; else the decoder's single mask.
+        dtype: float32, or float16 and bfloat16 with autocast: the package computes coordinates in float32, so the
+            weights stay float32. Embeddings are float32 for each dtype.
+        multimask: the best of three masks by predicted IoU; false: the decoder's single mask.
 
-    Raises ConfigError where the file is no such checkpoint, or the device is not there.
+    Raises:
+        ConfigError: the file is not such a checkpoint, or the device does not exist.
     """
 
     def __init__(self, path: Path, device: str = "auto", dtype: str = "float32", multimask: bool = True) -> None:
@@ -75,22 +76,28 @@ class SegmentAnythingSegmenter:
         self.identity = f"sam-{hashlib.sha256(f'{sha256_of(path)}{dtype}'.encode()).hexdigest()[:32]}"
 
     def encode(self, image: np.ndarray) -> Embedding:
-        """Embed an image, HxWx3 uint8 RGB in the original frame: `image_embeddings` [1, 256, 64, 64] float32."""
+        """The embedding of an image, HxWx3 uint8 RGB in the original frame.
+
+        Its array is `image_embeddings` [1, 256, 64, 64] float32. Raises ImageError for an image that is too thin.
+        """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 HxWx3, RGB")
         size = (image.shape[0], image.shape[1])
         if not all(self._input_size(size)):
-            raise ImageError(f"{size[1]}x{size[0]} pixels: too thin, its short side vanishes at {self._side}")
+            raise ImageError(
+                f"{size[1]}x{size[0]} pixels: too thin, the short side would have no pixel with a long side of "
+                f"{self._side}"
+            )
         with torch.inference_mode(), self._autocast():
             self._predictor.set_image(image)
             features = self._predictor.get_image_embedding()
         return Embedding({"image_embeddings": features.float().cpu().numpy()}, size)
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask for each prompt, in order, HxW bool in the original frame: where its logit is above 0."""
+        """One mask per prompt, in order, HxW bool in the original frame: the pixels whose logit is above 0."""
         features = torch.from_numpy(embedding.arrays["image_embeddings"]).to(self._device)
         with torch.inference_mode(), self._autocast():
-            return decode_by_form(prompts, self.batch, lambda some: self._decode_batch(features, embedding.size, some))
+            return decode_by_form(prompts, self.batch, lambda form: self._decode_batch(features, embedding.size, form))
 
     def _decode_batch(
         self, features: torch.Tensor, size: tuple[int, int], prompts: Sequence[Prompt]
@@ -108,16 +115,18 @@ class SegmentAnythingSegmenter:
         for index, score in enumerate(scores.tolist()):
             if not np.isfinite(score):
                 raise SegmenterError(
-                    f"predicted an IoU of {score} in {self._dtype}, no number. Set samr1.segmenter.dtype to float32"
+                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32"
                 )
-            # One mask at a time: logits of the original size are the largest thing here.
+            # One mask at a time: logits of the original size take the most memory here.
             logits = masks[index, best[index]][None, None]
             (mask,) = model.postprocess_masks(logits, self._input_size(size), size)[0] > model.mask_threshold
             yield Prediction(mask.cpu().numpy(), score)
 
     def _prompt_tensors(self, size: tuple[int, int], prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Prompts of one form as the package's predictor makes them: points ([P, N, 2] XY, labels [P, N]) and boxes
-        [P, 4], float32 in the frame of 1024."""
+        """The decoder's inputs for P prompts of one form, as the package's predictor makes them.
+
+        Points are [P, N, 2] XY with labels [P, N], boxes are [P, 4], all in pixels of the model's input (1024).
+        """
         transform = self._predictor.transform
         points = boxes = None
         if prompts[0].points:
@@ -154,15 +163,15 @@ def _load(path: Path) -> Any:
     bias = weights.get(WIDTH_KEY) if isinstance(weights, dict) else None
     name = MODELS.get(bias.numel()) if isinstance(bias, torch.Tensor) else None
     if name is None:
-        found = "no such tensor" if bias is None else f"a width of {bias.numel()}"
+        width = "no such tensor" if bias is None else f"a width of {bias.numel()}"
         raise ConfigError(
-            f"{place} is no checkpoint of SAM ViT-B, L or H: {WIDTH_KEY} gives {found}, expected a width of "
-            f"{', '.join(map(str, MODELS))}. SAM 2 and later go with samr1.segmenter.backend=transformers"
+            f"{place} is no checkpoint of SAM ViT-B, L or H: {WIDTH_KEY} gives {width}, expected a width of "
+            f"{', '.join(map(str, MODELS))}. SAM 2 and later need samr1.segmenter.backend=transformers"
         )
     model = sam_model_registry[name]()
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:  # which lists the keys that do not fit
-        what = " ".join(str(error).split())[:500]
-        raise ConfigError(f"{place} does not fit SAM {name}: {what} Fetch it again") from error
+    except RuntimeError as error:  # its text lists the keys that do not fit
+        keys = " ".join(str(error).split())[:500]
+        raise ConfigError(f"{place} does not fit SAM {name}: {keys} Fetch it again") from error
     return model

@@ -1,13 +1,13 @@
 """SAM, SAM-HQ, SAM 2 and SAM 3 from Hugging Face transformers: a folder in the hub's format, or a hub id.
 
-`model_type` in config.json says which. SAM 2 checkpoints on the hub, the paper's facebook/sam2-hiera-large among them,
-declare `sam2_video`: as transformers documents it, Sam2Model loads its part of them and leaves the video memory out
-(it logs that a model of type sam2_video instantiates one of type sam2, as expected). SAM 3's, facebook/sam3, declare
-`sam3_video`, and Sam3TrackerModel is the part of them that boxes and points prompt.
+`model_type` in config.json selects the model. SAM 2 checkpoints on the hub, such as the paper's
+facebook/sam2-hiera-large, declare `sam2_video`. As transformers documents, Sam2Model loads its part of them and leaves
+out the video memory; the log line that a model of type sam2_video instantiates one of type sam2 is expected. SAM 3,
+facebook/sam3, declares `sam3_video`; Sam3TrackerModel is its part that takes boxes and points.
 
-Preprocessing and the way back to the image's own size are the processor's that lies beside the weights. The decoder
-makes three masks a prompt and the one with the best predicted IoU is taken, for every kind of prompt, as Seg-Zero's
-inference does with SAM 2; with `samr1.segmenter.multimask=false` it makes one.
+The processor's configuration beside the weights determines preprocessing and the scaling of masks to the image's size.
+The decoder makes three masks per prompt, and the mask with the best predicted IoU is used, for every kind of prompt, as
+in Seg-Zero's inference with SAM 2. With `samr1.segmenter.multimask=false` the decoder makes a single mask.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
 
-# Classes by model_type. Named here and not left to the Auto classes: for sam2_video these give a video processor, and
-# transformers 5.9's Sam2VideoConfig reads mask_decoder_config into the prompt encoder's class.
+# Classes by model_type. The Auto classes are not used: for sam2_video they give a video processor, and transformers
+# 5.9's Sam2VideoConfig reads mask_decoder_config into the prompt encoder's class.
 CLASSES = {
     "sam": ("SamModel", "SamProcessor"),
     "sam_hq": ("SamHQModel", "SamHQProcessor"),
@@ -44,7 +44,10 @@ PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json")
 
 
 def problems(config: SegmenterConfig) -> Iterator[str]:
-    """Why the segmenter cannot be loaded, without loading it or asking the hub: a hub id is taken at its word."""
+    """The reasons why this segmenter cannot be loaded here, one message per reason.
+
+    Loads no weights and does not contact the hub: a hub id that is not in the cache is assumed to exist.
+    """
     yield from device_problems(config.device)
     place = hub_id_or_folder(config.path)
     if isinstance(place, Path):
@@ -61,15 +64,15 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
 
 
 def load(config: SegmenterConfig) -> TransformersSegmenter:
-    """Load the model onto `samr1.segmenter.device`; a hub id is downloaded first, where the cache does not have it.
+    """Load the model onto `samr1.segmenter.device`. A hub id that is not in the cache is downloaded first.
 
     Raises:
-        ConfigError: the hub does not give it, weights are missing or are not the model's, or the device is not there.
+        ConfigError: the download fails, weights are missing or of another model, or the device does not exist.
     """
     place = hub_id_or_folder(config.path)
     folder = place if isinstance(place, Path) else _download(place)
-    if found := list(_folder_problems(folder)):
-        raise ConfigError("\n".join(found))
+    if faults := list(_folder_problems(folder)):
+        raise ConfigError("\n".join(faults))
     return TransformersSegmenter(folder, config.device, config.dtype, config.multimask)
 
 
@@ -77,13 +80,14 @@ class TransformersSegmenter:
     """The segmenter of one folder; implements `base.Segmenter`.
 
     Args:
-        folder: config.json, *.safetensors and the processor's configuration.
+        folder: has config.json, *.safetensors and the processor's configuration.
         device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
-        dtype: float32, float16 or bfloat16, of weights and embeddings. Coordinates have at least float32 until the
-            model has brought them into [-1, 1].
-        multimask: the best of three masks by predicted IoU; else the decoder's single mask.
+        dtype: float32, float16 or bfloat16: dtype of weights and embeddings. Coordinates are at least float32 until the
+            model has normalised them to [-1, 1].
+        multimask: the best of three masks by predicted IoU; false: the decoder's single mask.
 
-    Raises ConfigError where the weights are not the model's, or the device is not there.
+    Raises:
+        ConfigError: the weights do not fit the model, or the device does not exist.
     """
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", multimask: bool = True) -> None:
@@ -93,43 +97,50 @@ class TransformersSegmenter:
         model, processor = (getattr(transformers, name) for name in CLASSES[model_type])
         self._processor = processor.from_pretrained(folder)
         self._model = _load(model, folder, self._dtype).to(self._device)
-        # SAM and SAM-HQ bring the longest side to this length, SAM 2 (None) both sides to the model's.
+        # SAM and SAM-HQ scale the longest side to this length; None: SAM 2 and 3 scale both sides to the input's side.
         self._longest_side: int | None = self._processor.image_processor.size.get("longest_edge")
         self.identity = f"{model_type}-{_digest(folder, dtype)}"
 
     def encode(self, image: np.ndarray) -> Embedding:
-        """Embed an image, HxWx3 uint8 RGB in the original frame.
+        """The embedding of an image, HxWx3 uint8 RGB in the original frame. Raises ImageError for a too thin image.
 
-        Arrays are what the decoder takes, batch of 1, in the model's type (bfloat16 as its bits in uint16, NumPy has
-        no such type): `image_embeddings.0` [1, 256, 64, 64]; for SAM 2 two finer levels before it, so that .0 is
-        [1, 32, 256, 256], .1 [1, 64, 128, 128] and .2 the coarse one, 16.8 MB in float32; for SAM-HQ also
-        `intermediate_embeddings.0` [1, 64, 64, C], the encoder's first global block.
+        Its arrays are the decoder's inputs with a batch size of 1, in the model's dtype; bfloat16 is stored as its bits
+        in uint16, since NumPy has no bfloat16. SAM: `image_embeddings.0` [1, 256, 64, 64]. SAM 2:
+        `image_embeddings.0` [1, 32, 256, 256], `.1` [1, 64, 128, 128] and `.2` [1, 256, 64, 64], together 16.8 MB in
+        float32. SAM-HQ: as SAM, and `intermediate_embeddings.0` [1, 64, 64, C] of the encoder's first global block.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 HxWx3, RGB")
         size = (image.shape[0], image.shape[1])
         if not all(self._input_size(size)):
-            raise ImageError(f"{size[1]}x{size[0]} pixels: too thin, its short side vanishes at {self._longest_side}")
-        # A copy: torch takes no array that is read-only, as one that shows a PIL image is.
+            raise ImageError(
+                f"{size[1]}x{size[0]} pixels: too thin, the short side would have no pixel with a long side of "
+                f"{self._longest_side}"
+            )
+        # A copy, because an array of a PIL image is read-only and torch does not take it.
         inputs = self._processor.image_processor(
             np.array(image), input_data_format="channels_last", return_tensors="pt"
         )
         with torch.inference_mode():
             features = self._model.get_image_embeddings(inputs["pixel_values"].to(self._device, self._dtype))
-        if isinstance(features, tuple):  # SAM-HQ; its decoder reads the first of the intermediate ones
+        if isinstance(features, tuple):  # SAM-HQ; its decoder reads the first of the intermediate embeddings
             named = {"image_embeddings": [features[0]], "intermediate_embeddings": features[1][:1]}
         else:
             named = {"image_embeddings": [features] if isinstance(features, torch.Tensor) else features}
-        arrays = {f"{name}.{level}": _to_array(one) for name, all_ in named.items() for level, one in enumerate(all_)}
+        arrays = {
+            f"{name}.{level}": _to_array(tensor)
+            for name, tensors in named.items()
+            for level, tensor in enumerate(tensors)
+        }
         return Embedding(arrays, size)
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask for each prompt, in order, HxW bool in the original frame: where the best mask's logit is above 0.
+        """One mask per prompt, in order, HxW bool in the original frame: the pixels whose logit is above 0.
 
-        Prompts of one form share a decoder call on a GPU.
+        On a GPU, prompts of one form share a decoder call. Raises SegmenterError for a predicted IoU of NaN.
         """
         features = self._features(embedding)
-        return decode_by_form(prompts, self.batch, lambda some: self._decode_batch(features, embedding.size, some))
+        return decode_by_form(prompts, self.batch, lambda form: self._decode_batch(features, embedding.size, form))
 
     def _decode_batch(
         self, features: dict[str, Any], size: tuple[int, int], prompts: Sequence[Prompt]
@@ -140,9 +151,10 @@ class TransformersSegmenter:
             for index, score in enumerate(scores.tolist()):
                 if not np.isfinite(score):
                     raise SegmenterError(
-                        f"predicted an IoU of {score} in {self._dtype}, no number. Set samr1.segmenter.dtype to float32"
+                        f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to "
+                        "float32"
                     )
-                # One mask at a time: logits of the original size are the largest thing here.
+                # One mask at a time: logits of the original size take the most memory here.
                 logits = output.pred_masks[0, index, best[index]][None, None]
                 yield Prediction(self._original_mask(logits, size), score)
 
@@ -156,8 +168,11 @@ class TransformersSegmenter:
         return features
 
     def _prompt_tensors(self, size: tuple[int, int], prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        """Prompts of one form as the processor makes them, to the bit, in pixels of the model's input: input_points
-        [1, P, N, 2] XY, input_labels [1, P, N] int64, input_boxes [1, P, 4]; float32 for SAM 2, else float64."""
+        """The decoder's inputs for P prompts of one form, bit-identical to the processor's.
+
+        They are in pixels of the model's input: input_points [1, P, N, 2] XY, input_labels [1, P, N] int64 and
+        input_boxes [1, P, 4]. Coordinates are float32 for SAM 2 and 3, else float64.
+        """
         height, width = self._input_size(size)
         precision = torch.float32 if self._longest_side is None else torch.float64
         factors = torch.tensor([width / size[1], height / size[0]], dtype=precision)
@@ -172,14 +187,14 @@ class TransformersSegmenter:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) that an image of `size` (H, W) fills in the model's input."""
+        """(H, W) of an image of `size` (H, W) in the model's input, without padding."""
         if self._longest_side is None:
             return self._processor.target_size, self._processor.target_size
         scale = self._longest_side / max(size)
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
     def _original_mask(self, logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-        """Logits [1, 1, h, w] of the decoder as a mask HxW bool in the original frame."""
+        """The mask, HxW bool in the original frame, of the decoder's logits [1, 1, h, w]."""
         padded = () if self._longest_side is None else ([self._input_size(size)],)
         (mask,) = self._processor.post_process_masks([logits.float()], [size], *padded)
         return mask[0, 0].cpu().numpy()
@@ -189,8 +204,8 @@ def _folder_problems(folder: Path) -> Iterator[str]:
     place = f"samr1.segmenter.path: {folder.absolute()}"
     if not folder.is_dir():
         yield (
-            f"samr1.segmenter.path: no folder {folder.absolute()}. Name one in the hub's format ({CONFIG}, {WEIGHTS}), "
-            "or a hub id such as facebook/sam2-hiera-large"
+            f"samr1.segmenter.path: no folder {folder.absolute()}. Name a folder in the hub's format ({CONFIG}, "
+            f"{WEIGHTS}), or a hub id such as facebook/sam2-hiera-large"
         )
     elif not (folder / CONFIG).is_file():
         yield f"{place} holds no {CONFIG}, so it is no model in the hub's format"
@@ -199,7 +214,7 @@ def _folder_problems(folder: Path) -> Iterator[str]:
         if not any(folder.glob(WEIGHTS)):
             yield f"{place} holds no weights ({WEIGHTS})"
         if not any((folder / name).is_file() for name in PROCESSOR_CONFIGS):
-            yield f"{place} holds neither {' nor '.join(PROCESSOR_CONFIGS)}, which say how images are prepared"
+            yield f"{place} holds neither {' nor '.join(PROCESSOR_CONFIGS)}, which configure the preprocessing"
 
 
 def _type_problems(config: Path) -> Iterator[str]:
@@ -223,7 +238,7 @@ def _model_type(config: Path) -> Any:
 def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", WEIGHTS]))
-    except OSError as error:  # also the base of the hub's own errors
+    except OSError as error:  # also the base class of the hub's own errors
         raise ConfigError(
             f"samr1.segmenter.path: {hub_id} is not in the hub cache and cannot be fetched ({error}). "
             f"Type: hf download {hub_id}, or name a folder"
@@ -231,14 +246,14 @@ def _download(hub_id: str) -> Path:
 
 
 def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """The model of a folder, in evaluation mode; every weight of it comes from the folder."""
+    """The model of a folder, in evaluation mode. Raises ConfigError where the folder lacks a weight."""
     try:
         model, info = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    except Exception as error:  # safetensors' and torch's errors have no base of their own
+    except Exception as error:  # safetensors' and torch's errors have no common base class
         raise ConfigError(
             f"samr1.segmenter.path: transformers does not load {folder.absolute()} ({error}). Fetch it again"
         ) from error
-    if missing := sorted(info["missing_keys"]):  # which transformers would fill with random numbers
+    if missing := sorted(info["missing_keys"]):  # transformers would fill these weights with random numbers
         raise ConfigError(
             f"samr1.segmenter.path: the weights in {folder.absolute()} lack {len(missing)} of the model's tensors, "
             f"the first is {missing[0]}. Fetch it again, or name another model"
@@ -247,7 +262,7 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _digest(folder: Path, dtype: str) -> str:
-    """Digest of everything that an embedding depends on: the files' content, the type and transformers' version."""
+    """Digest of everything that an embedding depends on: the files' content, the dtype and transformers' version."""
     files = sorted([*folder.glob(WEIGHTS), *(folder / name for name in (CONFIG, *PROCESSOR_CONFIGS))])
     content = "".join(f"{path.name} {sha256_of(path)}\n" for path in files if path.is_file())
     return hashlib.sha256(f"{content}{dtype} {transformers.__version__}".encode()).hexdigest()[:32]
