@@ -1,4 +1,4 @@
-"""A reward's two keyword arguments, `segmenter` and `reward`, and how every reward of this folder reads them."""
+"""Reading of the two keyword arguments of every reward in this folder: `segmenter` and `reward`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from samr1_verl.answers import CAPS, Caps
 from samr1_verl.config import ConfigError, RewardConfig, once_per_object, reward_config
 from samr1_verl.scoring.rollout import Rollout, with_masks
 
-VERLS_OWN = ("reward_router_address", "reward_model_tokenizer")  # verl adds them beside a reward model
+VERLS_OWN = ("reward_router_address", "reward_model_tokenizer")  # arguments that verl adds where it has a reward model
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A reward's values: its own, with the recipe's `samr1.reward` laid over them."""
+    """A reward's values: its own values, replaced where the recipe's `samr1.reward` sets others."""
 
-    weights: Mapping[str, float]  # of components and further terms, by name
-    caps: Caps
+    weights: Mapping[str, float]  # weights of components and further terms, by name
+    caps: Caps  # maximum number of points and objects of a usable answer
     config: RewardConfig
     further: tuple[str, ...]  # terms that are not the reward's own components
     own_masks: bool  # whether the reward's own components compare masks
@@ -31,21 +31,26 @@ class Arguments:
 
     @property
     def term_of_masks(self) -> str | None:
-        """The first further term that compares masks."""
+        """Name of the first further term that compares masks; None: no further term does."""
         return next((name for name in self.further if TERMS[name].compares_masks), None)
 
     async def score(
         self, rollout: Rollout, components: Mapping[str, float], segmenter: Any, **more: float
     ) -> dict[str, float]:
-        """`more`, then `score`, every component and term by name before its weight, and the answer's flags.
+        """The reward's result, all floats.
 
-        Raises as `with_masks`.
+        Returns:
+            The entries of `more`; `score`, the weighted sum; every component and term by name, before its weight; the
+            answer's flags.
+
+        Raises:
+            ConfigError, RowError, ImageError, SegmenterError: as `with_masks`.
         """
         rollout = await self.with_masks(rollout, segmenter)
         return {**more, **weigh(rollout, components, self.weights)}
 
     async def with_masks(self, rollout: Rollout, segmenter: Any) -> Rollout:
-        """The rollout, with masks where a further term compares them; once it has them, they stay.
+        """The rollout with masks where a further term compares masks; existing masks are kept.
 
         Raises:
             ConfigError, RowError, ImageError, SegmenterError: as `scoring.rollout.with_masks`.
@@ -56,12 +61,12 @@ class Arguments:
 
 
 class ArgumentReader:
-    """Reads `reward` for one reward function.
+    """Reads the keyword arguments of one reward function.
 
     Args:
-        weights: of the reward's own components.
-        caps: of a usable answer, where the recipe does not set them.
-        reads: the keys of `samr1.reward` that the reward reads beside `terms` and `caps`.
+        weights: weights of the reward's own components, by name.
+        caps: maximum number of points and objects of a usable answer, unless the recipe sets it.
+        reads: keys of `samr1.reward` that the reward uses in addition to `terms` and `caps`.
         masks: whether the reward's own components compare masks.
     """
 
@@ -75,16 +80,16 @@ class ArgumentReader:
         """The arguments of one call.
 
         Raises:
-            ConfigError: a value of `reward` is wrong, there is a keyword argument that the reward does not take, or the
-                score needs a segmenter and there is none.
+            ConfigError: a value of `reward` is invalid, a keyword argument is unknown, or the score needs a segmenter
+                and none is given.
         """
         if unknown := sorted(set(verls_own) - set(VERLS_OWN)):
             raise ConfigError(f"reward_kwargs.{unknown[0]}: no such keyword argument, expected segmenter and reward")
         arguments = self.read(reward)
         if segmenter is None and arguments.compares_masks:
-            asker = "this reward" if arguments.own_masks else f"the term {arguments.term_of_masks}"
+            user = "this reward" if arguments.own_masks else f"the term {arguments.term_of_masks}"
             raise ConfigError(
-                f"reward_kwargs.segmenter: missing, and {asker} compares masks. Set it to ${{samr1.segmenter}} in the "
+                f"reward_kwargs.segmenter: missing, and {user} compares masks. Set it to ${{samr1.segmenter}} in the "
                 "recipe"
             )
         return arguments

@@ -1,9 +1,9 @@
-"""Boxes and points against each other, as Seg-Zero and VisionReasoner compare them, and VisionReasoner's answers.
+"""Comparison of boxes and points, as in Seg-Zero and VisionReasoner, and the parser of VisionReasoner's answers.
 
-Everything is in pixels of the image the policy saw. Boxes are x1 y1 x2 y2 with inclusive corners: a box is
-x2 - x1 + 1 wide. The published functions end every term at 0 on any error; here `MALFORMED` names those errors.
+Coordinates are in pixels of the resized image that the policy saw. Boxes are x1 y1 x2 y2 with inclusive corners: a box
+is x2 - x1 + 1 wide. In the published functions every term is 0 after any error; `MALFORMED` lists these errors.
 
-Legend: M objects of the answer, N of the row.
+Legend: M is the number of objects of the answer, N of the row.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from scipy.optimize import linear_sum_assignment
 
 from samr1_verl.scoring.rollout import Rollout
 
-# Exceptions that reading and comparing the values of an arbitrary JSON text can raise.
+# Exceptions of parsing and comparing the values of any JSON text.
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Constants:
-    """VisionReasoner's thresholds (arXiv 2505.12081, section 3.3, and its code), which StAR and Dr. Seg keep."""
+    """VisionReasoner's thresholds (arXiv 2505.12081, section 3.3, and its code); StAR and Dr. Seg use the same."""
 
-    box_iou: float = 0.5  # strictly above
-    box_l1: float = 10.0  # mean over the four coordinates, strictly below, pixels
-    point: float = 30.0  # distance, strictly below, pixels; the point must lie in its own box, borders included
-    objects: int = 120  # on each side; the rest is ignored
+    box_iou: float = 0.5  # the IoU must be above
+    box_l1: float = 10.0  # pixels; the mean over the four coordinates must be below
+    point: float = 30.0  # pixels; the distance must be below, and the point in or on its own box
+    objects: int = 120  # maximum number of objects of answer and row; further objects are ignored
 
 
 CONSTANTS = Constants()
@@ -36,28 +36,25 @@ CONSTANTS = Constants()
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The M objects of an answer against the N of its row, float64 [M, N] each.
+    """Every object of an answer compared with every object of its row; all arrays are [M, N] float64."""
 
-    `iou` and `distance` are continuous; `box_iou`, `box_l1` and `point` are 0 or 1.
-    """
-
-    iou: np.ndarray
-    distance: np.ndarray
-    box_iou: np.ndarray
-    box_l1: np.ndarray
-    point: np.ndarray
+    iou: np.ndarray  # of the boxes, in [0, 1]
+    distance: np.ndarray  # of the points, in pixels
+    box_iou: np.ndarray  # 1 where `iou` passes its threshold, else 0
+    box_l1: np.ndarray  # 1 where the boxes' L1 distance passes its threshold, else 0
+    point: np.ndarray  # 1 where `distance` passes its threshold and the point is in its box, else 0
 
     @property
     def larger(self) -> int:
-        """max(M, N), by which sums over matched objects are divided."""
+        """max(M, N), the divisor of sums over matched objects."""
         return max(self.iou.shape)
 
 
 def answer_value(text: str) -> Any:
-    """The JSON value between the first `<answer>` and the `</answer>` that follows, as VisionReasoner reads it.
+    """The JSON value between the first `<answer>` and the next `</answer>`, as in VisionReasoner's code.
 
     Raises:
-        ValueError, RecursionError: no tags, or no JSON between them.
+        ValueError, RecursionError: the tags are missing, or the text between them is not JSON.
     """
     start = text.index("<answer>") + len("<answer>")
     # Every number becomes a float: exact for coordinates, linear in time for absurdly long integers.
@@ -65,26 +62,26 @@ def answer_value(text: str) -> Any:
 
 
 def format_of(text: str, box: float, point: float, label: float = 0.0) -> float:
-    """VisionReasoner's answer format in [0, box + point + label]: the mean over objects of what well-formed keys earn.
+    """VisionReasoner's answer format in [0, box + point + label]: the mean score of the objects' keys.
+
+    As in the published code, a malformed object ends the sum, and the scores of the objects before it count.
 
     Args:
         text: the response.
-        box: what a list of 4 under `bbox_2d` earns.
-        point: what a list of 2 under `point_2d` earns.
-        label: what a string under `label` that is not blank earns (StAR).
-
-    What was earned before an object that is none stays, as in the published code.
+        box: score of a list of 4 under `bbox_2d`.
+        point: score of a list of 2 under `point_2d`.
+        label: score of a string under `label` that is not blank (StAR).
     """
-    earned, count = 0.0, 1
+    total, count = 0.0, 1
     try:
         objects = answer_value(text)
         count = max(1, len(objects))
         for entry in objects:
-            earned += box * _is_list(entry, "bbox_2d", 4) + point * _is_list(entry, "point_2d", 2)
-            earned += label * ("label" in entry and isinstance(entry["label"], str) and entry["label"].strip() != "")
+            total += box * _is_list(entry, "bbox_2d", 4) + point * _is_list(entry, "point_2d", 2)
+            total += label * ("label" in entry and isinstance(entry["label"], str) and entry["label"].strip() != "")
     except MALFORMED:
         pass
-    return min(earned / count, box + point + label)
+    return min(total / count, box + point + label)
 
 
 def _is_list(entry: Any, key: str, size: int) -> bool:
@@ -92,10 +89,10 @@ def _is_list(entry: Any, key: str, size: int) -> bool:
 
 
 def objects_of(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [M, 4] and points [M, 2] of an answer, float64, as the policy wrote them: the first 120 objects.
+    """Boxes [M, 4] and points [M, 2] of an answer's first 120 objects, float64, policy frame, as the policy wrote them.
 
     Raises:
-        one of MALFORMED: the answer is no list of objects that each have four and two numbers.
+        one of MALFORMED: the answer is not a list of objects with four and two numbers each.
     """
     objects = answer_value(text)
     boxes = np.array([entry["bbox_2d"] for entry in objects][: CONSTANTS.objects])
@@ -106,12 +103,12 @@ def objects_of(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs_of(rollout: Rollout) -> Pairs | None:
-    """The answer's objects against the row's, whose point is the first of each object.
+    """The answer's objects compared with the row's objects, of which the first point counts.
 
-    None where the answer cannot be read, or one side has no object: whatever is built on pairs is 0 then.
+    None: the answer is unreadable, or answer or row has no object. All terms over pairs are 0 then.
 
     Raises:
-        RowError: the row lacks boxes or points.
+        RowError: the row has no boxes or points.
     """
     true_boxes = rollout.true_boxes()[: CONSTANTS.objects]
     true_points = rollout.true_points(1)[: CONSTANTS.objects, 0]
@@ -123,8 +120,8 @@ def pairs_of(rollout: Rollout) -> Pairs | None:
 
 
 def compare(boxes: np.ndarray, points: np.ndarray, true_boxes: np.ndarray, true_points: np.ndarray) -> Pairs:
-    """All M·N pairs of boxes [M, 4], points [M, 2] with boxes [N, 4], points [N, 2]."""
-    with np.errstate(all="ignore"):  # 1e308 and NaN are numbers too; they compare as false
+    """All M·N pairs of boxes [M, 4] and points [M, 2] of an answer with boxes [N, 4] and points [N, 2] of a row."""
+    with np.errstate(all="ignore"):  # an answer may hold 1e308 or NaN; they fail every threshold
         iou = inclusive_iou(boxes, true_boxes)
         l1 = np.abs(boxes[:, None] - true_boxes[None]).mean(axis=2)
         distance = np.sqrt(((points[:, None] - true_points[None]) ** 2).sum(axis=2))
@@ -139,7 +136,7 @@ def compare(boxes: np.ndarray, points: np.ndarray, true_boxes: np.ndarray, true_
 
 
 def inclusive_iou(boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
-    """IoU [M, N] of boxes [M, 4] and [N, 4], inclusive corners; they meet where x and y both overlap by more than 0."""
+    """IoU [M, N] of boxes [M, 4] and [N, 4] with inclusive corners; 0 where they do not overlap in x and in y."""
     low = np.maximum(boxes[:, None, :2], true_boxes[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], true_boxes[None, :, 2:])
     intersection = np.where((low < high).all(axis=2), (high - low + 1).prod(axis=2), 0.0)
@@ -148,5 +145,8 @@ def inclusive_iou(boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
 
 
 def best_matching(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the one-to-one matching of [M, N] scores with the largest sum (Hungarian)."""
+    """Row and column indices, [min(M, N)] each, of the one-to-one matching with the largest sum of [M, N] scores.
+
+    The Hungarian method.
+    """
     return linear_sum_assignment(scores, maximize=True)

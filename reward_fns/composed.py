@@ -1,4 +1,4 @@
-"""A reward made of terms alone: `R = Σ weight · term` over reward_fns/terms.py. In a recipe:
+"""A reward made only of terms: `R = Σ weight · term` over reward_fns/terms.py. In a recipe:
 
     samr1.reward.terms: {mask_iou: 0.7, s_measure: 0.3, think: 1, format: 1}
     reward.custom_reward_function:
@@ -6,7 +6,7 @@
       name: compute_score
       reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 
-Published rewards that are nothing else:
+Published rewards of this form:
 
     Seg-R1          {mask_iou: 0.7, s_measure: 0.3, …}
     SocioReasoner   {mask_iou: 1, point_count: 1, …}
@@ -24,7 +24,7 @@ from samr1_verl.answers import Caps
 from samr1_verl.config import ConfigError
 from samr1_verl.scoring.rollout import read_rollout
 
-# 16 objects per answer bound the decodes that an answer costs.
+# At most 16 objects per answer, because each object costs a decode.
 ARGUMENTS = ArgumentReader({}, Caps(points=16, objects=16))
 
 
@@ -42,13 +42,14 @@ async def compute_score(
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`.
-        reward: the recipe's `samr1.reward`: `terms` by name and weight, at least one of which is not 0, and `caps`.
-        segmenter: the recipe's `samr1.segmenter`, for terms that compare masks.
-        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
+        reward: the recipe's `samr1.reward`: `terms` by name and weight, with at least one weight other than 0, and
+            `caps`.
+        segmenter: the recipe's `samr1.segmenter`; needed for terms that compare masks.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
-        `score`; every term before its weight; `acc`, the mask IoU, 0 where no term compares masks; the flags
-        `answer/<reason>`.
+        All floats: `score`; every term before its weight; `acc`, the mask IoU, or 0 where no term compares masks; the
+        flags `answer/<reason>`.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.

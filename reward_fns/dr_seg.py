@@ -1,12 +1,12 @@
-"""Dr. Seg's distribution-ranked reward: continuous metrics as quantiles of what was seen lately (arXiv 2603.00152).
+"""Dr. Seg's distribution-ranked reward: continuous metrics become quantiles of recent metrics (arXiv 2603.00152).
 
     R = think (1) + format (2) + look (1) + iou (1) + count (1) + point (1) + non_repetition (1)
 
-VisionReasoner's answers and matching; then the mean IoU of matched boxes, the ratio of the numbers of objects and the
-mean point score are each replaced by the share of a first-in-first-out window that is not above them. The window is the
-only state in this folder: `Window`, one per process and configuration, kept in the file `window.path` so that a run
-continues where it stopped. In a recipe (one reward worker, since there is one window; no validation, whose answers would
-enter it):
+Answers and matching are VisionReasoner's. Three metrics are ranked: the mean IoU of matched boxes, the ratio of the
+numbers of objects, and the mean point score. The rank of a metric is the share of a first-in-first-out window that is
+not above it. `Window` is the only state in this folder, with one object per process and configuration; the file
+`window.path` keeps it for a resumed run. A recipe needs a single reward worker, since there is one window, and no
+validation, whose answers would enter the window:
 
     samr1.reward.window: {path: runs/dr_seg/window.json, step: 128}
     reward.custom_reward_function:
@@ -14,10 +14,10 @@ enter it):
       name: compute_score
       reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 
-Departs from the published code in three places. A metric of 0 ranks 0, where the code gives it the share of zeros in
-the window, so that no answer earns a rank without merit. Among matchings that earn the same, the one with the larger
-IoUs and point scores counts, where the code lets the order of the objects decide. And repetition is VisionReasoner's
-rule, without the code's list of placeholder phrases.
+Three differences to the published code. A metric of 0 has rank 0, so that a wrong answer gets no reward; in the code
+its rank is the share of zeros in the window. Among matchings with equal sums, the matching with the larger IoUs and
+point scores is used; in the code the order of the objects decides. Repetition is VisionReasoner's rule, without the
+code's list of placeholder phrases.
 """
 
 from __future__ import annotations
@@ -47,23 +47,26 @@ ARGUMENTS = ArgumentReader(WEIGHTS, reads=["window"])
 
 @dataclass(frozen=True)
 class Constants:
-    """The reward's constants, from its code; the matching's thresholds are in reward_fns/boxes.py."""
+    """The reward's constants, from its code; the thresholds of the matching are in reward_fns/boxes.py."""
 
-    window: int = 2048  # rows kept, first in, first out
-    initial: int = 128  # rows of zeros that it starts with
-    digits: int = 1  # ranks are rounded to as many decimals
-    near: float = 30.0  # pixels up to which a point scores 1
-    far: float = 200.0  # pixels from which it scores 0, linear between
+    window: int = 2048  # number of rows in the window
+    initial: int = 128  # number of rows of zeros in a new window
+    digits: int = 1  # number of decimals of a rank
+    near: float = 30.0  # distance in pixels up to which a point scores 1
+    far: float = 200.0  # distance in pixels from which a point scores 0; linear in between
 
 
 CONSTANTS = Constants()
 
 
 class Window:
-    """The window of metrics, and the rows that wait for the next step.
+    """The window of metrics, and the rows that will enter it after the running step.
 
-    Ranks are taken against the rows of earlier steps only: a row waits until `step` of them are there, and then they
-    enter together. So the rollouts of one step are ranked alike, in whatever order they finish.
+    A rank compares with rows of earlier steps only: `step` rows are collected first, and then enter together. So ranks
+    do not depend on the order in which the rollouts of a step finish.
+
+    Args:
+        step: number of rollouts per training step.
     """
 
     def __init__(self, step: int) -> None:
@@ -73,12 +76,15 @@ class Window:
         self._sort()
 
     def rank(self, row: Sequence[float]) -> list[float]:
-        """For each metric of a row the share of the window not above it, in [0, 1], rounded; 0 for a metric of 0."""
+        """The rank of each metric of a row: the share of the window that is not above it, in [0, 1], rounded.
+
+        The rank of a metric of 0 is 0.
+        """
         shares = (bisect_right(column, value) / len(column) for column, value in zip(self._columns, row, strict=True))
         return [round(share, CONSTANTS.digits) if value > 0 else 0.0 for share, value in zip(shares, row, strict=True)]
 
     def add(self, row: Sequence[float]) -> bool:
-        """Let a row wait; True when it completed a step and the window moved on."""
+        """Collect a row. Returns True where it completed a step, whose rows are now in the window."""
         self._waiting.append(tuple(row))
         if len(self._waiting) < self.step:
             return False
@@ -88,11 +94,11 @@ class Window:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on: plain lists, JSON-safe."""
+        """The state for `load_state_dict`: lists of numbers, which JSON can hold."""
         return {"rows": [list(row) for row in self._rows], "waiting": [list(row) for row in self._waiting]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`. Raises ValueError where it is none."""
+        """Restore a `state_dict`. Raises ValueError for anything else."""
         try:
             rows, waiting = (
                 np.array(state[key], dtype=np.float64).reshape(-1, len(RANKED)) for key in ("rows", "waiting")
@@ -106,7 +112,7 @@ class Window:
         self._sort()
 
     def save(self, path: Path) -> None:
-        """Write the state; the file is complete or the one before."""
+        """Write the state to a file; the old file is replaced when the new one is complete."""
         with complete(path) as partial:
             partial.write_text(json.dumps(self.state_dict()))
 
@@ -119,7 +125,11 @@ _lock = threading.Lock()
 
 
 def get_window(config: WindowConfig) -> Window:
-    """The window of a configuration, made or read from its file on first use in this process. Raises ConfigError."""
+    """The window of a configuration. The first call in a process makes it, or reads it from its file.
+
+    Raises:
+        ConfigError: the file is unreadable.
+    """
     with _lock:
         if config not in _windows:
             window = Window(config.step)
@@ -144,18 +154,18 @@ async def compute_score(
     segmenter: Any = None,
     **verls_own: Any,
 ) -> dict[str, float]:
-    """Score one response, and let its metrics enter the window.
+    """Score one response, and add its metrics to the window.
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.vision_reasoner.compute_score`.
-        reward: the recipe's `samr1.reward`: `window` with `step`, the rollouts of one training step, and `path`, the
-            file that keeps the window, or None; `terms` and `caps`.
+        reward: the recipe's `samr1.reward`: `window`, `terms` and `caps`. `window.step` is the number of rollouts per
+            training step, `window.path` the file that keeps the window; None: memory only.
         segmenter: as in `reward_fns.vision_reasoner.compute_score`.
-        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
-        `score`; the components and every further term before their weights; `metric/iou`, `metric/count` and
-        `metric/point` before ranking; `acc`, the same as `metric/iou`; the flags `answer/<reason>`.
+        All floats: `score`; the components and every further term before their weights; `metric/iou`, `metric/count`
+        and `metric/point`, the metrics before ranking; `acc`, equal to `metric/iou`; the flags `answer/<reason>`.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.vision_reasoner.compute_score`.
@@ -165,8 +175,8 @@ async def compute_score(
     config = arguments.config.window
     if config is None:
         raise ConfigError(
-            "samr1.reward.window: missing, expected the file of the window and the responses per step, such as "
-            "{path: runs/dr_seg/window.json, step: 128}"
+            "samr1.reward.window: missing, expected the file of the window and the number of responses per step, such "
+            "as {path: runs/dr_seg/window.json, step: 128}"
         )
     window = get_window(config)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
@@ -186,18 +196,21 @@ async def compute_score(
 
 
 def metrics_of(pairs: Pairs | None) -> tuple[float, float, float]:
-    """Mean IoU and mean point score over matched objects, and between them min(M, N) / max(M, N); each in [0, 1]."""
+    """The metrics `iou`, `count` and `point`, each in [0, 1]; None as `pairs`: all 0.
+
+    `iou` and `point` are means over matched objects, `count` is min(M, N) / max(M, N).
+    """
     if pairs is None:
         return 0.0, 0.0, 0.0
     near, far = CONSTANTS.near, CONSTANTS.far
     points = np.clip((far - pairs.distance) / (far - near), 0.0, 1.0)
-    # A thousandth of what at most 2 x 120 can sum up to stays below the steps of 1 between matchings.
-    at = best_matching(pairs.box_iou + pairs.box_l1 + pairs.point + 1e-3 * (pairs.iou + points))
-    return float(pairs.iou[at].mean()), min(pairs.iou.shape) / pairs.larger, float(points[at].mean())
+    # The second summand only breaks ties: its sum is at most 1e-3 x 2 x 120, below the step of 1 between matchings.
+    matched = best_matching(pairs.box_iou + pairs.box_l1 + pairs.point + 1e-3 * (pairs.iou + points))
+    return float(pairs.iou[matched].mean()), min(pairs.iou.shape) / pairs.larger, float(points[matched].mean())
 
 
 def looks(text: str) -> float:
-    """1 where the thinking or the answer holds `<look>…</look>` that is not blank: the look-to-confirm format."""
+    """1 where thinking or answer contains a `<look>…</look>` that is not blank (the look-to-confirm format), else 0."""
     for tag in ("think", "answer"):
         _, _, rest = text.partition(f"<{tag}>")
         body, closed, _ = rest.partition(f"</{tag}>")

@@ -22,19 +22,24 @@ from samr1_verl.answers import Caps
 from samr1_verl.scoring.rollout import overlap, read_rollout
 
 WEIGHTS = {
-    "seg": 1.0,  # R_seg; the paper sums the three
-    "think": 1.0,  # R_think where the format holds, else 0; the value is unpublished
-    "format": 1.0,  # R_format where box and points are valid, else 0; the value is unpublished
+    "seg": 1.0,  # of R_seg, a tier of CONSTANTS; the paper sums the three
+    "think": 1.0,  # of R_think, 1 where the reasoning format is kept, else 0; the value is unpublished
+    "format": 1.0,  # of R_format, 1 where box and points are valid, else 0; the value is unpublished
 }
+
+
+# Maximum number of points per object and of objects per answer; limits the decodes per answer. Unpublished: the
+# paper's answers have one object.
+CAPS = Caps(points=16, objects=16)
 
 
 @dataclass(frozen=True)
 class Constants:
     """The reward's constants."""
 
-    tiers: tuple[tuple[float, float], ...] = ((0.8, 4.0), (0.7, 3.0), (0.5, 2.0))  # IoU strictly above -> R_seg; else 0
-    # Points per object, and objects per answer: unpublished, the paper's have one. Bounds the decodes an answer costs.
-    caps: Caps = Caps(points=16, objects=16)
+    # (IoU, R_seg): an IoU above the first number scores the second; no tier: 0.
+    tiers: tuple[tuple[float, float], ...] = ((0.8, 4.0), (0.7, 3.0), (0.5, 2.0))
+    caps: Caps = CAPS
 
 
 CONSTANTS = Constants()
@@ -62,26 +67,26 @@ async def compute_score(
         tiers and terms       this file, reward_fns/terms.py
 
     Args:
-        data_source: names the data set, for error messages.
-        solution_str: the response, special tokens removed.
+        data_source: name of the data set, for error messages.
+        solution_str: the response, without special tokens.
         ground_truth: JSON of `ground_truth.GroundTruth`, original frame.
         extra_info: `image` (path), `sha256`, `policy_size` [W, H] and `frame`, as in `ground_truth.View`.
         segmenter: the recipe's `samr1.segmenter`, or a client (samr1_verl/service/client.py).
-        reward: the recipe's `samr1.reward`: `thresholds` {IoU: R_seg}, `caps`, and `terms`, which are further terms of
-            reward_fns/terms.py by name and weight, or other weights for the reward's own. None: the paper's values.
-        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
+        reward: the recipe's `samr1.reward`: `thresholds` {IoU: R_seg}, `caps` and `terms`. `terms` has weights by name
+            for further terms of reward_fns/terms.py, and for the reward's own. None: the paper's values.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
         Always the same keys, all floats: `score`, the weighted sum of `seg`, `think`, `format` and further terms; each
-        of them before its weight; `acc`, the mask IoU, 0 where there is no mask; `intersection`, `union`,
+        of them before its weight; `acc`, the mask IoU, or 0 where there is no mask; `intersection`, `union`,
         `ignored` and `ignored_predicted`, the pixels of `samr1_verl.geometry.giou.PixelCounts`; `answer/<reason>`, 1
-        for the reason why the answer cannot be used, else 0. An unusable answer is an empty mask.
+        for the reason why the answer is unusable, else 0. An unusable answer counts as an empty mask.
 
     Raises:
-        ConfigError: a keyword argument is wrong, or the segmenter cannot be loaded.
-        RowError: ground_truth or extra_info cannot be used.
-        ImageError: the image is missing, unreadable, or not the file the row was made from.
-        SegmenterError: the segmenter failed. It is never a score.
+        ConfigError: a keyword argument is invalid, or the segmenter cannot be loaded.
+        RowError: ground_truth or extra_info is invalid.
+        ImageError: the image is missing, unreadable, or not the file that the row was made from.
+        SegmenterError: the segmenter failed; the fault never becomes a score.
     """
     arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
@@ -94,9 +99,9 @@ async def compute_score(
 
 
 def tier_of(iou: float, tiers: Sequence[tuple[float, float]]) -> float:
-    """The score of a mask IoU in [0, 1]: that of the first tier (threshold, score) below it, else 0.
+    """The score of a mask IoU in [0, 1]: the score of the highest tier whose threshold is below the IoU, else 0.
 
     Args:
-        tiers: the highest threshold first.
+        tiers: pairs (threshold, score), the highest threshold first.
     """
     return next((score for threshold, score in tiers if iou > threshold), 0.0)

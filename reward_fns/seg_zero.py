@@ -1,10 +1,10 @@
-"""Seg-Zero's reward for one object, "strict" (arXiv 2503.06520, section 3.4, and its code).
+"""Seg-Zero's reward for one object in its version "strict" (arXiv 2503.06520, section 3.4, and its code).
 
     R = think + format + box_iou + box_l1 + points        each 0 or 1
 
-No mask is compared, so training needs no segmenter. Each term ends at 0 on any error, independently of the others, and
-reads the first `{…}` without an inner `}` anywhere in the response: that is the published rule, kept to the letter, not
-the strict parser of samr1_verl/answers.py, whose verdict the flags `answer/<reason>` tell. In a recipe:
+No mask is compared, so training needs no segmenter. As in the published code, each term reads the first `{…}` without
+an inner `}` anywhere in the response, and each term by itself is 0 after any error. The flags `answer/<reason>` are the
+result of the strict parser (samr1_verl/answers.py), which the terms do not use. In a recipe:
 
     reward.custom_reward_function:
       path: pkg://reward_fns.seg_zero
@@ -33,11 +33,11 @@ WEIGHTS = {"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "points":
 
 @dataclass(frozen=True)
 class Constants:
-    """The reward's thresholds, from its code; pixels of the image the policy saw, 840 x 840."""
+    """The reward's thresholds, from its code, in pixels of the resized image that the policy saw, 840 x 840."""
 
-    box_iou: float = 0.5  # strictly above
-    box_l1: float = 10.0  # mean over the four coordinates, strictly below
-    points: float = 100.0  # mean distance of the two points under the better pairing, strictly below
+    box_iou: float = 0.5  # the IoU must be above
+    box_l1: float = 10.0  # the mean over the four coordinates must be below
+    points: float = 100.0  # the mean distance of the two points, in the better order, must be below
 
 
 CONSTANTS = Constants()
@@ -59,17 +59,17 @@ async def compute_score(
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has one box
             with two points, and needs neither masks nor an image.
-        segmenter: the recipe's `samr1.segmenter`, for terms that compare masks.
+        segmenter: the recipe's `samr1.segmenter`; needed for terms that compare masks.
         reward: the recipe's `samr1.reward`: `terms` and `caps`; None: the reward's own values.
-        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
-        `score`; the five components and every further term before their weights; `acc`, the IoU of the boxes; the flags
-        `answer/<reason>`.
+        All floats: `score`; the five components and every further term before their weights; `acc`, the IoU of the
+        boxes; the flags `answer/<reason>`.
 
     Raises:
-        ConfigError: a keyword argument is wrong.
-        RowError: ground_truth or extra_info cannot be used: not one box, or fewer than two points.
+        ConfigError: a keyword argument is invalid.
+        RowError: ground_truth or extra_info is invalid, or the row does not have one box with two points.
         ImageError, SegmenterError: with terms that compare masks, as in `reward_fns.samr1`.
     """
     arguments = ARGUMENTS(reward, segmenter, verls_own)
@@ -79,11 +79,15 @@ async def compute_score(
 
 
 def components_of(rollout: Rollout) -> tuple[dict[str, float], float]:
-    """The five terms by name, and the IoU of the boxes in [0, 1]. Raises RowError."""
+    """The five components by name, and the IoU of the boxes in [0, 1].
+
+    Raises:
+        RowError: the row does not have one box with two points.
+    """
     if len(rollout.truth.boxes) != 1:
         raise RowError(
-            f"{rollout.label}: ground_truth.boxes holds {len(rollout.truth.boxes)} boxes, expected 1: Seg-Zero's reward "
-            "is for one object. Leave the row out, or train with +recipe=vision_reasoner"
+            f"{rollout.label}: ground_truth.boxes holds {len(rollout.truth.boxes)} boxes, expected 1: Seg-Zero's "
+            "reward is for one object. Leave the row out, or train with +recipe=vision_reasoner"
         )
     true_boxes, true_points = rollout.true_boxes(), rollout.true_points(2)[0]
     iou = _term(lambda: float(inclusive_iou(_box(rollout)[None], true_boxes)[0, 0]))
@@ -107,10 +111,10 @@ def _term(rule: Callable[[], float]) -> float:
 
 
 def first_object(text: str) -> Any:
-    """The JSON value of the first `{…}` with no `}` inside: what the expression `{[^}]+}` finds, in linear time.
+    """The JSON value of the first `{…}` without an inner `}`: the first match of `{[^}]+}`, in linear time.
 
     Raises:
-        ValueError, RecursionError: there is none, or it is no JSON.
+        ValueError, RecursionError: there is no such text, or it is not JSON.
     """
     start = text.index("{")
     end = text.index("}", start)
@@ -127,7 +131,7 @@ def _format(text: str) -> bool:
 
 
 def _box(rollout: Rollout) -> np.ndarray:
-    """The answer's box in pixels, [4]. Raises one of MALFORMED where it is not four numbers."""
+    """The answer's box, [4] float64, in pixels of the resized image. Raises one of MALFORMED for other values."""
     numbers = first_object(rollout.text)["bbox"]
     if (
         not isinstance(numbers, list)
@@ -140,9 +144,9 @@ def _box(rollout: Rollout) -> np.ndarray:
 
 def _points(rollout: Rollout, true_points: np.ndarray) -> bool:
     value = first_object(rollout.text)
-    # The published code cuts coordinates with int(), which also reads strings of digits.
-    cut = [[int(value[key][0]), int(value[key][1])] for key in ("points_1", "points_2")]
-    points, box = rollout.pixels(np.array(cut, dtype=np.float64)), _box(rollout)
+    # The published code truncates coordinates with int(), which also reads strings of digits.
+    truncated = [[int(value[key][0]), int(value[key][1])] for key in ("points_1", "points_2")]
+    points, box = rollout.pixels(np.array(truncated, dtype=np.float64)), _box(rollout)
     if not ((points >= box[:2]) & (points <= box[2:])).all():
         return False
     straight, crossed = (sum(map(math.dist, points, order)) for order in (true_points, true_points[::-1]))

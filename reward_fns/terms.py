@@ -1,8 +1,8 @@
-"""Small terms that any reward of this folder takes by name and weight: `samr1.reward.terms: {s_measure: 0.3}`.
+"""Terms that every reward of this folder accepts by name and weight: `samr1.reward.terms: {s_measure: 0.3}`.
 
 A term is a pure function of one response and its row, in [0, 1]. Its weight multiplies it in the score; with weight 0
-it is a metric. Terms that compare masks are 0 where the answer is unusable or meets no pixel of the target, so that no
-answer earns them without a correct object; the others judge what a response says, right or wrong.
+it is only logged. Terms that compare masks are 0 where the answer is unusable or its mask has no pixel of the target.
+The other terms do not check whether the answer is correct, except `no_target`, which compares it with the row.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from samr1_verl.scoring.rollout import Rollout
 class Constants:
     """Constants of the terms, with their sources."""
 
-    points: int = 2  # SocioReasoner: the number of points that scores 1
-    points_width: float = 2.0  # SocioReasoner: standard deviation of the bell around it
-    words: int = 96  # unpublished in words: PixelThink's budget for easy samples counts tokens, which no reward sees
-    words_slope: float = 1 / 500  # unpublished: lost for each word beyond
-    repeats: int = 2  # VisionReasoner: as many sentences seen before score 0
-    structure_objects: float = 0.5  # S-measure, Fan et al. 2017, equation 3: alpha, the object-aware part's share
+    points: int = 2  # SocioReasoner: number of points that scores 1
+    points_width: float = 2.0  # SocioReasoner: standard deviation of the bell curve around that number
+    words: int = 96  # unpublished: PixelThink's budget for easy samples is in tokens, which a reward does not get
+    words_slope: float = 1 / 500  # unpublished: loss per word above the budget
+    repeats: int = 2  # VisionReasoner: number of repeated sentences from which the score is 0
+    structure_objects: float = 0.5  # S-measure, Fan et al. 2017, equation 3: alpha, the share of the object-aware part
     boundary: float = 0.02  # boundary IoU, Cheng et al. 2021, section 4: width of the boundary / image diagonal
 
 
@@ -35,17 +35,17 @@ CONSTANTS = Constants()
 
 
 def think(rollout: Rollout) -> float:
-    """1 where the whole response is `<think>…</think><answer>…</answer>` (Seg-Zero, SAM-R1, VisionReasoner)."""
+    """1 where the response is `<think>…</think><answer>…</answer>`, else 0 (Seg-Zero, SAM-R1, VisionReasoner)."""
     return float(has_think_format(rollout.text))
 
 
 def usable(rollout: Rollout) -> float:
-    """1 where the answer's box and points are valid and meet the image (SAM-R1's format)."""
+    """1 where the answer's box and points are valid and lie in the image, else 0 (SAM-R1's format)."""
     return float(isinstance(rollout.answer, Answer))
 
 
 def point_count(rollout: Rollout) -> float:
-    """exp(-(n-2)²/(2·2²)) of the number n of points, mean over objects; 0 for an unusable answer (SocioReasoner)."""
+    """Mean over objects of exp(-(n-2)²/(2·2²)), n points; 0 for an unusable answer (SocioReasoner)."""
     if isinstance(rollout.answer, Unusable):
         return 0.0
     off = np.array([len(target.points) - CONSTANTS.points for target in rollout.answer.objects_policy])
@@ -53,9 +53,9 @@ def point_count(rollout: Rollout) -> float:
 
 
 def length(rollout: Rollout) -> float:
-    """1 up to a budget of words of reasoning, falling linearly to 0 beyond (after PixelThink and DR²Seg).
+    """1 up to a number of words of reasoning, then falling linearly to 0 (after PixelThink and DR²Seg).
 
-    0 where the reasoning format does not hold: to say nothing is no short reasoning.
+    0 where the reasoning format is not kept, so that a response without reasoning does not count as short reasoning.
     """
     reasoning = thinking(rollout.text)
     if reasoning is None:
@@ -65,9 +65,9 @@ def length(rollout: Rollout) -> float:
 
 
 def non_repetition(rollout: Rollout) -> float:
-    """0 as soon as two sentences of the response were seen before, else 1 (VisionReasoner).
+    """0 where two or more sentences of the response are repetitions, else 1 (VisionReasoner).
 
-    Sentences are the parts between full stops, trimmed; empty ones are dropped.
+    Sentences are the parts between full stops without surrounding space; empty parts do not count.
     """
     sentences = [sentence.strip() for sentence in rollout.text.split(".")]
     sentences = [sentence for sentence in sentences if sentence]
@@ -75,7 +75,7 @@ def non_repetition(rollout: Rollout) -> float:
 
 
 def no_target(rollout: Rollout) -> float:
-    """1 where the row means nothing in its image and the answer is the empty list that says so (Think2Seg-RS)."""
+    """1 where the row has no object and the answer is an empty list, which says so, else 0 (Think2Seg-RS)."""
     nothing = not rollout.truth.masks and not rollout.truth.boxes
     return float(nothing and isinstance(rollout.answer, Unusable) and rollout.answer.reason is Reason.NO_TARGET)
 
@@ -87,7 +87,7 @@ def mask_iou(rollout: Rollout) -> float:
 
 
 def s_measure(rollout: Rollout) -> float:
-    """Structure measure of the predicted mask (Fan et al. 2017, equations 2 to 7; Seg-R1 takes 0.3 of it)."""
+    """Structure measure of the predicted mask (Fan et al. 2017, equations 2 to 7; its weight in Seg-R1 is 0.3)."""
     predicted, target = _masks(rollout)
     if not (predicted & target).any():
         return 0.0
@@ -126,7 +126,7 @@ TERMS: dict[str, Term] = {
 
 
 def weigh(rollout: Rollout, components: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """`score`, every component and term by name before its weight, and the flags of the answer, all floats."""
+    """`score`, the weighted sum; every component and term by name, before its weight; the flags; all floats."""
     values = {name: components[name] if name in components else TERMS[name].function(rollout) for name in weights}
     score = math.fsum(weights[name] * value for name, value in values.items())
     return {"score": score, **values, **rollout.flags}
@@ -134,7 +134,7 @@ def weigh(rollout: Rollout, components: Mapping[str, float], weights: Mapping[st
 
 def _masks(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
     if rollout.masks is None:
-        raise ValueError("a term that compares masks was given none: ask rollout.with_masks first")
+        raise ValueError("the rollout has no masks, which this term compares: call rollout.with_masks first")
     return rollout.masks.predicted, rollout.masks.target
 
 
@@ -144,27 +144,27 @@ def _iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """Pixels of a mask (HxW bool) within `width` pixels of its outside, to which the image's outside belongs."""
-    side = 2 * width + 1  # eroding `width` times by 3x3 is eroding once by a square of this side
+    """The pixels of a mask, HxW bool, within `width` pixels of its contour, to which the image's border belongs."""
+    side = 2 * width + 1  # one erosion by a square of this side equals `width` erosions by 3x3
     eroded = ndimage.minimum_filter(mask.astype(np.uint8), size=side, mode="constant", cval=0)
     return mask & (eroded == 0)
 
 
 def _object_similarity(predicted: np.ndarray, target: np.ndarray) -> float:
-    """S_o: how evenly the prediction fills the target and spares the rest, weighed by the target's share."""
+    """S_o: the evenness of the prediction inside and outside the target, weighted by their shares of the image."""
     share = float(target.mean())
     return share * _evenness(predicted[target]) + (1 - share) * _evenness(~predicted[~target])
 
 
 def _evenness(hits: np.ndarray) -> float:
-    """2x / (x² + 1 + s) of the hits' mean x and sample standard deviation s; equation 5 with lambda = 1/2."""
+    """2x / (x² + 1 + s) with mean x and sample standard deviation s of `hits`; equation 5 with lambda = 1/2."""
     mean = float(hits.mean())
     deviation = math.sqrt(mean * (1 - mean) * hits.size / (hits.size - 1)) if hits.size > 1 else 0.0
     return 2 * mean / (mean**2 + 1 + deviation)
 
 
 def _region_similarity(predicted: np.ndarray, target: np.ndarray) -> float:
-    """S_r: the SSIM of the four regions around the target's centroid, weighed by their share of the image."""
+    """S_r: the SSIM of the four regions around the target's centroid, weighted by their share of the image."""
     row, column = (_middle(target.sum(axis=axis)) + 1 for axis in (1, 0))
     total = 0.0
     for rows in (slice(None, row), slice(row, None)):
@@ -175,12 +175,12 @@ def _region_similarity(predicted: np.ndarray, target: np.ndarray) -> float:
 
 
 def _middle(counts: np.ndarray) -> int:
-    """The mean position of pixels along an axis, rounded, from their numbers at each position."""
+    """The mean position of pixels along an axis, rounded. `counts`: number of pixels per position."""
     return round(float(counts @ np.arange(len(counts))) / float(counts.sum()))
 
 
 def _ssim(predicted: np.ndarray, target: np.ndarray) -> float:
-    """Structural similarity of two binary regions from their means, variances and covariance, without constants."""
+    """SSIM of two binary regions from means, variances and covariance, without the stabilising constants."""
     x, y, n = float(predicted.mean()), float(target.mean()), target.size
     correction = n / (n - 1) if n > 1 else 0.0
     variances = (x * (1 - x) + y * (1 - y)) * correction

@@ -5,9 +5,9 @@
 
     GRPOTrainer(model, reward_funcs=trl_reward(compute_score), train_dataset=rows, …)
 
-where `rows` has the columns `data_source` (str), `ground_truth` (str) and `extra_info` (struct) that compute_score
-takes, beside TRL's own `prompt` and `image`. TRL 1.0 to 1.12: verl 0.9.1 imports a class from any TRL it finds, which
-later ones no longer have, and then no verl run starts in that environment.
+where `rows` has compute_score's columns `data_source` (str), `ground_truth` (str) and `extra_info` (struct), and TRL's
+own `prompt` and `image`. Use TRL 1.0 to 1.12: verl 0.9.1 imports a class from an installed TRL that later versions no
+longer have, and then no verl run starts in that environment.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def trl_reward(
     """A reward function with TRL's signature, named after the reward's module.
 
     Args:
-        compute_score: one of this folder's, or any with the same signature.
-        reward_kwargs: its keyword arguments, as under verl's `reward_kwargs`.
+        compute_score: a reward of this folder, or any function with the same signature.
+        reward_kwargs: keyword arguments of compute_score, as under verl's `reward_kwargs`.
 
     Returns:
-        An async function of completions and columns that returns one score a completion, all computed concurrently, and
-        logs the mean of every other key as `reward/<key>`. What compute_score raises ends the training step.
+        An async function of completions and columns. It returns one score per completion, computes them concurrently,
+        and logs the mean of every other key as `reward/<key>`. An exception of compute_score ends the training step.
     """
 
     async def reward(
@@ -47,8 +47,8 @@ def trl_reward(
         rows = zip(data_source, completions, ground_truth, extra_info, strict=True)
         scores = await asyncio.gather(
             *(
-                compute_score(source, _text(said), truth, dict(extra), **reward_kwargs)
-                for source, said, truth, extra in rows
+                compute_score(source, _text(completion), truth, dict(extra), **reward_kwargs)
+                for source, completion, truth, extra in rows
             )
         )
         if log_metric is not None:

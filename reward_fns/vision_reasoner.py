@@ -3,8 +3,8 @@
     R = think (1) + format (2) + accuracy (3) + non_repetition (1)
 
 The answer is a JSON list of {"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}. No mask is compared, so training needs
-no segmenter. The published rules are kept to the letter; the flags `answer/<reason>` tell the strict parser's verdict.
-In a recipe:
+no segmenter. The terms follow the published code exactly. The flags `answer/<reason>` are the result of the strict
+parser (samr1_verl/answers.py), which the terms do not use. In a recipe:
 
     reward.custom_reward_function:
       path: pkg://reward_fns.vision_reasoner
@@ -30,8 +30,8 @@ WEIGHTS = {"think": 1.0, "format": 1.0, "accuracy": 1.0, "non_repetition": 1.0} 
 class Constants:
     """The reward's constants, from its code; the thresholds of a pair are in reward_fns/boxes.py."""
 
-    box: float = 1.0  # a list of 4 under bbox_2d
-    point: float = 1.0  # a list of 2 under point_2d
+    box: float = 1.0  # format score of a list of 4 under bbox_2d
+    point: float = 1.0  # format score of a list of 2 under point_2d
 
 
 CONSTANTS = Constants()
@@ -52,18 +52,19 @@ async def compute_score(
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has a box
-            and at least one point an object, and needs neither masks nor an image. Accuracy is 0 where it means none.
-        segmenter: the recipe's `samr1.segmenter`, for terms that compare masks.
+            and at least one point per object, and needs neither masks nor an image. Accuracy is 0 where the row has no
+            object.
+        segmenter: the recipe's `samr1.segmenter`; needed for terms that compare masks.
         reward: the recipe's `samr1.reward`: `terms` and `caps`; None: the reward's own values.
-        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds beside a reward model.
+        verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
-        `score`; the four components and every further term before their weights; `acc`, the summed IoU of matched boxes
-        over the larger number of objects; the flags `answer/<reason>`.
+        All floats: `score`; the four components and every further term before their weights; `acc`, the sum of the IoUs
+        of matched boxes divided by the larger number of objects; the flags `answer/<reason>`.
 
     Raises:
-        ConfigError: a keyword argument is wrong.
-        RowError: ground_truth or extra_info cannot be used.
+        ConfigError: a keyword argument is invalid.
+        RowError: ground_truth or extra_info is invalid, or an object has no box or point.
         ImageError, SegmenterError: with terms that compare masks, as in `reward_fns.samr1`.
     """
     arguments = ARGUMENTS(reward, segmenter, verls_own)
@@ -79,7 +80,13 @@ async def compute_score(
 
 
 def accuracy_of(rollout: Rollout) -> tuple[float, float]:
-    """The accuracy in [0, 3] of the best matching, and the IoU of its boxes in [0, 1]. Raises RowError."""
+    """The accuracy of the best matching in [0, 3] and the IoU of its boxes in [0, 1].
+
+    Both are sums over matched objects, divided by the larger number of objects.
+
+    Raises:
+        RowError: an object of the row has no box or point.
+    """
     pairs = pairs_of(rollout)
     if pairs is None:
         return 0.0, 0.0

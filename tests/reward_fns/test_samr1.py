@@ -207,7 +207,7 @@ async def test_a_fault_of_the_segmenter_is_an_exception_never_a_score(score, fak
         (truth_json(masks=["0"]), {}, r"ground_truth\.masks: RLE describes 0 pixels, the image has 100x200"),
         (truth_json(ignore="0"), {}, r"ground_truth\.ignore: RLE describes 0 pixels"),
         (truth_json(unknown=1), {}, r"ground_truth\.unknown: "),
-        (TRUTH, {"image": None}, r"extra_info\.image and extra_info\.sha256 must be there"),
+        (TRUTH, {"image": None}, r"extra_info\.image and extra_info\.sha256 are required"),
         (TRUTH, {"sha256": 5}, r"extra_info\.sha256: .*found '5'"),
         (TRUTH, {"policy_size": [0, 10]}, r"extra_info\.policy_size\.0: "),
         (TRUTH, {"frame": "percent"}, r"extra_info\.frame: .*found 'percent'"),

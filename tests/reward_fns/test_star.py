@@ -130,7 +130,7 @@ def test_answers_are_read_in_thousandths_on_request(fake, tmp_path):
     [
         (truth([A]), {}, r"masks holds 0 masks for 1 boxes: this reward compares one mask per object"),
         (truth_with_masks(A, masks=["0"]), {}, r"ground_truth\.masks or ignore: RLE describes 0 pixels"),
-        (truth_with_masks(A), {"image": None}, r"extra_info\.image and extra_info\.sha256 must be there"),
+        (truth_with_masks(A), {"image": None}, r"extra_info\.image and extra_info\.sha256 are required"),
     ],
 )
 @pytest.mark.parametrize("text", ["", think(objects(A))])
