@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = (".py", ".yaml", ".jinja", ".js", ".css")
+SHIPPED = (".py", ".typed", ".yaml", ".jinja", ".js", ".css")
 ELSEWHERE = """
 import importlib.metadata, json, sys
 import hydra_plugins.samr1, recipes, reward_fns, samr1_verl, samr1_verl.prompts.templates
