@@ -1,8 +1,7 @@
-"""From a parquet row to the prompt that verl's rollout gets, in the policy's frame.
+"""verl's data set over parquet rows: it makes the prompt of a rollout, in the policy frame.
 
-Only paths travel: a row is copied for each of its rollouts, so it carries the image's path and digest, and the ground
-truth as compressed RLE. The image is opened at the start of a rollout, in the agent loop, by
-`process_multi_modal_info`.
+verl copies a row for each of its rollouts. Therefore an item has the image's path and digest and the ground truth as
+compressed RLE, but no pixels. `process_multi_modal_info` opens the image in the agent loop, at the start of a rollout.
 """
 
 from __future__ import annotations
@@ -29,35 +28,34 @@ from samr1_verl.service.client import announce
 logger = logging.getLogger(__name__)
 
 _announcing: set[asyncio.Task[None]] = set()
-_BATCH = 1024  # prompts tokenized together when their lengths are checked
+_BATCH = 1024  # number of prompts that are tokenized together for the check of their lengths
 
 
 class SegmentationDataset(RLHFDataset):
     """Rows of samr1_verl.rows.record for verl.
 
-    Set `data.custom_cls` to path pkg://samr1_verl.training.dataset and this name.
+    To use it, set `data.custom_cls` to path pkg://samr1_verl.training.dataset and this name. It reads
+    `data.segmentation` (policy_size, frame, prompt) in addition to verl's own keys. An item is a dict with
 
-    Reads `data.segmentation` (policy_size, frame, prompt) beside verl's own keys. An item is a dict with
-
-        raw_prompt: chat messages; the image item holds an absolute path and the policy's size
+        raw_prompt: chat messages; the image item has an absolute path and the policy's size
         data_source: str
         reward_model: {"ground_truth": JSON string, see Record.ground_truth}
         extra_info: {"image": absolute path, "sha256": hex, "policy_size": [W, H], "frame", "index": row, "category",
             "sentence"}
 
-    and the fields verl's trainer expects of every data set.
+    and the fields that verl's trainer expects of every data set.
 
     Raises:
-        DataError: a file cannot be used, or prompts are longer than data.max_prompt_length (verl would lose their
-            rollouts one by one; data.filter_overlong_prompts leaves them out and counts them in a warning).
+        DataError: a file is invalid, or prompts are longer than data.max_prompt_length, so that verl would lose their
+            rollouts one by one. data.filter_overlong_prompts=true leaves such rows out and logs their number.
         ConfigError: data.segmentation or the processor does not fit.
     """
 
     def _read_files_and_tokenize(self) -> None:
-        """Called by RLHFDataset.__init__ and on resume, when files are local and the processor is known."""
+        """Read and check the files. RLHFDataset.__init__ calls it, also on resume, when the files are local."""
         if self.processor is None:
             raise ConfigError(
-                "actor_rollout_ref.model.path: the model has no processor, so it cannot see images. Use a "
+                "actor_rollout_ref.model.path: the model has no processor, so it takes no images. Use a "
                 "vision-language model such as Qwen/Qwen2.5-VL-7B-Instruct"
             )
         self._prompt = prompt_config(self.config)
@@ -70,7 +68,7 @@ class SegmentationDataset(RLHFDataset):
         logger.info("%d of %d rows of %s", len(self._rows), self._table.num_rows, list(self.data_files))
 
     def _select(self, total: int) -> np.ndarray:
-        """Rows in use after verl's `data.{train,val}_max_samples`: random ones if data.shuffle, else the first."""
+        """The rows within verl's `data.{train,val}_max_samples`: random with data.shuffle, else the first."""
         if not 0 < self.max_samples < total:
             return np.arange(total)
         if not self.shuffle:
@@ -96,7 +94,7 @@ class SegmentationDataset(RLHFDataset):
         return np.delete(rows, overlong)
 
     def _lengths(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Tokens in each prompt, shape [rows], computed without opening an image."""
+        """Number of tokens per prompt, [rows] int64. Opens no image."""
         texts, image_tokens = [], []
         columns = self._table.select(["sentence", "image", "width", "height"])
         for number, row in zip(rows, columns.take(pa.array(rows)).to_pylist(), strict=True):
@@ -115,7 +113,7 @@ class SegmentationDataset(RLHFDataset):
         if count != 1:
             raise DataError(
                 f"{self._where(row)}: its prompt holds {count} image tokens ({self.processor.image_token}), expected "
-                "1. Take the token out of the row's sentence, or use a model whose chat template shows images"
+                "1. Remove the token from the row's sentence, or use a model whose chat template has images"
             )
         return text
 
@@ -129,7 +127,7 @@ class SegmentationDataset(RLHFDataset):
             ) from error
 
     def _locate(self, row: int) -> tuple[str, int]:
-        """File and row in that file of a row of the concatenated table."""
+        """File, and row in that file, of a row of the concatenated table."""
         index = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.data_files[index], int(row - self._first_rows[index])
 
@@ -158,11 +156,15 @@ class SegmentationDataset(RLHFDataset):
     async def process_multi_modal_info(
         cls, messages: list[dict], image_patch_size: int, config: DictConfig | None
     ) -> tuple[list[Image.Image] | None, None, None]:
-        """Images, videos and audios of a prompt, called by verl's agent loop when a rollout starts.
+        """The images of a prompt; None for videos and audios. verl's agent loop calls it when a rollout starts.
 
-        Images come back in the policy's frame, opened in a thread so that the other rollouts go on. The message says
-        the size, not `image_patch_size`. Where `config` has `encode_ahead`, a segmenter, its service is told of each
-        image, and not waited for.
+        Images have the policy's size, which the message gives (`image_patch_size` is not used), and are opened in a
+        thread, so that other rollouts continue. Where `config` has a segmenter under `encode_ahead`, its service starts
+        to encode each image; this call does not wait for it.
+
+        Raises:
+            DataError: the prompt has other media than images.
+            ImageError: an image is missing or unreadable.
         """
         items = [item for message in messages for item in message["content"] if isinstance(item, dict)]
         shown = [item for item in items if item["type"] == "image"]
@@ -171,9 +173,9 @@ class SegmentationDataset(RLHFDataset):
             raise DataError(f"a prompt holds {sorted(other)}; SegmentationDataset shows images and text only")
         if config is not None and (segmenter := config.get("encode_ahead")) is not None:
             for item in shown:
-                told = asyncio.create_task(announce(segmenter, item["image"], item["sha256"]))
-                _announcing.add(told)  # an event loop keeps no reference to its tasks
-                told.add_done_callback(_announcing.discard)
+                task = asyncio.create_task(announce(segmenter, item["image"], item["sha256"]))
+                _announcing.add(task)  # an event loop keeps no reference to its tasks
+                task.add_done_callback(_announcing.discard)
         loop = asyncio.get_running_loop()
         images = [
             await loop.run_in_executor(

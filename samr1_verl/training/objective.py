@@ -5,32 +5,37 @@ For one prompt with rollouts o_1 … o_G, rewards r_i, and p_it the probability 
     J = 1/Σ_i|o_i| · Σ_i Σ_t [ min(p_it·A_i, clip(p_it, 1-ε_low, 1+ε_high)·A_i) - β·D_KL(π_θ‖π_ref)_it ]
     A_i = (r_i - mean_j r_j) / (std_j r_j + 1e-6)
 
-The loss is -J, averaged over the prompts that returned any token. verl's loss sees neither prompts nor groups, and its
-mini-batches split groups. So two registered functions share the work:
+The loss is -J, averaged over the prompts that have any response token. verl's loss knows neither prompts nor groups,
+and its mini-batches split groups. Therefore two registered functions share the work:
 
-- the advantage estimator `samr1` sees the whole rollout batch. It gives each token the weight w_i = B / (N·Σ_j|o_j|) of
+- the advantage estimator `samr1` has the whole rollout batch. It gives each token the weight w_i = B / (N·Σ_j|o_j|) of
   its group (B rows, verl's padding rows included; N groups that have tokens) and returns w_i·A_i;
 - the policy loss `samr1` sums over tokens and divides by the rows of a mini-batch, verl's `global_batch_size`. min and
-  clip commute with a positive factor, so that weighing A_i weighs the clipped term.
+  clip commute with a positive factor, so a weight on A_i is a weight on the clipped term.
 
 B / global_batch_size is the number M of mini-batches: the loss of a mini-batch is M/N · Σ_i 1/Σ_j|o_j| · Σ_t [...] over
-its rows. What is exact, and what is not:
+its rows. Exactness:
 
-- exact: each group's policy term, for any split into mini-batches, micro-batches and data-parallel ranks. The loss of a
+- policy term: exact per group, for any split into mini-batches, micro-batches and data-parallel ranks. The loss of a
   mini-batch of whole groups is the mean over them (times M·n/N for n of N groups); the mean over mini-batches is -J;
-- exact: a lost rollout is missing from its group's mean, standard deviation and token count alike;
-- the KL term is added by verl, outside the policy loss, with `actor.loss_agg_mode`. `trainer.v1.trainer_mode: samr1`
-  (trainer.py) gives the actor a loss that weighs it like the policy term: exact. Under verl's own trainers it is
-  divided by the tokens of the mini-batch (`token-mean`) instead of the group's: a group of long answers then
-  counts for more than one of short ones. Its coefficient has the same meaning either way.
+- lost rollouts: exact; they count neither in their group's mean and standard deviation nor in its number of tokens;
+- KL term: verl adds it outside the policy loss, with `actor.loss_agg_mode`. With `trainer.v1.trainer_mode: samr1`
+  (trainer.py) the actor's loss weights it like the policy term, which is exact. Under verl's own trainers it is divided
+  by the tokens of the mini-batch (`token-mean`) and not of the group, so a group of long answers has a larger weight
+  than a group of short answers. The meaning of its coefficient is the same in both cases.
 
-Other normalisers, for ablations: `batch` is verl's `token-mean` (the tokens of a mini-batch), `sequence` its
-`seq-mean-token-mean` (GRPO: the mean over rollouts of each one's mean).
+Other normalisers, for ablations: `batch` is verl's `token-mean` (divides by the tokens of a mini-batch), `sequence`
+verl's `seq-mean-token-mean` (GRPO: the mean over rollouts of the mean over their tokens).
 
-Departures from verl's `grpo` and `vanilla`: the advantages of a group of one, or of equal rewards, are exactly 0 (verl
-trains a group of one on its raw reward, and divides rounding errors by 1e-6); no dual clip unless `actor.clip_ratio_c`
-is a number (the recipe sets null). Every row is one rollout: an agent loop that returns several rows a session is not
-told apart. `returns`, otherwise read by a critic only, carries w_i.
+Differences to verl's `grpo` and `vanilla`:
+
+- the advantages of a group with one rollout, or with equal rewards, are exactly 0. verl trains a group with one rollout
+  on its raw reward, and divides rounding errors by 1e-6;
+- there is no dual clip unless `actor.clip_ratio_c` is a number (the recipe sets null);
+- every row counts as one rollout, also where an agent loop returns several rows per session;
+- `returns`, which otherwise only a critic reads, holds w_i.
+
+Legend: B rows (rollouts), T response tokens, G groups; a name's suffix gives its dimensions.
 """
 
 import hashlib
@@ -47,15 +52,15 @@ from verl.workers.config import PolicyLossConfig as VerlPolicyLossConfig
 
 NORMALIZERS = ("group", "batch", "sequence")
 
-# verl's own guard against division by zero, `compute_grpo_outcome_advantage`.
+# Summand against division by zero, from verl's `compute_grpo_outcome_advantage`.
 EPSILON = 1e-6
 
-# verl's clamp of the log ratio, `compute_policy_loss_vanilla`.
+# Limit of the log ratio, from verl's `compute_policy_loss_vanilla`.
 MAX_LOG_RATIO = 20.0
 
 
 def check_normalizer(value: object, key: str) -> str:
-    """Return `value` if it names a normaliser; `key` is the configuration key to blame otherwise (ValueError)."""
+    """Return `value` if it is one of NORMALIZERS. Otherwise raise ValueError, with the configuration key `key`."""
     if value not in NORMALIZERS:
         raise ValueError(f"{key}: found {value!r}, expected one of {', '.join(NORMALIZERS)}. Set it in the recipe.")
     return str(value)
@@ -63,7 +68,7 @@ def check_normalizer(value: object, key: str) -> str:
 
 @dataclass
 class PolicyLossConfig(VerlPolicyLossConfig):
-    """verl's `actor.policy_loss` with the normaliser beside it, for verl hands a policy loss nothing but `actor`.
+    """verl's `actor.policy_loss` with the normaliser: a policy loss of verl gets the `actor` configuration only.
 
     A recipe selects it with `policy_loss._target_: samr1_verl.training.objective.PolicyLossConfig`.
     """
@@ -75,18 +80,24 @@ class PolicyLossConfig(VerlPolicyLossConfig):
 
 
 def group_of_each_row(uids_B: np.ndarray) -> torch.Tensor:
-    """Number the prompts 0 … N-1 in the order their first row appears: int64, shape (B,)."""
+    """The group of each row, int64 (B,): prompts are numbered 0 … N-1 in the order of their first rows.
+
+    Args:
+        uids_B: (B,), the uid of each row's prompt.
+    """
     numbers: dict[object, int] = {}
     return torch.tensor([numbers.setdefault(uid, len(numbers)) for uid in uids_B], dtype=torch.int64)
 
 
 def shuffle_within_groups(rewards_B: torch.Tensor, mask_BT: torch.Tensor, groups_B: torch.Tensor) -> torch.Tensor:
-    """The control of a training run: every group keeps its rewards, but which rollout earned which is lost.
+    """Rewards shuffled among the rollouts of each group, float64 (B,): the control of a training run.
 
-    The permutations are drawn from a generator seeded with the batch's own rewards, token counts and grouping. (verl's
-    uids are drawn anew in every run, and an estimator is told neither the seed nor the step.) The same rows in the same
-    order are shuffled in the same way, in a repeated or resumed run; a batch that differs anywhere is shuffled
-    independently of it.
+    The seed of the permutations is a hash of the batch's rewards, token counts and groups, because an estimator gets
+    neither the run's seed nor its step, and verl's uids differ in every run. So a repeated or resumed run shuffles the
+    same rows in the same way, and a batch with any difference is shuffled independently.
+
+    Args:
+        rewards_B: float64. mask_BT: bool. groups_B: int64, as `group_of_each_row`.
     """
     content = torch.stack([rewards_B, mask_BT.sum(-1).double(), groups_B.double()]).cpu().numpy().tobytes()
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest(), "big"))
@@ -98,7 +109,7 @@ def shuffle_within_groups(rewards_B: torch.Tensor, mask_BT: torch.Tensor, groups
 
 
 def group_advantages(rewards_B: torch.Tensor, groups_B: torch.Tensor, standardize: bool) -> torch.Tensor:
-    """A_i of every rollout: its reward minus its group's mean, over the group's standard deviation (n-1) plus 1e-6.
+    """A_i per rollout: the reward minus the group's mean, divided by the group's standard deviation (n-1) plus 1e-6.
 
     Args:
         rewards_B: float64, one scalar reward per rollout, finite.
@@ -106,7 +117,7 @@ def group_advantages(rewards_B: torch.Tensor, groups_B: torch.Tensor, standardiz
         standardize: whether to divide by the standard deviation.
 
     Returns:
-        float64, shape (B,). Exactly 0 throughout a group of one or of equal rewards.
+        float64 (B,); exactly 0 in a group with one rollout or with equal rewards.
     """
     advantages_B = torch.zeros_like(rewards_B)
     for group in groups_B.unique():
@@ -122,15 +133,15 @@ def group_advantages(rewards_B: torch.Tensor, groups_B: torch.Tensor, standardiz
 def token_weights(mask_BT: torch.Tensor, groups_B: torch.Tensor, normalizer: str) -> torch.Tensor:
     """The weight of each rollout's tokens in a loss that sums over tokens and divides by the rows of a mini-batch.
 
-    (`batch` divides by the tokens of a mini-batch instead, which only the loss knows: its weights are 1.)
+    For `batch` the weights are 1: the loss divides by the tokens of a mini-batch, which only the loss knows.
 
     Args:
-        mask_BT: bool, true where a response token counts. Padding rows have none.
+        mask_BT: bool, true where a response token counts; all false in padding rows.
         groups_B: int64, the group of each row.
         normalizer: one of NORMALIZERS.
 
     Returns:
-        float64, shape (B,); 0 for rows whose normaliser is 0.
+        float64 (B,); 0 for rows whose normaliser is 0.
     """
     tokens_B = mask_BT.sum(-1).double()
     if normalizer == "batch":
@@ -148,19 +159,19 @@ def token_weights(mask_BT: torch.Tensor, groups_B: torch.Tensor, normalizer: str
 def compute_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, config: Mapping[str, Any], index: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's hook: each token's advantage times its weight, and the weight alone.
+    """The advantage estimator that verl calls: the weighted advantage and the weight of each token.
 
     Args:
-        token_level_rewards: float, shape (B, T). A rollout's reward is the sum of its row.
-        response_mask: int or bool, shape (B, T).
+        token_level_rewards: float (B, T). A rollout's reward is the sum of its row.
+        response_mask: int or bool (B, T).
         config: verl's `algorithm` section; reads normalizer, standardize and shuffle_rewards under `samr1`.
-        index: shape (B,), the prompt's uid of each row; rows of one uid are a group.
+        index: (B,), the uid of each row's prompt; rows with the same uid are a group.
 
     Returns:
-        w_i·A_i and w_i, both float32 of shape (B, T), 0 where the mask is.
+        w_i·A_i and w_i, both float32 (B, T), 0 outside the mask.
 
     Raises:
-        ValueError: a reward that is not finite; `algorithm.samr1` absent or wrong.
+        ValueError: a reward is not finite, or `algorithm.samr1` is missing or invalid.
     """
     settings = config.get("samr1")
     if settings is None:
@@ -188,13 +199,16 @@ def compute_advantage(
 def reduce_tokens(
     values_BT: torch.Tensor, mask_BT: torch.Tensor, normalizer: str, batch_info: Mapping[str, Any]
 ) -> torch.Tensor:
-    """A micro-batch's part of its mini-batch's loss, times dp_size because the engine averages gradients over ranks.
+    """A micro-batch's part of its mini-batch's loss, times dp_size, because the engine averages gradients over ranks.
 
     Args:
-        values_BT: each token's loss, times its weight.
+        values_BT: float, the loss of each token times its weight.
         mask_BT: bool.
         normalizer: one of NORMALIZERS.
         batch_info: verl's `global_batch_info`: dp_size, batch_num_tokens, global_batch_size.
+
+    Raises:
+        ValueError: `batch_info` lacks the divisor.
     """
     name = "batch_num_tokens" if normalizer == "batch" else "global_batch_size"
     divisor = batch_info.get(name)
@@ -203,7 +217,7 @@ def reduce_tokens(
             f"global_batch_info.{name}: found None, expected the mini-batch's number. Call the loss through verl's "
             "ppo_loss, which sets it."
         )
-    # A mini-batch can hold nothing but verl's padding when prompts were lost: no tokens, and nothing to learn.
+    # After lost prompts a mini-batch may consist of verl's padding only: it has no tokens and no gradient.
     return masked_sum(values_BT, mask_BT) / max(divisor, 1) * batch_info["dp_size"]
 
 
@@ -217,20 +231,21 @@ def compute_policy_loss(
     config: ActorConfig,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """verl's hook: the clipped policy term of a micro-batch of B rows and T response tokens.
+    """The policy loss that verl calls: the clipped policy term of a micro-batch of B rows and T response tokens.
 
     Args:
         old_log_prob, log_prob: float (B, T), before and during the update.
-        advantages: float (B, T), from the estimator `samr1`: the weights are in them.
+        advantages: float (B, T), from the estimator `samr1`, weights included.
         response_mask: bool (B, T).
         loss_agg_mode: ignored; the normaliser is `config.policy_loss.normalizer`.
         config: verl's actor configuration: clip_ratio_low, clip_ratio_high, clip_ratio_c, global_batch_info.
         rollout_is_weights: optional (B, T), verl's correction of the rollout engine's probabilities.
 
     Returns:
-        The loss, and metrics as means over the micro-batch's tokens, named `actor/…`: ppo_kl and the shares clipped on
-        either side (pg_clipfrac), above 1+ε_high (pg_clipfrac_high) and below 1-ε_low (pg_clipfrac_low); with the dual
-        clip also what verl calls pg_clipfrac_lower. verl logs their mean over micro-batches, mini-batches and ranks.
+        The loss (scalar), and metrics named `actor/…`, which are means over the micro-batch's tokens: ppo_kl, and the
+        shares of tokens that are clipped on both sides (pg_clipfrac), above 1+ε_high (pg_clipfrac_high), below 1-ε_low
+        (pg_clipfrac_low), and with the dual clip by it (pg_clipfrac_lower). verl logs their mean over micro-batches,
+        mini-batches and ranks.
     """
     key = "actor_rollout_ref.actor.policy_loss.normalizer"
     normalizer = check_normalizer(config.policy_loss.get("normalizer"), key)

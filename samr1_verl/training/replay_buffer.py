@@ -1,20 +1,20 @@
-"""The replay buffer, which adds training metrics that verl lacks: each component of the reward, and the groups.
+"""verl's replay buffer with further training metrics: every component of the reward, the groups, and times.
 
-verl logs the parts of a reward at validation only. But a recipe may replace the buffer from which it samples finished
-rollouts, and verl logs the metrics which that returns:
+verl logs the components of a reward at validation only. A recipe may replace the buffer that hands finished rollouts to
+the training, and verl logs the metrics that the buffer returns:
 
     trainer.v1.sampler.custom_sampler: {path: pkg://samr1_verl.training.replay_buffer, name: ReplayBuffer}
 
-One step's metrics, over the rollouts it trains on, verl's padding rows not among them:
+The metrics of a step, over its rollouts without verl's padding rows:
 
     reward/<key>                       mean of a numeric key of the reward's dict: reward/acc, reward/answer/not_json, …
-    critic/groups/zero_advantage_frac  share of groups whose rewards are all equal, or that hold one rollout
-    critic/groups/count                prompts of which a rollout came back
-    critic/groups/size/mean, min       rollouts of a group
-    critic/groups/tokens/mean, max, min  response tokens of a group
-    reward/seconds/mean, max           from a finished answer to its reward, queues included
-    reward/exposed_seconds             what the reward adds to the rollouts of the step, beyond generation
-    reward/step_share                  that, as a share of the time since the step before
+    critic/groups/zero_advantage_frac  share of groups with one rollout, or with equal rewards only
+    critic/groups/count                number of prompts with at least one finished rollout
+    critic/groups/size/mean, min       rollouts per group
+    critic/groups/tokens/mean, max, min  response tokens per group
+    reward/seconds/mean, max           seconds from a finished answer to its reward, queues included
+    reward/exposed_seconds             seconds by which the rewards make the rollouts of the step longer
+    reward/step_share                  exposed_seconds as a share of the time since the last step
 """
 
 import time
@@ -30,15 +30,15 @@ from verl.utils import tensordict_utils as tu
 
 from samr1_verl.training.validation import Validated
 
-POLL_S = 0.2  # verl looks for finished rollouts every 2 s, which is up to a sixth of a step of the tiny recipe
+POLL_S = 0.2  # seconds between two checks for finished rollouts; verl's 2 s are up to a sixth of a tiny recipe's step
 
 
 def reward_metrics(rewards: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """`reward/<key>`, the mean over rollouts, for every key of the reward's dicts.
 
     Raises:
-        ValueError: the dicts have different keys, or a value is not a number. verl asks for the same numeric keys every
-            time; a mean over a changing part of the rollouts would move although no reward did.
+        ValueError: the dicts have different keys, or a value is not a number. verl requires the same numeric keys in
+            every dict, and a mean over a changing part of the rollouts could change although no reward changed.
     """
     keys = set(rewards[0])
     for row, reward in enumerate(rewards):
@@ -54,7 +54,7 @@ def reward_metrics(rewards: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def group_metrics(uids: Sequence[str], scores: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
-    """`critic/groups/…` from each rollout's prompt, summed reward and number of response tokens."""
+    """`critic/groups/…`, from the prompt's uid, the reward and the number of response tokens of each rollout."""
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, uid in enumerate(uids):
         rows_of[uid].append(row)
@@ -73,10 +73,10 @@ def group_metrics(uids: Sequence[str], scores: Sequence[float], tokens: Sequence
 
 
 def time_metrics(generated: Sequence[float], scored: Sequence[float]) -> dict[str, float]:
-    """`reward/seconds/…` and `reward/exposed_seconds` from each rollout's seconds of generation and of reward.
+    """`reward/seconds/…` and `reward/exposed_seconds`, from the seconds of generation and of reward of each rollout.
 
-    The synchronous trainer starts a step's rollouts together, so the last answer is there after the longest generation,
-    and the last reward after the longest sum.
+    The synchronous trainer starts all rollouts of a step together. So the last answer is finished after the longest
+    generation, and the last reward after the longest sum of both.
     """
     total = [generation + reward for generation, reward in zip(generated, scored, strict=True)]
     return {
@@ -87,10 +87,13 @@ def time_metrics(generated: Sequence[float], scored: Sequence[float]) -> dict[st
 
 
 class ReplayBuffer(replay_buffer.ReplayBuffer):
-    """verl's buffer of the synchronous trainers, which also measures what it hands out.
+    """verl's buffer for synchronous trainers, with metrics of the rollouts that it hands out.
 
-    verl builds a buffer that a recipe names without its own filters: `algorithm.filter_groups` and
+    verl builds a buffer that a recipe names without verl's filters: `algorithm.filter_groups` and
     `sampler.sync_refill_failed_groups` have no effect.
+
+    Raises:
+        ValueError: `trainer_mode` is not a synchronous one.
     """
 
     def __init__(self, trainer_mode: str, *args: Any, **kwargs: Any) -> None:
@@ -101,11 +104,11 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
                 "trainer.v1.sampler.custom_sampler.path=null."
             )
         super().__init__(trainer_mode, *args, poll_interval=POLL_S, **kwargs)
-        self._sampled: float | None = None  # when the last batch for training left, on the monotonic clock
-        self._validated: dict[int, list[Validated]] = {}  # of the last validation, by its step
+        self._sampled: float | None = None  # time of the last batch for training, on the monotonic clock
+        self._validated: dict[int, list[Validated]] = {}  # rows of the last validation, by its step
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
-        """verl's `sample`: the batch, and its metrics together with ours when it is for training."""
+        """verl's `sample`: the batch and verl's metrics, with the metrics of this file for a training batch."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         if partition_id == "train":
             metrics = {**metrics, **measure(batch)}
@@ -118,12 +121,12 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         return batch, metrics
 
     def take_validated(self, global_steps: int) -> list[Validated]:
-        """The rows of the validation at a step, once."""
+        """The rows of the validation at a step, which are then forgotten; empty: no such validation."""
         return self._validated.pop(global_steps, [])
 
 
 def validated(batch: KVBatchMeta) -> list[Validated]:
-    """Fetch the responses of a validation batch, their rows and what they earned from TransferQueue."""
+    """Fetch the responses, rows and scores of a validation batch from TransferQueue."""
     data = tq.kv_batch_get(
         keys=batch.keys,
         partition_id=batch.partition_id,
@@ -141,7 +144,7 @@ def validated(batch: KVBatchMeta) -> list[Validated]:
 
 
 def measure(batch: KVBatchMeta) -> dict[str, float]:
-    """Fetch what the rollouts of `batch` earned from TransferQueue and summarise it."""
+    """Fetch the rewards, tokens and times of a batch's rollouts from TransferQueue, and return their metrics."""
     data = tq.kv_batch_get(
         keys=batch.keys,
         partition_id=batch.partition_id,

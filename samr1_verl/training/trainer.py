@@ -1,13 +1,14 @@
-"""verl's synchronous trainer with more metrics at validation, and the KL term weighed like the policy term.
+"""verl's synchronous trainer with more metrics at validation, and with the KL term weighted like the policy term.
 
-`trainer.v1.trainer_mode: samr1` is verl's `sync`. At each validation it also logs and keeps what validation.py
-describes. Under the policy loss `samr1` the KL term is exact as well: verl adds it outside the policy loss, where no
-registered function sees a token's weight. But trainers can be registered, and an actor takes a loss from its trainer
-(`set_loss_fn`, which verl's own use for the critic). This one sends verl's `ppo_loss` without KL, plus
+`trainer.v1.trainer_mode: samr1` is verl's `sync` with two additions. At each validation it logs the metrics and keeps
+the samples of validation.py. And under the policy loss `samr1` the KL term is exact. verl adds the KL term outside the
+policy loss, where no registered function has a token's weight. But trainers can be registered, and an actor takes a
+loss from its trainer (`set_loss_fn`, which verl's trainers use for the critic). The loss of this trainer is verl's
+`ppo_loss` without KL, plus
 
     β · 1/rows Σ_it w_it · D_KL(π_θ‖π_ref)_it        with w_it and the division by rows of objective.py
 
-The weights travel as `returns`, which the estimator `samr1` fills.
+The weights are in `returns`, which the estimator `samr1` fills.
 """
 
 import copy
@@ -42,7 +43,7 @@ def actor_loss(
     kl_coef: float,
     kl_type: str,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """verl's loss of a micro-batch, and β times the KL term, weighed by group.
+    """verl's loss of a micro-batch plus β times the KL term, weighted per group.
 
     Args:
         config: verl's actor configuration with use_kl_loss false and the policy loss `samr1`.
@@ -50,10 +51,10 @@ def actor_loss(
         data: the micro-batch as verl gives it to `ppo_loss`; reads `ref_log_prob` and `returns`, nested over responses.
         dp_group: passed on to verl.
         kl_coef: β.
-        kl_type: verl's `kl_loss_type`; its k3 (`low_var_kl`) is cut at 10 a token.
+        kl_type: verl's `kl_loss_type`; verl limits k3 (`low_var_kl`) to 10 per token.
 
     Returns:
-        The loss, and verl's metrics: `kl_loss` is the mean over groups of each one's KL per token.
+        The loss (scalar), and verl's metrics; `kl_loss` is the mean over groups of the group's KL per token.
     """
     loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
     log_prob = no_padding_2_padding(model_output["log_probs"], data)
@@ -68,16 +69,22 @@ def actor_loss(
 
 
 def build_actor_loss(config: DictConfig) -> partial:
-    """`actor_loss` for a whole verl configuration that trains with KL; ValueError where it cannot be right."""
+    """`actor_loss` for a composed verl configuration that trains with KL.
+
+    Raises:
+        ValueError: estimator and loss do not fit each other, or distillation is enabled.
+    """
     actor = config.actor_rollout_ref.actor
     chosen = (config.algorithm.adv_estimator, actor.policy_loss.loss_mode)
     if chosen != ("samr1", "samr1"):
         raise ValueError(
-            f"algorithm.adv_estimator is {chosen[0]!r}, {ACTOR}.policy_loss.loss_mode {chosen[1]!r}: the "
-            "estimator weighs what the loss sums up. Set both to samr1, or neither."
+            f"algorithm.adv_estimator is {chosen[0]!r}, {ACTOR}.policy_loss.loss_mode {chosen[1]!r}: the loss needs "
+            "the estimator's weights. Set both to samr1, or neither."
         )
     if is_distillation_enabled(config.get("distillation")):
-        raise ValueError("distillation.enabled: found true, but the loss samr1 has no teacher. Set trainer_mode: sync.")
+        raise ValueError(
+            "distillation.enabled: found true, but the loss samr1 has no term for it. Set trainer.v1.trainer_mode=sync."
+        )
     without_kl = copy.deepcopy(config)
     without_kl.actor_rollout_ref.actor.use_kl_loss = False
     actor_config = omega_conf_to_dataclass(without_kl.actor_rollout_ref.actor)
@@ -89,7 +96,7 @@ class Trainer(PPOTrainerSync):
     """verl's trainer `sync` with gIoU, cIoU and samples at validation, and the exact KL term for the loss `samr1`."""
 
     def __init__(self, config: DictConfig) -> None:
-        # verl asks for the mode again, to tell the synchronous trainer from the asynchronous ones.
+        # verl reads the mode once more, to distinguish the synchronous from the asynchronous trainers.
         config.trainer.v1.trainer_mode = "sync"
         self._samr1 = samr1_config(config)
         super().__init__(config)
@@ -99,7 +106,7 @@ class Trainer(PPOTrainerSync):
         if not isinstance(buffer, ReplayBuffer):
             raise ValueError(
                 f"trainer.v1.sampler.custom_sampler: found {type(buffer).__name__}, expected path "
-                "pkg://samr1_verl.training.replay_buffer and name ReplayBuffer beside trainer.v1.trainer_mode samr1"
+                "pkg://samr1_verl.training.replay_buffer and name ReplayBuffer, as trainer.v1.trainer_mode is samr1"
             )
         return buffer
 
@@ -112,7 +119,7 @@ class Trainer(PPOTrainerSync):
         self._chosen = self._samples.chosen(self.val_dataset)
 
     def _validate(self) -> dict[str, float]:
-        """verl's validation with our metrics; the samples are written meanwhile, by the thread of verl's own dumps."""
+        """verl's validation with our metrics. The thread of verl's own dumps writes the samples in the background."""
         metrics = super()._validate()
         rows = self.replay_buffer.take_validated(self.global_steps)
         if kept := first_of_each(rows, self._chosen):

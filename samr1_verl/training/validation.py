@@ -1,10 +1,10 @@
-"""Validation inside training, beyond the mean reward: gIoU and cIoU by both protocols, and samples.
+"""Additions to verl's validation: gIoU and cIoU by both protocols, and samples.
 
-Metrics, for every data source whose reward counts pixels:
+Metrics, per data source, where the reward's scores have pixel counts:
 
     val-core/<data source>/giou/<protocol>, val-core/<data source>/ciou/<protocol>
 
-Samples: the same rows at every validation, spread evenly over the validation files, in RUN/samples/STEP.jsonl.
+Samples: RUN/samples/STEP.jsonl, with the same rows at every validation, spread evenly over the validation files.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validated:
-    """A validation row with its response; `item` holds data_source, reward_model and extra_info of the data set's."""
+    """A validation row with its response."""
 
-    item: Mapping[str, Any]
-    response_ids: Sequence[int]
-    scores: Mapping[str, float]
+    item: Mapping[str, Any]  # data_source, reward_model and extra_info of the data set's item
+    response_ids: Sequence[int]  # tokens of the response
+    scores: Mapping[str, float]  # scores of the reward, by name
 
 
 def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
-    """gIoU and cIoU in [0, 1] of each data source by each protocol; none where the reward counts no pixels."""
+    """gIoU and cIoU, in [0, 1], per data source and protocol; rows without pixel counts do not count."""
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:
         if (pixels := PixelCounts.in_scores(row.scores)) is not None:
@@ -52,13 +52,13 @@ def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
 
 
 class SampleWriter:
-    """Keeps the samples of a run.
+    """Writes the samples of a run.
 
     Args:
-        config: its `samples` rows are kept; their masks come from its segmenter, in the place where that runs. With
-            mode `embedded` this process loads a segmenter of its own.
+        config: `samples` is the number of rows; `segmenter` makes their masks, in the place that it names. With the
+            mode `embedded` this process loads its own segmenter.
         run: the run's folder.
-        tokenizer: of the policy.
+        tokenizer: the policy's tokenizer.
     """
 
     def __init__(self, config: Samr1Config, run: Path, tokenizer: Any):
@@ -66,12 +66,12 @@ class SampleWriter:
         self._reader = Reader(config.segmenter, config.reward.usable())
 
     def chosen(self, dataset: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The `index` of the rows that are kept, spread evenly over a data set."""
+        """The `index` of each row that becomes a sample; these rows are spread evenly over the data set."""
         places = np.linspace(0, len(dataset) - 1, min(self._config.samples, len(dataset)))
         return [dataset[int(place)]["index"] for place in places.round()]
 
     def write(self, rows: Sequence[Validated], step: int) -> None:
-        """Write the samples of a validation. A faulty one ends no training: it is logged, and nothing is written."""
+        """Write the samples of a validation. An error is logged and does not end the training; no file is written."""
         try:
             samples = asyncio.run(self._samples(rows))
             write_samples(samples, self._run / FOLDER / f"{step}.jsonl")
@@ -86,7 +86,7 @@ class SampleWriter:
 
 
 def first_of_each(rows: Sequence[Validated], chosen: Sequence[int]) -> list[Validated]:
-    """The first response to each chosen row, in their order; rows whose rollout failed are not among them."""
+    """The first response to each chosen row, in the order of `chosen`, without rows whose rollout failed."""
     first: dict[int, Validated] = {}
     for row in rows:
         first.setdefault(row.item["extra_info"]["index"], row)

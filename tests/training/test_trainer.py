@@ -87,7 +87,7 @@ def test_verl_then_takes_it_for_the_synchronous_trainer(config: DictConfig, monk
     [
         ("algorithm.adv_estimator", "grpo", r"adv_estimator is 'grpo', .*loss_mode 'samr1'.* Set both to samr1"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla", r"loss_mode 'vanilla'.* Set both to samr1"),
-        ("distillation.enabled", True, r"distillation.enabled: found true, but the loss samr1 has no teacher"),
+        ("distillation.enabled", True, r"distillation.enabled: found true, but the loss samr1 has no term for it"),
     ],
 )
 def test_what_the_loss_cannot_do_is_refused(config: DictConfig, key: str, value: object, message: str) -> None:
