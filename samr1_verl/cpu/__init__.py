@@ -1,12 +1,12 @@
-"""verl on a machine without an accelerator: platform, engine and rollout, all through verl's registries.
+"""verl on a machine without an accelerator: platform, engine and rollout, through verl's registries.
 
-Three places of verl have no registry. `repairs.py` adapts the first two, and `register` below writes the third:
+Three parts of verl have no registry. `repairs.py` adapts the first two, and `register` below the third:
 
-- the process group's backend string, which names gloo twice where the device is the CPU;
-- the position ids of a batch whose sequences all have one length;
+- the backend string of the process group, which names gloo twice where the device is the CPU;
+- the position ids of a batch whose sequences all have the same length;
 - the dictionary of rollout adapters, which is private.
 
-tests/cpu/test_registration.py fails when a later verl no longer needs one of them.
+tests/cpu/test_registration.py fails when a later verl no longer needs one of these adaptations.
 """
 
 import importlib
@@ -20,10 +20,10 @@ ROLLOUT = "transformers"  # the value of actor_rollout_ref.rollout.name
 
 
 def accelerator_present() -> bool:
-    """Whether this machine has a device of one of verl's own platforms.
+    """Whether this machine has a device of one of verl's own platforms, or VERL_PLATFORM names one.
 
-    verl's check asks the driver's command-line tool as well, because Ray hides the GPUs from processes that reserve
-    none: such a process on a GPU machine must not turn into a CPU run.
+    The check also runs the driver's command-line tool, because Ray hides the GPUs from processes that reserve none.
+    Such a process on a GPU machine must not count as a CPU run.
     """
     chosen = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if chosen:
@@ -33,10 +33,10 @@ def accelerator_present() -> bool:
 
 
 def register() -> None:
-    """Register the CPU backend with verl. Call it before verl's engines are imported; twice changes nothing.
+    """Register the CPU backend with verl, before verl's engines are imported. A second call changes nothing.
 
-    The engine and the rollout take seconds to import and most processes of a run need neither, so only the platform is
-    imported here. The rest follows when verl imports the module that looks it up.
+    Only the platform is imported here, because the import of engine and rollout takes seconds and most processes of a
+    run need neither. They are imported when verl imports the module that looks them up.
     """
     importlib.import_module("samr1_verl.cpu.platform")
     repairs = importlib.import_module("samr1_verl.cpu.repairs")

@@ -1,4 +1,4 @@
-"""Continuous collection of waiting requests into batches: while one batch generates, the next one gathers."""
+"""Collection of requests into batches: while one batch generates, the next one is collected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ A = TypeVar("A")
 
 
 class Batcher(Generic[R, A]):
-    """Answers requests through `work`, a function of a batch, which runs in a thread of its own, one call at a time.
+    """Answers requests in batches with the function `work`, which runs in its own thread, one call at a time.
 
-    A batch holds at most `max_batch` requests. It starts when it is full, or when no request has arrived for `quiet`
-    seconds: the rollouts of a step arrive one after the other as their prompts are prepared, and a batch of one would
-    keep all others waiting for a whole generation.
+    A batch starts when it is full, or when no request has arrived for some time: the rollouts of a step arrive one
+    after the other, and after a batch with the first request alone all others would wait for a whole generation.
+
+    Args:
+        work: answers of a batch, in the order of its requests.
+        max_batch: maximum number of requests per batch.
+        quiet: seconds without a new request after which a batch starts.
     """
 
     def __init__(self, work: Callable[[Sequence[R]], Sequence[A]], max_batch: int, quiet: float) -> None:
@@ -29,7 +33,7 @@ class Batcher(Generic[R, A]):
         self._serving: asyncio.Task[None] | None = None
 
     async def submit(self, request: R) -> A:
-        """The answer to one request. An exception of its batch is raised for each request of that batch."""
+        """The answer to one request. An exception of `work` is raised for every request of the batch."""
         loop = asyncio.get_running_loop()
         if self._serving is None:
             self._serving = loop.create_task(self._serve())
@@ -39,7 +43,7 @@ class Batcher(Generic[R, A]):
         return await answer
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run something else in the same thread, so between two batches."""
+        """Run a function in the same thread, that is, between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _serve(self) -> None:
@@ -48,9 +52,9 @@ class Batcher(Generic[R, A]):
             try:
                 answers = await self.run(self._work, [request for request, _ in batch])
                 for (_, future), answer in zip(batch, answers, strict=True):
-                    if not future.done():  # whoever asked may be gone
+                    if not future.done():  # the request may have been cancelled
                         future.set_result(answer)
-            except Exception as error:  # handed to whoever asked; the next batch may well succeed
+            except Exception as error:  # passed to the batch's requests; the next batch may succeed
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

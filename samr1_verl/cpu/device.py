@@ -1,7 +1,7 @@
-"""The CPU as verl expects a device module, such as torch.cuda, to look: what torch.cpu has, and what it lacks.
+"""The device module of the CPU, with the functions that verl calls on a module such as torch.cuda.
 
-Memory figures are this process's resident memory in bytes, so that verl's `perf/max_memory_allocated_gb` means
-something.
+It has the functions of torch.cpu and those that torch.cpu lacks. Memory figures are the resident memory of this process
+in bytes, for verl's `perf/max_memory_allocated_gb`.
 """
 
 import resource
@@ -44,12 +44,12 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes
 
 
 def current_device() -> torch.device:
-    """What tensors are moved to: an index would mean a CUDA device."""
+    """The device for tensors; not an index, because an index would mean a CUDA device."""
     return torch.device("cpu")
 
 
 def get_device_name() -> str:
-    """The name under which verl's table of floating point rates lists this device."""
+    """The name of this device in verl's table of floating point rates."""
     return "CPU"
 
 
@@ -62,11 +62,11 @@ def set_rng_state(state: torch.Tensor) -> None:
 
 
 def empty_cache() -> None:
-    """Nothing to release: the CPU allocator keeps no pool."""
+    """Do nothing: the CPU allocator keeps no pool."""
 
 
 def ipc_collect() -> None:
-    """Nothing to release: no tensor is shared by handle."""
+    """Do nothing: no tensor is shared by a handle."""
 
 
 def memory_allocated() -> int:

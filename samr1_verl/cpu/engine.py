@@ -1,4 +1,4 @@
-"""verl's FSDP2 engine for policies on the CPU. Importing this module registers it."""
+"""verl's FSDP2 engine for policies on the CPU. The import of this module registers it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
 class CPUEngine(FSDPEngineWithLMHead):
-    """What verl's engine does on a GPU, with two differences.
+    """verl's engine with two differences.
 
-    Nothing is moved out of the device's memory: verl keeps the reference model, and any model with `offload_policy`, in
-    pinned host memory between uses; pinning needs an accelerator's driver, and here the device's memory is the host's.
+    Models are not offloaded. verl keeps the reference model, and each model with `offload_policy`, in pinned host
+    memory between uses; pinned memory needs an accelerator's driver, and here the device's memory is the host's memory.
 
-    Without `fsdp_config.mixed_precision` the model computes in fp32, not in bf16, so that the log-probs of a rollout in
-    fp32 are the actor's to 1e-4.
+    Without `fsdp_config.mixed_precision` the model computes in fp32, not in bf16. So the log-probs of a rollout in fp32
+    equal the actor's log-probs to 1e-4.
     """
 
     engine_config: FSDPEngineConfig

@@ -1,14 +1,15 @@
-"""Batched sampling with transformers' `generate`: requests in, token ids and log-probs out. No Ray, no verl.
+"""Batched sampling with transformers' `generate`, from requests to token ids and log-probs, without Ray and verl.
 
-The requests of a batch may differ in prompt, image and sampling parameters. A prompt that several of them share, as the
-rollouts of a group do, is encoded once, image included, and its keys and values are then copied to the others.
+The requests of a batch may differ in prompt, image and sampling parameters. A prompt that several requests share, such
+as the prompt of a group, is encoded once, images included. Its keys and values are then copied to the other requests.
 
-Log-probs follow verl's actor: log softmax(logits / temperature) over the whole vocabulary, so that rollout and actor
-agree on every token. What only restricts the choice (top_p, top_k, and the vision tokens, which are never sampled) does
-not enter. Sampling draws from the policy renormalised over the allowed tokens; a log-prob is the policy's own. The two
-differ by the log of the allowed mass, which is 0 for a policy that has learned not to write vision tokens.
+Log-probs are defined as in verl's actor: log softmax(logits / temperature) over the whole vocabulary. So rollout and
+actor agree on every token. top_p, top_k and the ban of vision tokens restrict the choice of a token but not its
+log-prob. A token is drawn from the policy renormalised over the allowed tokens. The log-prob of that distribution and
+the returned log-prob differ by the log of the allowed probability, which is 0 for a policy that has learned not to
+write vision tokens.
 
-Dimensions: B requests, U unique prompts, L prompt tokens after left padding, T new tokens, V vocabulary.
+Legend: B requests, U unique prompts, L prompt tokens after left padding, T new tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "v
 
 
 class RequestError(ValueError):
-    """A request that this rollout cannot answer."""
+    """A request with parameters or images that this rollout does not support."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 is greedy; top_k -1 or 0 and top_p 1 leave the distribution as it is."""
+    """The sampling parameters of a request. Raises RequestError for a value out of range."""
 
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
+    max_tokens: int  # maximum number of new tokens, at least 1
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0  # in (0, 1]; 1: no restriction
+    top_k: int = -1  # -1 or 0: no restriction
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -55,20 +56,20 @@ class SamplingParams:
 
     @classmethod
     def from_request(cls, request: Mapping[str, Any], default_max_tokens: int) -> SamplingParams:
-        """From the dictionary of verl's agent loop.
+        """The parameters from the dictionary of verl's agent loop.
 
         Raises:
-            RequestError: a parameter out of range, or one that would change the sampling and is not supported.
+            RequestError: a parameter is out of range, or would change the sampling and is not supported.
         """
         given = dict(request)
-        given.pop("logprobs", None)  # they cost next to nothing: every answer carries them
+        given.pop("logprobs", None)  # not needed: every answer has its log-probs
         if given.pop("repetition_penalty", 1.0) != 1.0:
-            raise RequestError("repetition_penalty is not supported by the rollout `transformers`: leave it at 1.0")
+            raise RequestError("repetition_penalty is not supported by the rollout `transformers`. Set it to 1.0")
         max_tokens = given.pop("max_tokens", None) or given.pop("max_new_tokens", None) or default_max_tokens
         unknown = sorted(set(given) - {"temperature", "top_p", "top_k"})
         if unknown:
             raise RequestError(
-                f"sampling parameters {unknown} are not supported by the rollout `transformers`, which knows "
+                f"sampling parameters {unknown} are not supported by the rollout `transformers`, which supports "
                 "temperature, top_p, top_k and max_tokens"
             )
         return cls(max_tokens=int(max_tokens), **given)
@@ -76,12 +77,12 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt of token ids, in which each image's placeholder is already repeated to the image's token count."""
+    """A prompt with its images and sampling parameters."""
 
-    prompt_ids: Sequence[int]
+    prompt_ids: Sequence[int]  # token ids; each image's placeholder is repeated to the image's number of tokens
     params: SamplingParams
     images: Sequence[Image.Image] = ()
-    key: tuple[Any, ...] = field(init=False)
+    key: tuple[Any, ...] = field(init=False)  # equal for requests with the same prompt and images
 
     def __post_init__(self) -> None:
         digests = tuple(
@@ -92,19 +93,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """New tokens up to and including the end-of-sequence token, and the log-prob of each."""
+    """The new tokens, up to and including the end-of-sequence token, and the log-prob of each token."""
 
     token_ids: list[int]
     log_probs: list[float]
 
 
 class Generator:
-    """A policy and its processor. Not thread-safe: one batch or one weight update at a time."""
+    """A policy with its processor. Not thread-safe: only one batch or one weight update at a time."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, eos_token_ids: set[int], pad_token_id: int) -> None:
         self.model = model.eval()
-        # `generate` fills what a configuration leaves open from the policy's own: EOS where the run ignores EOS, and
-        # penalties and warpers that change what is sampled. Everything that counts is in the request.
+        # Emptied, because `generate` takes unset values from it: an EOS where the run ignores EOS, and penalties and
+        # warpers that change the sampling. All parameters come from the request.
         self.model.generation_config = GenerationConfig()
         self.processor = processor
         self.eos_token_ids = sorted(eos_token_ids)
@@ -114,10 +115,10 @@ class Generator:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer all requests, in their order.
+        """The answers to all requests, in their order.
 
         Raises:
-            RequestError: an image whose token count is not that of its placeholders in the prompt.
+            RequestError: the number of an image's tokens differs from the number of placeholders in the prompt.
         """
         rows_of: dict[tuple[Any, ...], int] = {}
         row_B = torch.tensor([rows_of.setdefault(request.key, len(rows_of)) for request in requests])
@@ -145,7 +146,7 @@ class Generator:
     def _config(self, max_new_tokens: int) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=True,  # from what the Sampler leaves: for a greedy request a single token
+            do_sample=True,  # among the tokens that the Sampler allows: for a greedy request a single token
             top_k=0,  # transformers' default is 50
             eos_token_id=self.eos_token_ids or None,
             pad_token_id=self.pad_token_id,
@@ -174,17 +175,20 @@ class Generator:
         of_images = int(image_grid_thw.prod(-1).sum()) // merge**2
         if of_images != in_prompts:
             raise RequestError(
-                f"the prompts of a batch hold {in_prompts} image tokens, their images make {of_images}: the images "
-                "were resized by other rules than the prompt was written with; use the policy's processor for both"
+                f"the prompts of a batch hold {in_prompts} image tokens, their images make {of_images}: prompts and "
+                "images were made with different processors. Use the policy's processor for both"
             )
 
     def _encode(self, inputs: dict[str, torch.Tensor], row_B: torch.Tensor) -> Any:
-        """The prompts' keys and values but for their last token, computed once a prompt, in the rows of the batch."""
+        """The cache of keys and values of the prompts without their last token, in the rows of the batch.
+
+        Each of the U prompts is computed once. row_B: the prompt of each request.
+        """
         cache = self.model.generate(**inputs, generation_config=self._config(max_new_tokens=1)).past_key_values
         cache.crop(inputs["input_ids"].shape[1] - 1)
         cache.batch_select_indices(row_B)
         multimodal: Any = self.model.base_model
-        if getattr(multimodal, "rope_deltas", None) is not None:  # what M-RoPE positions lag behind the token count
+        if getattr(multimodal, "rope_deltas", None) is not None:  # M-RoPE: difference of positions to token counts
             multimodal.rope_deltas = multimodal.rope_deltas[row_B]
         return cache
 
@@ -195,7 +199,7 @@ class Generator:
 
 
 class Sampler(LogitsProcessor):
-    """Turns logits [B, V] into what each request may sample, and keeps the log-probs of what was sampled."""
+    """Restricts logits [B, V] to the tokens that each request may sample, and records sampled tokens' log-probs."""
 
     def __init__(self, params: Sequence[SamplingParams], never: torch.Tensor) -> None:
         temperature = torch.tensor([p.temperature for p in params])
@@ -219,7 +223,11 @@ class Sampler(LogitsProcessor):
         return allowed
 
     def log_probs(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[B, T] of the T tokens sampled, given the finished sequences [B, L + T]. Past a request's end: undefined."""
+        """The log-probs, [B, T], of the sampled tokens. They are undefined after a request's end.
+
+        Args:
+            tokens: the finished sequences, [B, L + T].
+        """
         self._keep(tokens)
         return torch.cat(self.sampled, dim=-1)
 
@@ -228,7 +236,7 @@ class Sampler(LogitsProcessor):
             self.sampled.append(self.last_BV.gather(-1, input_ids[:, -1:]))
 
     def _top_k_top_p(self, log_probs_BV: torch.Tensor) -> torch.Tensor:
-        """Keep each row's top_k likeliest tokens, and of these the fewest whose probability reaches top_p."""
+        """Restrict each row to its top_k likeliest tokens, and of these to the fewest whose sum reaches top_p."""
         if bool((self.top_p_B1 == 1).all()) and bool((self.top_k_B1 <= 0).all()):
             return log_probs_BV
         ordered, index = log_probs_BV.sort(dim=-1, descending=True)
@@ -241,7 +249,7 @@ class Sampler(LogitsProcessor):
 
 
 class MaxTokens(StoppingCriteria):
-    """Ends each request at its own max_tokens."""
+    """Ends each request at its own `max_tokens`."""
 
     def __init__(self, params: Sequence[SamplingParams], prompt_length: int) -> None:
         self.length_B = torch.tensor([p.max_tokens for p in params]) + prompt_length

@@ -1,7 +1,7 @@
-"""The CPU as a platform of verl: what verl asks of a device, answered for a machine without an accelerator.
+"""The CPU as a platform of verl, for machines without an accelerator.
 
-Ray counts workers by its resource "GPU", because that is what verl's resource pools ask for. A run declares it
-(`ray_kwargs.ray_init.num_gpus`, one for each worker), and no such device needs to exist.
+verl's resource pools reserve Ray's resource "GPU", so Ray counts training workers by it. A run declares the resource
+with `ray_kwargs.ray_init.num_gpus`, one per worker; no such device needs to exist.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from samr1_verl.cpu import device
 
 @PlatformRegistry.register("cpu")
 class CPUPlatform(PlatformBase):
-    """Serves verl's FSDP2 engine with either rollout: `transformers`, or vLLM's CPU build through verl's own server."""
+    """The platform for verl's FSDP2 engine and the rollout `transformers`, or vLLM's CPU build in verl's server."""
 
     @property
     def device_name(self) -> str:
@@ -37,17 +37,17 @@ class CPUPlatform(PlatformBase):
         return True
 
     def current_device(self) -> torch.device:
-        """Not an index, which would mean a CUDA device where verl passes it to Tensor.to."""
+        """As `device.current_device`: not an index, which would mean a CUDA device in Tensor.to."""
         return device.current_device()
 
     def device_count(self) -> int:
         return device.device_count()
 
     def set_device(self, device_index: int) -> None:
-        """There is one CPU device."""
+        """Do nothing: there is only one CPU device."""
 
     def synchronize(self, device_index: int | None = None) -> None:
-        """CPU operators have finished when they return."""
+        """Do nothing: a CPU operator is finished when it returns."""
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -56,7 +56,7 @@ class CPUPlatform(PlatformBase):
         torch.manual_seed(seed)
 
     def set_allocator_settings(self, settings: str) -> None:
-        """The CPU allocator has no segments to expand."""
+        """Do nothing: the CPU allocator has no such settings."""
 
     def empty_cache(self) -> None:
         device.empty_cache()
@@ -68,7 +68,7 @@ class CPUPlatform(PlatformBase):
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
-        """What Ray sets in a worker that holds the resource "GPU"."""
+        """The variable that Ray sets in a worker with the resource "GPU"."""
         return "CUDA_VISIBLE_DEVICES"
 
     def ray_resource_name(self) -> str:
@@ -78,7 +78,7 @@ class CPUPlatform(PlatformBase):
         return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
     def is_ipc_supported(self) -> bool:
-        """False: verl's vLLM server then takes its weights from shared memory."""
+        """False: verl's vLLM server then reads its weights from shared memory."""
         return False
 
     @contextmanager
@@ -86,10 +86,10 @@ class CPUPlatform(PlatformBase):
         yield
 
     def profiler_start(self) -> None:
-        """No device profiler."""
+        """Do nothing: there is no device profiler."""
 
     def profiler_stop(self) -> None:
-        """No device profiler."""
+        """Do nothing: there is no device profiler."""
 
     def cudart(self) -> Any:
         return None

@@ -1,8 +1,8 @@
-"""Two functions of verl that go wrong on the CPU path and have no hook: what replaces them, and why.
+"""Replacements of two functions of verl that fail on the CPU and have no hook.
 
-verl's modules import both by name, so each is replaced where it is defined as soon as that module is imported, and in
-the modules that bind it. Each replacement keeps the original as `__wrapped__`, for the test that fails when verl's own
-works.
+verl's modules import both functions by name. So each function is replaced in the module that defines it and in the
+modules that import it, as soon as these are imported. A replacement has the original as `__wrapped__`, for the test
+that fails when verl's own function works.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def register() -> None:
 def _replace(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], modules: list[str]) -> None:
     def replace(module: ModuleType) -> None:
         function = getattr(module, name)
-        if not hasattr(function, "__wrapped__"):  # a module imported later binds what was replaced already
+        if not hasattr(function, "__wrapped__"):  # a module that is imported later already gets the replacement
             setattr(module, name, wrap(function))
 
     for module in modules:
@@ -38,7 +38,10 @@ def _replace(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def with_one_gloo_backend(initialize: Callable[..., None]) -> Callable[..., None]:
-    """verl joins "cpu:gloo" and "<device>:<backend>"; with the CPU as device torch refuses the duplicate."""
+    """Use the backend string "cpu:gloo".
+
+    verl joins "cpu:gloo" and "<device>:<backend>"; with the CPU as device torch refuses the duplicate.
+    """
 
     @functools.wraps(initialize)
     def initialize_global_process_group_ray(timeout_second: int | None = None, backend: str | None = None) -> None:
@@ -48,13 +51,13 @@ def with_one_gloo_backend(initialize: Callable[..., None]) -> Callable[..., None
 
 
 def with_equal_lengths_repaired(fix: Callable[[TensorDict], None]) -> Callable[[TensorDict], None]:
-    """Give a worker's M-RoPE position ids their ragged dimension back when all sequences of a batch are equally long.
+    """Restore the ragged dimension of M-RoPE position ids where all sequences of a batch have the same length.
 
-    The position ids of one sequence are [R, L]: R = 4 rows (text, time, height, width), L tokens. Between processes
-    they travel as a list and are joined by torch.nested, which takes the first dimension that differs as the ragged
-    one. When none differs it takes dimension 1, the rows: values [B * R, L] with offsets 0, R, 2R, ... instead of
-    values [R, sum L] with offsets 0, L, 2L, ... verl's function then only relabels the dimension, and chunking or
-    unbinding fails. Fixed-form answers meet this within a few steps.
+    The position ids of one sequence are [R, L]: R = 4 rows (text, time, height, width), L tokens. verl sends them
+    between processes as a list and joins them with torch.nested, whose ragged dimension is the first one that differs.
+    Where none differs it is dimension 1, the rows: values [B * R, L] with offsets 0, R, 2R, ... instead of values
+    [R, sum L] with offsets 0, L, 2L, ... verl's function then only renames the dimension, and chunking or unbinding
+    fails. With answers of a fixed form this occurs within a few steps.
     """
 
     @functools.wraps(fix)
@@ -75,6 +78,6 @@ def _ragged_in_tokens(position_ids: Any, token_offsets: torch.Tensor) -> bool:
 
 
 def _rebuild(values: torch.Tensor, token_offsets: torch.Tensor) -> torch.Tensor:
-    """Values [B * R, L] of B equally long sequences to a nested tensor [B, R, j] with values [R, B * L]."""
+    """A nested tensor [B, R, j] with values [R, B * L], from values [B * R, L] of B sequences of the same length."""
     rows = values.unflatten(0, (len(token_offsets) - 1, -1)).transpose(0, 1).flatten(1)
     return torch.nested.nested_tensor_from_jagged(rows, token_offsets, jagged_dim=2)

@@ -1,8 +1,8 @@
-"""`actor_rollout_ref.rollout.name: transformers`: verl's rollout interface around `generation.Generator`.
+"""The rollout `transformers` (`actor_rollout_ref.rollout.name`): verl's rollout interface for `generation.Generator`.
 
-Each training worker has one server, a Ray actor with a whole copy of the policy. verl's agent loops send it prompts
-(`TransformersServer.generate`), and after each step the worker's adapter sends it the new weights, which it writes into
-the parameters it has (`ServerAdapter.update_weights`).
+Each training worker has one server, a Ray actor with a whole copy of the policy. verl's agent loops send prompts to the
+server (`TransformersServer.generate`). After each step the worker's adapter sends the new weights
+(`ServerAdapter.update_weights`), and the server writes them into its parameters.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from samr1_verl.cpu import ROLLOUT
 from samr1_verl.cpu.batching import Batcher
 from samr1_verl.cpu.generation import Answer, Generator, Request, RequestError, SamplingParams
 
-QUIET_SECONDS = 0.05  # longer than an agent loop takes to prepare the next prompt
-START_SECONDS = 600.0
+QUIET_SECONDS = 0.05  # for Batcher: longer than an agent loop takes to prepare the next prompt
+START_SECONDS = 600.0  # maximum time for the start of a server
 
 
 def server_name(replica_rank: int) -> str:
@@ -35,15 +35,15 @@ def server_name(replica_rank: int) -> str:
 
 
 class TransformersServer:
-    """Holds the policy, answers prompts in batches, takes new weights between two batches."""
+    """A server with a copy of the policy: it answers prompts in batches and takes new weights between two batches."""
 
     def __init__(self, config: RolloutConfig, model_config: Any, replica_rank: int) -> None:
         self.config = config
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
-        self.global_steps = -1  # verl's name for the version of the weights; none have arrived
+        self.global_steps = -1  # version of the weights, under verl's name; -1: no update yet
         torch.manual_seed(config.seed + replica_rank)
         self.generator = self._load()
-        # Aliases of the parameters under the names the training worker sends.
+        # The same parameters under the names that the training worker sends.
         state = self.generator.model.state_dict()
         self.weights = convert_weight_keys(state, self.generator.model)
         self.missing = set(self.weights)
@@ -61,7 +61,7 @@ class TransformersServer:
         return Generator(model, self.model_config.processor, self._end_of_sequence(), tokenizer.pad_token_id)
 
     def _end_of_sequence(self) -> set[int]:
-        """The tokenizer's token and those of the policy's generation_config.json; none with `rollout.ignore_eos`."""
+        """EOS tokens of the tokenizer and of the policy's generation_config.json; empty with `rollout.ignore_eos`."""
         if self.config.ignore_eos:
             return set()
         generation_config = self.model_config.generation_config
@@ -69,7 +69,7 @@ class TransformersServer:
         return {self.model_config.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
 
     async def ready(self) -> None:
-        """Answers once the policy is loaded."""
+        """Return when the policy is loaded."""
 
     async def generate(
         self,
@@ -80,14 +80,17 @@ class TransformersServer:
         video_data: list[Any] | None = None,
         **unsupported: Any,
     ) -> TokenOutput:
-        """One prompt's answer, with the log-probs that verl's actor gives it.
+        """The answer to one prompt, with log-probs as in verl's actor.
 
         Raises:
-            RequestError: videos, audio, processor options, unknown sampling parameters, or a prompt that is too long.
+            RequestError: the request has videos, audio, processor options or unknown sampling parameters, or its
+                prompt is too long.
         """
         if video_data or unsupported:
-            found = (["video_data"] if video_data else []) + sorted(unsupported)
-            raise RequestError(f"the rollout `transformers` takes text and images, found {found}; use `vllm` for these")
+            others = (["video_data"] if video_data else []) + sorted(unsupported)
+            raise RequestError(
+                f"the rollout `transformers` takes text and images, found {others}; use `vllm` for these"
+            )
         room = self._room(len(prompt_ids))
         config = self.config
         default = min(config.response_length, config.prompt_length + config.response_length - len(prompt_ids), room)
@@ -104,13 +107,13 @@ class TransformersServer:
         limit = self.config.max_model_len or self.model_config.hf_config.get_text_config().max_position_embeddings
         if prompt_tokens >= limit:
             raise RequestError(
-                f"a prompt of {prompt_tokens} tokens leaves no room in a context of {limit}: raise "
-                "actor_rollout_ref.rollout.max_model_len or shorten the prompt (data.max_prompt_length)"
+                f"a prompt of {prompt_tokens} tokens leaves no room in a context of {limit}. Raise "
+                "actor_rollout_ref.rollout.max_model_len, or shorten the prompt (data.max_prompt_length)"
             )
         return limit - prompt_tokens
 
     async def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Write some of the parameters in place, between two batches."""
+        """Copy new values into some of the parameters, between two batches. Raises ValueError for unknown names."""
         await self.batcher.run(self._copy, weights)
 
     @torch.no_grad()
@@ -125,10 +128,10 @@ class TransformersServer:
         self.missing -= set(weights)
 
     async def finish_weights(self, global_steps: int | None) -> None:
-        """End of an update: every parameter must have come.
+        """End an update, and check that it had every parameter.
 
         Raises:
-            ValueError: a parameter kept its old value.
+            ValueError: a parameter was not in the update.
         """
         missing, self.missing = sorted(self.missing), set(self.weights)
         if missing:
@@ -138,13 +141,17 @@ class TransformersServer:
 
 
 class TransformersReplica(RolloutReplica):
-    """Starts one server beside its training worker. Nothing ever sleeps: keys and values live as long as a batch."""
+    """Starts a server on the node of its training worker.
+
+    The methods for sleep and caches do nothing, because keys and values exist only during a batch.
+    """
 
     async def launch_servers(self) -> None:
         if self.world_size != 1:
             raise ValueError(
                 "actor_rollout_ref.rollout.{tensor,data,pipeline}_model_parallel_size make "
-                f"{self.world_size} workers a replica; the rollout `transformers` holds the whole policy: set each to 1"
+                f"{self.world_size} workers per replica; the rollout `transformers` holds the whole policy. Set each "
+                "to 1"
             )
         node_id = await self.workers[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
         server = (
@@ -161,7 +168,7 @@ class TransformersReplica(RolloutReplica):
         except asyncio.TimeoutError as error:
             raise RuntimeError(
                 f"the rollout server {server_name(self.replica_rank)} did not start within {START_SECONDS:.0f} s. It "
-                f"needs one CPU of Ray's; free now: {ray.available_resources()}. Raise ray_kwargs.ray_init.num_cpus, "
+                f"needs one CPU of Ray; free now: {ray.available_resources()}. Raise ray_kwargs.ray_init.num_cpus, "
                 "or lower actor_rollout_ref.rollout.agent.num_workers and reward.num_workers"
             ) from error
         self.servers = [server]
@@ -184,24 +191,24 @@ class TransformersReplica(RolloutReplica):
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         raise NotImplementedError(
-            "the rollout `transformers` cannot interrupt a batch: use a synchronous trainer "
+            "the rollout `transformers` cannot interrupt a batch. Use a synchronous trainer "
             "(trainer.v1.trainer_mode), or the rollout `vllm`"
         )
 
 
 class ServerAdapter(BaseRollout):
-    """The training worker's side: sends its weights to the server of the same rank."""
+    """The rollout interface in a training worker: it sends the worker's weights to the server of the same rank."""
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any, replica_rank: int = -1) -> None:
         super().__init__(config, model_config, device_mesh)
         self.replica_rank = int(os.environ["RANK"]) if replica_rank == -1 else replica_rank
-        self.server: Any = None  # started after the training worker
+        self.server: Any = None  # set later: the server is started after the training worker
 
     async def resume(self, tags: list[str]) -> None:
-        """The weights never left."""
+        """Do nothing: the weights stay in memory."""
 
     async def release(self) -> None:
-        """Nothing to free between batches."""
+        """Do nothing: no memory is in use between batches."""
 
     @torch.no_grad()
     async def update_weights(
@@ -215,11 +222,11 @@ class ServerAdapter(BaseRollout):
         """Send all weights, in parts of at most `checkpoint_engine.update_weights_bucket_megabytes`.
 
         Raises:
-            NotImplementedError: a LoRA adapter that is not merged, or a delta update.
+            NotImplementedError: the weights are a LoRA adapter that is not merged, or a delta update.
         """
         if peft_config is not None:
             raise NotImplementedError(
-                "the rollout `transformers` takes whole weights: set actor_rollout_ref.model.lora.merge=true"
+                "the rollout `transformers` takes whole weights. Set actor_rollout_ref.model.lora.merge=true"
             )
         if wire_format != "named_tensors":
             raise NotImplementedError(

@@ -1,7 +1,7 @@
-"""Ends a run that cannot work before Ray starts, with everything that is wrong in one message.
+"""The preflight: it checks a run before Ray starts, and ends a run that cannot work with a list of all problems.
 
-Recipes put it under `hydra.callbacks`, so it runs inside `python -m verl.trainer.main_ppo +recipe=…` without a change
-to verl, after Hydra has composed the configuration and before verl's main function sees it.
+Recipes name it under `hydra.callbacks`. So `python -m verl.trainer.main_ppo +recipe=…` runs it without a change to
+verl, after Hydra has composed the configuration and before verl's main function gets it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ EXIT_STATUS = 2
 
 
 def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
-    """The inputs and settings of a run, one (subject, detail, problems) each; a problem says what to do.
+    """Checks of the settings and inputs of a run: one (subject, detail, problems) per subject.
 
-    Stops after a subject whose problems would make the following ones meaningless.
+    A problem says what to do. The checks stop after a subject whose problems would make later checks meaningless.
     """
     try:
         settings = samr1_config(config)
@@ -31,40 +31,41 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
         yield "samr1", "the recipe's own section", str(error).splitlines()
         return
     wrong_types = list(checks.check_types(config))
-    yield "values", "of their types and in their ranges", wrong_types
+    yield "values", "types and ranges of verl's keys", wrong_types
     if wrong_types:
         return
     prepare, model, rollout = settings.prepare, config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     yield "objective", "estimator, loss and KL fit each other", list(checks.check_objective(config))
     yield "lengths", "a prompt and an answer fit the rollout", list(checks.check_lengths(config))
-    yield "micro-batches", "each worker's rollouts are whole ones", list(checks.check_micro_batches(config))
+    yield "micro-batches", "each worker gets whole micro-batches", list(checks.check_micro_batches(config))
     yield "packages", f"rollout {rollout.name}", list(checks.check_packages(config))
     yield "resources", f"device {config.trainer.device}", list(checks.check_resources(config))
     yield "prompt", settings.prompt, list(inputs.check_prompt(settings))
     wrong_rows = list(inputs.check_data(config, prepare.data))
     yield "data", str(config.data.train_files), wrong_rows
     yield "model", str(model.path), list(inputs.check_model(config, prepare.model))
-    yield "reward", str(config.reward.custom_reward_function.path), list(inputs.check_reward(config, sound_rows=not wrong_rows))
+    reward = str(config.reward.custom_reward_function.path)
+    yield "reward", reward, list(inputs.check_reward(config, sound_rows=not wrong_rows))
     if inputs.uses_segmenter(config):
         yield "segmenter", settings.segmenter.path, list(inputs.check_segmenter(settings))
 
 
 class Preflight(Callback):
-    """Hydra callback. Exits with status 2 and one message on standard error when the run cannot work."""
+    """Hydra callback that exits with status 2 and one message on standard error where the run cannot work."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """A single run, before its folder is made."""
+        """Check a single run, before its folder is made."""
         self.check(config)
-        # verl hands these to Ray as they are written, so an interpolation would reach the workers as text.
+        # verl passes these to Ray unresolved, so an interpolation would reach the workers as text.
         OmegaConf.resolve(config.ray_kwargs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """A job of a sweep (`-m`), which has its own values."""
+        """Check a job of a sweep (`-m`), which has its own values."""
         if config.hydra.mode == RunMode.MULTIRUN:
             self.check(config)
 
     def check(self, config: DictConfig) -> None:
-        """Print warnings and go on, or print problems and exit."""
+        """Print all problems and exit, or print warnings and return."""
         problems = [problem for _, _, problems in examine_config(config) for problem in problems]
         if not problems:
             for warning in checks.advice(config):
@@ -72,5 +73,5 @@ class Preflight(Callback):
             return
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
         typer.echo(f"samr1: this run cannot start:\n{lines}", err=True)
-        # Hydra turns an ordinary exception of a callback into a warning and starts the job.
+        # SystemExit, because Hydra turns other exceptions of a callback into a warning and starts the job.
         raise SystemExit(EXIT_STATUS)

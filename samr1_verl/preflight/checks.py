@@ -1,7 +1,7 @@
 """Checks of a run's configuration and of the machine, before anything is started.
 
-Used by the preflight of every run and by `samr1 doctor`. Each check takes a composed configuration and yields problems,
-one string each: the key, the value found, the value expected, and the next step.
+The preflight of every run and `samr1 doctor` use them. Each check takes a composed configuration and yields one message
+per problem: the key, its value, the expected value, and the next step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAd
 from samr1_verl.config import ACTOR, ROLLOUT
 from samr1_verl.cpu import accelerator_present
 
-# verl's keys that the objective and the size of a step depend on; verl builds its dataclasses without checking types.
+# verl's keys on which the objective and the size of a step depend. verl does not check the types of its dataclasses.
 VERL_KEYS: dict[str, Any] = {
     "data.train_batch_size": PositiveInt,
     "data.max_prompt_length": PositiveInt,
@@ -45,7 +45,7 @@ VERL_KEYS: dict[str, Any] = {
 
 
 def check_types(config: DictConfig) -> Iterator[str]:
-    """verl's own keys that this plug-in reads: present, resolvable, of their type and in their range."""
+    """The keys of verl that this plug-in reads exist, can be resolved, and have valid types and ranges."""
     for key, kind in VERL_KEYS.items():
         try:
             TypeAdapter(kind).validate_python(OmegaConf.select(config, key, throw_on_missing=True), strict=True)
@@ -57,7 +57,7 @@ def check_types(config: DictConfig) -> Iterator[str]:
 
 
 def check_objective(config: DictConfig) -> Iterator[str]:
-    """The pieces of the objective fit each other."""
+    """Estimator, loss and KL of the objective fit each other."""
     actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
     chosen = {
         "algorithm.adv_estimator": algorithm.adv_estimator,
@@ -66,13 +66,13 @@ def check_objective(config: DictConfig) -> Iterator[str]:
     uses_ours = "samr1" in chosen.values()
     if uses_ours and set(chosen.values()) != {"samr1"}:
         yield (
-            f"{', '.join(f'{key} is {value}' for key, value in chosen.items())}: the estimator weighs what the loss "
-            "sums up, so set both to samr1, or neither"
+            f"{', '.join(f'{key} is {value}' for key, value in chosen.items())}: the loss needs the estimator's "
+            "weights, so set both to samr1, or neither"
         )
     elif uses_ours and actor.policy_loss.get("normalizer") != algorithm.get("samr1", {}).get("normalizer"):
         yield (
             f"{ACTOR}.policy_loss.normalizer is {actor.policy_loss.get('normalizer')}, algorithm.samr1.normalizer is "
-            f"{algorithm.get('samr1', {}).get('normalizer')}: leave both to samr1.objective.normalizer"
+            f"{algorithm.get('samr1', {}).get('normalizer')}. Remove both overrides and set samr1.objective.normalizer"
         )
     if actor.kl_loss_coef and not actor.use_kl_loss:
         yield (
@@ -93,7 +93,7 @@ def check_lengths(config: DictConfig) -> Iterator[str]:
 
 
 def check_micro_batches(config: DictConfig) -> Iterator[str]:
-    """Each worker's rollouts are whole micro-batches; verl only asserts so once the first step has generated them."""
+    """Each worker gets whole micro-batches of rollouts; verl itself checks it only after the first generation."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
     if actor.use_dynamic_bsz or actor.get("ulysses_sequence_parallel_size", 1) != 1:
@@ -108,7 +108,7 @@ def check_micro_batches(config: DictConfig) -> Iterator[str]:
         if size and rollouts % size:
             yield (
                 f"{key} is {size}, a worker gets {rollouts:g} rollouts at a time ({prompts} x {ROLLOUT}.n / workers). "
-                "Set a size that divides them"
+                "Set a size that divides them without remainder"
             )
 
 
@@ -126,7 +126,7 @@ def check_packages(config: DictConfig) -> Iterator[str]:
 
 
 def check_resources(config: DictConfig) -> Iterator[str]:
-    """The accelerators that verl will ask Ray for exist, as far as this machine can tell."""
+    """The accelerators that verl will reserve from Ray exist; for a cluster elsewhere: its address answers."""
     ray_init = config.ray_kwargs.ray_init
     address = ray_init.get("address") or os.environ.get("RAY_ADDRESS")
     if address and address not in ("auto", "local"):
@@ -142,9 +142,10 @@ def check_resources(config: DictConfig) -> Iterator[str]:
     devices = torch.accelerator.device_count() if declared is None else declared
     if address is None and config.trainer.nnodes == 1 and devices < wanted:
         yield (
-            f"trainer.n_gpus_per_node is {wanted}, Ray will find {devices} (ray_kwargs.ray_init.num_gpus is {declared}). "
+            f"trainer.n_gpus_per_node is {wanted}, Ray will have {devices} GPUs (ray_kwargs.ray_init.num_gpus is "
+            f"{declared}). "
             + (
-                f"Set ray_kwargs.ray_init.num_gpus={wanted}: on the CPU that is a name for a place to train"
+                f"Set ray_kwargs.ray_init.num_gpus={wanted}: on the CPU it is the number of training workers"
                 if config.trainer.device == "cpu"
                 else "Set trainer.n_gpus_per_node to the number of GPUs here, or try +recipe=samr1_tiny without one"
             )
@@ -157,25 +158,28 @@ def _reachable(address: str) -> Iterator[str]:
         socket.create_connection((host, int(port)), timeout=3).close()
     except (OSError, ValueError) as error:
         yield (
-            f"ray_kwargs.ray_init.address (or RAY_ADDRESS): no Ray cluster answers at {address} ({error}). Start one "
-            "with ray start --head --port=6379, correct the address, or leave it out to start Ray on this machine"
+            f"ray_kwargs.ray_init.address (or RAY_ADDRESS): no Ray cluster answers at {address} ({error}). Start a "
+            "cluster with ray start --head --port=6379, correct the address, or remove it to start Ray on this machine"
         )
 
 
 def advice(config: DictConfig) -> Iterator[str]:
-    """Warnings: settings that are possible but rarely wanted."""
+    """Warnings about valid settings that are rarely intended."""
     actor = config.actor_rollout_ref.actor
     updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
     if updates == 1:
         yield (
             f"{ACTOR}.ppo_mini_batch_size={actor.ppo_mini_batch_size} makes one mini-batch of a rollout batch of "
-            f"{config.data.train_batch_size}: the policy is updated once, its probability ratio is 1, and the clip "
-            "range has no effect. The paper's asymmetric clip needs at least two"
+            f"{config.data.train_batch_size}: the policy is updated once per step, its probability ratio is 1, and the "
+            "clip range has no effect. The paper's asymmetric clip needs at least two mini-batches"
         )
     if actor.use_kl_loss and not actor.kl_loss_coef:
-        yield f"{ACTOR}.kl_loss_coef is 0 and use_kl_loss true: the reference model is loaded and run for nothing"
+        yield (
+            f"{ACTOR}.kl_loss_coef is 0 and use_kl_loss true: the reference model is loaded and run for nothing. Set "
+            f"{ACTOR}.use_kl_loss=false"
+        )
     if config.reward.num_workers > 1 and OmegaConf.select(config, "samr1.segmenter.service.mode") == "embedded":
         yield (
-            f"reward.num_workers={config.reward.num_workers} with samr1.segmenter.service.mode=embedded: each worker loads its "
-            "own segmenter and encodes images that the others have encoded. Set reward.num_workers=1"
+            f"reward.num_workers={config.reward.num_workers} with samr1.segmenter.service.mode=embedded: each worker "
+            "loads its own segmenter and encodes images that other workers have encoded. Set reward.num_workers=1"
         )

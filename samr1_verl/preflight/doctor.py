@@ -1,7 +1,8 @@
-"""`samr1 doctor`: whether this environment can run a recipe, proved rather than assumed.
+"""`samr1 doctor`: tests whether this environment can run a recipe.
 
-verl hides a plug-in that fails to load, and Hydra takes `+recipe=samr1` for a plain value when it does not find the
-recipe: both would train something else without a word. So both are tried in a fresh interpreter in another folder.
+verl hides a plug-in that fails to load, and Hydra accepts `+recipe=samr1` as a plain value where it does not find the
+recipe. In both cases a run would train something else without an error. Therefore both are tested in a fresh
+interpreter in another folder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TIMEOUT_S = 600
 
 @dataclass
 class Finding:
-    """One subject of the examination: `problems` is empty where all is well, else each says what to type."""
+    """The result for one subject. `problems` is empty where there is none; each problem says what to do."""
 
     subject: str
     detail: str
@@ -33,11 +34,11 @@ class Finding:
 
 
 def examine(recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
-    """Findings in the order a run would meet them, each as soon as it is known.
+    """The findings, in the order in which a run would meet the problems, each as soon as it is known.
 
     Args:
         recipe: name in the Hydra group `recipe`.
-        overrides: further `key=value`, as on verl's command line.
+        overrides: `key=value`, as on verl's command line.
     """
     yield _versions()
     yield _entry_point()
@@ -61,8 +62,8 @@ def _versions() -> Finding:
             installed = None
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             problems.append(
-                f"{requirement.name} is {installed or 'not installed'}, expected {requirement.specifier or 'any version'}. "
-                f"Type: pip install '{requirement}'"
+                f"{requirement.name} is {installed or 'not installed'}, expected "
+                f"{requirement.specifier or 'any version'}. Type: pip install '{requirement}'"
             )
         elif requirement.name in ("verl", "torch", "transformers"):
             named.append(f"{requirement.name} {installed}")
@@ -75,12 +76,12 @@ def _entry_point() -> Finding:
     problems = []
     if targets != ["samr1_verl.plugin"]:
         problems.append(
-            f"the entry point samr1 of the group verl.plugins is {targets or 'missing'}, expected ['samr1_verl.plugin']. "
-            f"Type: pip install --force-reinstall --no-deps {DISTRIBUTION}"
+            f"the entry point samr1 of the group verl.plugins is {targets or 'missing'}, expected "
+            f"['samr1_verl.plugin']. Type: pip install --force-reinstall --no-deps {DISTRIBUTION}"
         )
     if policy != "auto" and "samr1" not in [name.strip() for name in policy.split(",")]:
         remedy = "Type: unset VERL_USE_EXTERNAL_PLUGINS"
-        problems.append(f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps the plug-in out. {remedy}")
+        problems.append(f"VERL_USE_EXTERNAL_PLUGINS={policy} excludes the plug-in. {remedy}")
     return Finding("entry point", "verl.plugins: samr1", problems)
 
 
@@ -118,12 +119,12 @@ def _recipe(recipe: str, report: dict) -> Finding:
     if not report["sources"]:
         known = ", ".join(report["recipes"]) or "none, so the Hydra plug-in of samr1-verl was not found"
         remedy = f"Known recipes: {known}. Type: pip install --force-reinstall --no-deps {DISTRIBUTION}"
-        return Finding(subject, "", [f"Hydra finds no such recipe and would take it for a plain value. {remedy}"])
+        return Finding(subject, "", [f"Hydra finds no such recipe and would accept it as a plain value. {remedy}"])
     if report["compose_error"]:
         return Finding(subject, "", [f"it does not compose: {report['compose_error'].strip()}"])
-    (provider, path), *hidden = report["sources"]  # in the order in which Hydra looks
+    (provider, path), *hidden = report["sources"]  # in the order of Hydra's search path
     problems = [
-        f"{path} (from {provider}) hides {ours}. Rename it, or take its folder off Hydra's search path"
+        f"{path} (from {provider}) hides {ours}. Rename it, or remove its folder from Hydra's search path"
         for other, ours in hidden
         if other == "samr1"
     ]
@@ -131,7 +132,7 @@ def _recipe(recipe: str, report: dict) -> Finding:
 
 
 def _inputs(config: DictConfig) -> Iterator[Finding]:
-    # Imported only now: it imports the plug-in, whose own failure is a finding.
+    # Imported here, because it imports the plug-in, and a failure of the plug-in is a finding.
     from samr1_verl.preflight.callback import examine_config
 
     for subject, detail, problems in examine_config(config):

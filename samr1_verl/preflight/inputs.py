@@ -1,7 +1,7 @@
 """Checks of the files that a run reads, before it starts: rows and images, the policy, the segmenter's weights.
 
-Used by the preflight of every run and by `samr1 doctor`. Each check yields problems, one string each: the key that
-names the file, the state found there, the state expected, and the recipe's command that makes it.
+The preflight of every run and `samr1 doctor` use them. Each check yields one message per problem: the key that names
+the file, the fault, and the recipe's command that makes the file (`remedy`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from samr1_verl.service.client import service_problems
 
 
 def check_model(config: DictConfig, remedy: str) -> Iterator[str]:
-    """The policy is a folder with weights, or a hub id that can be fetched."""
+    """The policy is a folder with weights, or a hub id that can be downloaded."""
     key = "actor_rollout_ref.model.path"
     place = hub_id_or_folder(config.actor_rollout_ref.model.path)
     if isinstance(place, str):
@@ -67,7 +67,7 @@ def _data_file(path: Path) -> Iterator[str]:
     if missing:
         yield (
             f"{path}: {len(missing)} of {len(images)} images are missing, the first is {missing[0]}. Paths are "
-            f"relative to {path.parent}, or absolute: bring them there, or prepare the data where they are"
+            f"relative to {path.parent}, or absolute. Copy the images there, or prepare the data again on this machine"
         )
 
 
@@ -96,7 +96,7 @@ def _first_row(path: Path, record: Record) -> Iterator[str]:
 
 
 def check_prompt(settings: Samr1Config) -> Iterator[str]:
-    """`samr1.prompt` names a template."""
+    """`samr1.prompt` is the name of a template."""
     try:
         load_prompt(settings.prompt)
     except ConfigError as error:
@@ -104,12 +104,12 @@ def check_prompt(settings: Samr1Config) -> Iterator[str]:
 
 
 def uses_segmenter(config: DictConfig) -> bool:
-    """Whether the run asks the segmenter: its samples do, and so does a reward that compares masks."""
+    """Whether the run needs the segmenter, for its samples or for a reward that compares masks."""
     return config.samr1.samples > 0 or _compares_masks(config)
 
 
 def _compares_masks(config: DictConfig) -> bool:
-    """Whether the reward or one of its terms compares masks; a reward from elsewhere: whether it gets a segmenter."""
+    """Whether the reward or one of its terms compares masks; for a user's own reward: whether it gets a segmenter."""
     if (module := _own_reward(config)) is None:
         return "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})
     try:
@@ -119,13 +119,13 @@ def _compares_masks(config: DictConfig) -> bool:
 
 
 def _own_reward(config: DictConfig) -> Any | None:
-    """The reward's module where it is ours, else None. Loaded by its path, as verl loads it."""
+    """The module of a reward of ours, loaded by its path, as verl does; None: a user's own reward."""
     path = str(config.reward.custom_reward_function.path)
     return import_module(path.removeprefix("pkg://")) if path.startswith("pkg://reward_fns.") else None
 
 
 def check_segmenter(settings: Samr1Config) -> Iterator[str]:
-    """The service's packages are there, and the segmenter's backend and weights, unless other machines have them."""
+    """The service's packages, the backend and the weights exist; with the mode http only the packages are checked."""
     yield from service_problems(settings.segmenter.service)
     if settings.segmenter.service.mode == "http":
         return
@@ -134,9 +134,9 @@ def check_segmenter(settings: Samr1Config) -> Iterator[str]:
 
 
 def check_reward(config: DictConfig, sound_rows: bool = True) -> Iterator[str]:
-    """A reward of ours takes `samr1.reward` and, where the rows are sound, the first training row.
+    """A reward of ours accepts `samr1.reward` and, where the rows are valid, the first training row.
 
-    A reward from elsewhere checks its own.
+    A user's own reward is not checked.
     """
     try:
         if (module := _own_reward(config)) is not None:
@@ -148,7 +148,7 @@ def check_reward(config: DictConfig, sound_rows: bool = True) -> Iterator[str]:
 
 
 async def _score_nothing(config: DictConfig) -> None:
-    """The reward of an empty response to the first training row: it reads all there is and asks no segmenter."""
+    """Score an empty response to the first training row: it reads the whole row and needs no segmenter."""
     files = config.data.train_files
     try:
         file = Path(files if isinstance(files, str) else files[0]).expanduser().absolute()

@@ -1,4 +1,4 @@
-"""The part of `samr1 doctor` that runs in a fresh interpreter: does verl load the plug-in, does Hydra find the recipe?
+"""The part of `samr1 doctor` that runs in a fresh interpreter: it tests verl's plug-in loading and Hydra's recipes.
 
     python -m samr1_verl.preflight.probe '["samr1", ["trainer.nnodes=1"]]'
 
@@ -16,11 +16,11 @@ from typing import Any
 
 
 def probe(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The report that doctor.py reads.
+    """The report for doctor.py.
 
-    `plugin_error`, `compose_error`: a traceback, or None; `missing`: registrations that are not there; `sources`:
-    provider and path of each recipe of this name, in the order in which Hydra looks; `recipes`: all names; `config`:
-    the composed configuration as YAML, or None.
+    Its keys: `plugin_error` and `compose_error`, a traceback or None; `missing`, the registrations that are missing;
+    `sources`, provider and path of each recipe of this name, in the order of Hydra's search path; `recipes`, the names
+    of all recipes; `config`, the composed configuration as YAML, or None.
     """
     report: dict[str, Any] = {"plugin_error": None, "missing": [], "compose_error": None, "sources": [], "recipes": []}
     report["config"] = None
@@ -28,7 +28,7 @@ def probe(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     loaded = "samr1_verl.plugin" in sys.modules
     try:
         report["missing"] = _missing(loaded)
-    except BaseException:  # whatever the plug-in raises, verl has hidden it
+    except BaseException:  # verl hides every exception of the plug-in
         report["plugin_error"] = traceback.format_exc()
     try:
         _compose(report, recipe, overrides)
@@ -38,7 +38,7 @@ def probe(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _missing(loaded: bool) -> list[str]:
-    """Registrations that `import verl` should have made and has not. Raises again what verl has hidden."""
+    """The registrations that `import verl` did not make. Raises the plug-in's own exception, which verl hides."""
     import_module("samr1_verl.plugin")
     from verl.plugin.platform import PlatformRegistry
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
@@ -46,14 +46,14 @@ def _missing(loaded: bool) -> list[str]:
 
     from samr1_verl.cpu import accelerator_present
 
-    wanted = {
+    registered = {
         "module samr1_verl.plugin": loaded,
         "policy loss samr1": "samr1" in POLICY_LOSS_REGISTRY,
         "advantage estimator samr1": "samr1" in ADV_ESTIMATOR_REGISTRY,
         "trainer samr1": "samr1" in TRAINER_REGISTRY,
         "platform cpu": accelerator_present() or "cpu" in PlatformRegistry.registered_names(),
     }
-    return [name for name, is_there in wanted.items() if not is_there]
+    return [name for name, is_there in registered.items() if not is_there]
 
 
 def _compose(report: dict[str, Any], recipe: str, overrides: Sequence[str]) -> None:
