@@ -1,4 +1,7 @@
-"""The recipe's root key `samr1:`, typed. The recipe holds the values; a default is for what few recipes set."""
+"""The typed form of the recipe's root key `samr1:`.
+
+The recipe has the values. Only keys that few recipes set have a default here.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from samr1_verl.answers import CAPS, Caps
 from samr1_verl.geometry.frames import Frame
 
 ROOT = "samr1"
-# Sections of verl's configuration that several rooms name in messages.
+# Sections of verl's configuration, for messages of several rooms.
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -37,20 +40,20 @@ Parsed = TypeVar("Parsed")
 
 
 class ConfigError(Samr1Error, ValueError):
-    """A recipe value that cannot be used; each line names one key, its value and the values that it may have."""
+    """An invalid value of a recipe; each line has one key, its value and the valid values."""
 
 
 class _Section(BaseModel):
-    # strict: the reward and verl read the same keys untyped, so a quoted number would reach them as text
+    # strict: the reward and verl read the same keys without types, so a quoted number would reach them as text
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class PromptConfig(_Section):
-    """The question as the policy sees it. The recipe repeats it as `data.segmentation`, where the data set reads it."""
+    """Prompt and image of the policy. The recipe copies these keys to `data.segmentation`, for the data set."""
 
     policy_size: tuple[PositiveInt, PositiveInt] | None = Field(
         strict=False,  # YAML has lists only
-        description="[W, H] that every image is resized to for the policy; null: the processor's own smart resize",
+        description="[W, H] to which every image is resized; null: the processor's own smart resize",
     )
     frame: Frame = Field(description="absolute: pixels of the resized image (Qwen2.5-VL); thousand: 0-1000 (Qwen3-VL)")
     prompt: str = Field(description="name of a template in samr1_verl/prompts")
@@ -60,11 +63,11 @@ class RayServiceConfig(_Section):
     """`samr1.segmenter.service.ray`: replicas of the segmenter in the training cluster."""
 
     gpus: NonNegativeFloat | Literal["shared"] = Field(
-        description="per replica: the number or fraction that Ray reserves; shared: GPUs that others have reserved"
+        description="GPUs that Ray reserves per replica, or a fraction; shared: use GPUs that other workers reserve"
     )
-    cpus: NonNegativeFloat = Field(description="per replica; 0 finds a place beside workers that reserve everything")
+    cpus: NonNegativeFloat = Field(description="CPUs that Ray reserves per replica; 0: none, where all are reserved")
     min_replicas: PositiveInt
-    max_replicas: PositiveInt = Field(description="more than min_replicas: Ray Serve scales with the load")
+    max_replicas: PositiveInt = Field(description="above min_replicas: Ray Serve scales with the load")
 
     @model_validator(mode="after")
     def _ordered(self) -> RayServiceConfig:
@@ -77,14 +80,14 @@ class HttpServiceConfig(_Section):
     """`samr1.segmenter.service.http`: servers started by `samr1 serve`. The token is the variable SAMR1_TOKEN."""
 
     addresses: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
-        strict=False, min_length=1, description="such as http://10.0.0.5:8765; an image's requests go to one of them"
+        strict=False, min_length=1, description="such as http://10.0.0.5:8765; requests for an image go to one address"
     )
 
 
 class ServiceConfig(_Section):
     """`samr1.segmenter.service`: the place of the segmenter, its cache, and the time limits of its answers.
 
-    Keys with a default matter to some modes only, or save resources where a recipe asks for it.
+    Keys with a default are for some modes only, or save memory.
     """
 
     mode: Literal["embedded", "ray", "http"] = Field(
@@ -111,7 +114,7 @@ class ServiceConfig(_Section):
 class SegmenterConfig(_Section):
     """`samr1.segmenter`: the frozen promptable segmenter and the place where it runs.
 
-    samr1_verl.segmenters knows the backends. One object of this class becomes one client per process
+    samr1_verl.segmenters has the backends. Equal configurations share one client per process
     (samr1_verl.service.client).
     """
 
@@ -124,16 +127,16 @@ class SegmenterConfig(_Section):
 
 
 class WindowConfig(_Section):
-    """`samr1.reward.window` of reward_fns/dr_seg.py: recent metrics, against which new ones are ranked."""
+    """`samr1.reward.window` of reward_fns/dr_seg.py: the recent metrics with which new metrics are ranked."""
 
     path: str | None = Field(description="file that keeps the window between runs; null: memory only")
-    step: PositiveInt = Field(description="responses per training step: prompts x group size")
+    step: PositiveInt = Field(description="number of responses per training step: prompts x group size")
 
 
 class RewardConfig(_Section):
-    """`samr1.reward`: constants and terms of the reward, whichever it is.
+    """`samr1.reward`: constants and terms of the reward function.
 
-    A reward refuses the keys that it does not read; null is always accepted and means the reward's own value.
+    A reward refuses keys that it does not read. null is always accepted and means the reward's own value.
     """
 
     terms: dict[str, FiniteFloat | None] = Field(
@@ -157,15 +160,17 @@ class RewardConfig(_Section):
         return None if self.thresholds is None else tuple(sorted(self.thresholds.items(), reverse=True))
 
     def usable(self) -> Caps:
-        """`caps`, or the parser's own where the recipe leaves them to it."""
+        """`caps`; None: the parser's own values."""
         return self.caps or CAPS
 
 
 class ObjectiveConfig(_Section):
-    """The SAM-R1 objective's own keys; clip range and KL coefficient are verl's keys of the actor."""
+    """The SAM-R1 objective's own keys. Clip range and KL coefficient are keys of verl's actor."""
 
-    normalizer: Literal["group", "batch", "sequence"]
-    standardize: bool
+    normalizer: Literal["group", "batch", "sequence"] = Field(
+        description="divisor of a token's loss: the tokens of its group, of its mini-batch, or of its rollout"
+    )
+    standardize: bool = Field(description="divide advantages by the group's standard deviation")
     shuffle_rewards: bool = Field(description="control run: rewards are shuffled inside each group")
 
 
@@ -178,19 +183,19 @@ class PrepareConfig(_Section):
 
 
 class Samr1Config(PromptConfig):
-    """The whole root key."""
+    """The root key `samr1`."""
 
     segmenter: SegmenterConfig
     reward: RewardConfig
     objective: ObjectiveConfig
     samples: NonNegativeInt = Field(
-        description="validation rows whose answers and masks are kept at every validation, for samr1 report"
+        description="number of validation rows whose answers and masks are kept at every validation, for samr1 report"
     )
     prepare: PrepareConfig
 
 
 def samr1_config(config: DictConfig) -> Samr1Config:
-    """The validated root key of a composed recipe. Raises ConfigError, one line for each wrong key."""
+    """The validated root key of a composed recipe. Raises ConfigError, with one line per invalid key."""
     if OmegaConf.select(config, ROOT) is None:
         raise ConfigError(
             f"{ROOT}: the key is missing. Start from one of our recipes, for example +recipe=samr1, "
@@ -221,9 +226,9 @@ def reward_config(reward: Any) -> RewardConfig:
 
 
 def once_per_object(parse: Callable[[Any], Parsed]) -> Callable[[Any], Parsed]:
-    """`parse`, called once for each object that it is given: verl hands a reward the same ones with every response.
+    """`parse` with a cache per argument object: verl passes the same configuration objects with every response.
 
-    The objects are recognised by identity, and kept, so that no other object gets their id; do not change them.
+    Objects are compared by identity, and are kept alive so that no other object gets the same id. Do not change them.
     """
     seen: LRUCache[int, tuple[Any, Parsed]] = LRUCache(maxsize=64)
     lock = threading.Lock()
@@ -241,9 +246,9 @@ def once_per_object(parse: Callable[[Any], Parsed]) -> Callable[[Any], Parsed]:
 
 
 def hub_id_or_folder(value: str) -> str | Path:
-    """A model path as verl and transformers read it: a folder, or a hub id (owner/name) when there can be no folder.
+    """A model path as verl and transformers read it: a folder (Path), or a hub id owner/name (str).
 
-    A relative path such as data/policy has the form of a hub id; it counts as a path where its parent folder exists.
+    A relative path such as data/policy has the form of a hub id. It counts as a path where its parent folder exists.
     """
     path = Path(value).expanduser()
     is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) and not path.exists() and not path.parent.is_dir()
@@ -257,8 +262,8 @@ def _validated(model: type[_Section], section: Any, prefix: str) -> Any:
         values = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
         return model.model_validate(values)
     except OmegaConfBaseException as error:
-        what = str(error.msg or error).splitlines()[0]  # the lines after it describe OmegaConf's own objects
-        raise ConfigError(f"{error.full_key or prefix}: {what}") from error
+        fault = str(error.msg or error).splitlines()[0]  # the other lines describe OmegaConf's own objects
+        raise ConfigError(f"{error.full_key or prefix}: {fault}") from error
     except ValidationError as error:
         lines = []
         for problem in error.errors():

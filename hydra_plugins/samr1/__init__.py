@@ -5,8 +5,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class Samr1SearchPath(SearchPathPlugin):
-    """Hydra finds and creates it; see https://hydra.cc/docs/advanced/plugins/overview/."""
+    """Hydra discovers and creates this class; see https://hydra.cc/docs/advanced/plugins/overview/."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append, so that a user's own `recipe/` group wins over ours."""
+        """Append our recipes, so that a recipe of the same name in a user's own `recipe/` group comes first."""
         search_path.append(provider="samr1", path="pkg://recipes")
