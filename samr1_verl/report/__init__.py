@@ -1,1 +1,1 @@
-"""What a training run did, as one HTML file: `samr1 report`."""
+"""A training run as one HTML file (`samr1 report`), and the local page `samr1 playground`."""

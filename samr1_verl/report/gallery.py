@@ -1,6 +1,6 @@
-"""Samples as the page draws them: each image, row and mask once, in the size in which it is shown.
+"""The page's data of the samples: every image, row and mask is stored once, at the size of its thumbnail.
 
-Masks are brought to the size of the thumbnail; coordinates and scores stay as they were logged.
+Masks are scaled to the thumbnail. Coordinates stay in the original frame, and scores stay as they were logged.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from samr1_verl.geometry.images import ImageError, open_image, sha256_of
 from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.scoring.sample import Sample
 
-LONG_SIDE = 384  # pixels of a thumbnail
-PIXELS = 100 * LONG_SIDE**2  # of all thumbnails: more images make smaller ones, so that the page stays small
-QUALITY = 80  # WebP's
+LONG_SIDE = 384  # maximum length of a thumbnail's longer side, in pixels
+PIXELS = 100 * LONG_SIDE**2  # maximum number of pixels of all thumbnails: with more than 100 images they are smaller
+QUALITY = 80  # of WebP
 
 
 class Gallery:
-    """Collects images, rows and masks; `sample` gives what refers to them by position.
+    """Collects images, rows and masks in lists, to which samples refer by position.
 
     Args:
-        images: how many different images will come.
-        long_side: bound of a thumbnail, pixels.
+        images: number of different images, for the size of the thumbnails.
+        long_side: maximum length of a thumbnail's longer side, in pixels.
     """
 
     def __init__(self, images: int, long_side: int = LONG_SIDE) -> None:
@@ -40,26 +40,38 @@ class Gallery:
         self._names_of_rows: Counter[str] = Counter()
         self._masks: dict[tuple, int] = {}
         self._counts: list[str] = []
-        self._names: list[str] = []  # of scores
+        self._names: list[str] = []  # names of scores
         self.images: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
-        self.problems: list[str] = []  # images that cannot be shown
+        self.problems: list[str] = []  # messages about images that cannot be shown
 
     def as_json(self) -> dict[str, Any]:
+        """The collected images, rows, masks and names of scores, in JSON values."""
         return {"images": self.images, "rows": self.rows, "masks": self._counts, "names": self._names}
 
     def step(self, samples: Iterable[Sample]) -> list[dict[str, Any]]:
-        """The samples of one step. Several of one row are told apart by their order."""
+        """The samples of one step in JSON values. Several samples of the same row are numbered in their order.
+
+        Raises:
+            MaskError: a mask does not decode.
+        """
         seen: dict[tuple, int] = {}
-        found = []
+        entries = []
         for sample in samples:
             key = _identity(sample)
             seen[key] = seen.get(key, -1) + 1
-            found.append(self.sample(sample, seen[key]))
-        return found
+            entries.append(self.sample(sample, seen[key]))
+        return entries
 
     def sample(self, sample: Sample, repeat: int = 0) -> dict[str, Any]:
-        """One sample; `repeat` counts the earlier ones of the same row and step. Raises MaskError."""
+        """A sample in JSON values.
+
+        Args:
+            repeat: number of earlier samples of the same row and step.
+
+        Raises:
+            MaskError: a mask does not decode.
+        """
         row = self._row(sample, repeat)
         return {
             "row": row,
@@ -78,7 +90,7 @@ class Gallery:
         }
 
     def _scores(self, scores: Mapping[str, float]) -> list[float | None]:
-        """Values in the order of the names; None for one that is missing, or no finite number: JSON holds none."""
+        """The values in the order of the names; None: missing, or not finite, which JSON cannot hold."""
         self._names += [name for name in scores if name not in self._names]
         values = (scores.get(name) for name in self._names)
         return [value if value is not None and math.isfinite(value) else None for value in values]
@@ -89,7 +101,7 @@ class Gallery:
             image = self._image(sample)
             name = f"{sample.data_source}:{sample.index}"
             self._names_of_rows[name] += 1
-            if (number := self._names_of_rows[name]) > 1:  # another row of that number, or another answer to it
+            if (number := self._names_of_rows[name]) > 1:  # another row with this number, or another answer to it
                 name = f"{name}:{number}"
             self._rows[key] = len(self.rows)
             self.rows.append(
@@ -112,8 +124,10 @@ class Gallery:
             size = _fitted((width, height), self._side)
             source, problem = None, None
             try:
-                if (found := sha256_of(sample.image)) != sample.sha256:
-                    raise ImageError(f"{sample.image}: the file has changed: SHA-256 {found}, expected {sample.sha256}")
+                if (actual := sha256_of(sample.image)) != sample.sha256:
+                    raise ImageError(
+                        f"{sample.image}: the file has changed: SHA-256 {actual}, expected {sample.sha256}"
+                    )
                 source = _data_url(open_image(sample.image), size)
             except (ImageError, OSError) as error:
                 problem = str(error)
@@ -123,7 +137,7 @@ class Gallery:
         return self._images[sample.sha256]
 
     def _mask(self, counts: str, sample: Sample, image: int) -> int:
-        """Position of a mask, HxW of `sample.size`, in the thumbnail's size."""
+        """Position of a mask in the list. `counts`: its RLE at `sample.size`; it is stored at the thumbnail's size."""
         key = (counts, sample.size)
         if key not in self._masks:
             mask = decode_rle(counts, sample.size)
@@ -145,13 +159,20 @@ def _rounded(values: Iterable[float]) -> list[float]:
 
 
 def data_url(path: str | Path, long_side: int) -> str:
-    """An image file as a thumbnail, WebP in a data URL. Raises ImageError."""
+    """A thumbnail of an image file, as WebP in a data URL.
+
+    Args:
+        long_side: maximum length of its longer side, in pixels.
+
+    Raises:
+        ImageError: the file is missing or unreadable.
+    """
     image = open_image(path)
     return _data_url(image, _fitted(image.size, long_side))
 
 
 def _fitted(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """(W, H) made smaller so that the longer is `long_side`; never larger."""
+    """(W, H) scaled so that the longer side is `long_side`; unchanged where it is shorter already."""
     scale = min(1.0, long_side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

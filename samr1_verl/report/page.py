@@ -1,7 +1,7 @@
-"""One HTML file out of the page's modules, its style and its data: nothing in it asks for anything else.
+"""Builds one HTML file from the page's modules, style and data. The file makes no request.
 
-A content security policy in the page forbids every request, and every script and style but the two that are in it, by
-their SHA-256: text that gets into the page as markup by some error would still not run.
+A content security policy in the page forbids all requests. It allows only the script and the style that are in the
+page, by their SHA-256. So text that became markup by an error would not run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULT
 
 
 def report(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """The page of one run, or of two side by side; and the images that could not be shown.
+    """The HTML of one run or of two runs side by side, and messages about images that cannot be shown.
 
     Raises:
         MaskError: a sample's mask does not decode.
@@ -55,13 +55,13 @@ def report(runs: Sequence[Run]) -> tuple[str, list[str]]:
 
 
 def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:
-    """The page `name`: NAME.jinja with style.css, NAME.js and the modules that it imports.
+    """The HTML of a page: NAME.jinja with style.css, NAME.js and the modules that it imports.
 
     Args:
         name: `report` or `playground`.
-        title: of the page; any text.
-        data: JSON-able; the page's scripts find it.
-        connect: what its scripts may talk to, as a source expression of the policy.
+        title: title of the page; any text.
+        data: data for the page's script; JSON values.
+        connect: addresses that the script may request, as a source expression of the content security policy.
     """
     script, style = bundle(name), (STATIC / "style.css").read_text()
     policy = (
@@ -80,10 +80,10 @@ def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:
 
 
 def bundle(name: str) -> str:
-    """The module NAME.js and all that it imports as one script: each a function's scope, after what it needs.
+    """The module NAME.js and all modules that it imports, as one script.
 
-    Two forms of module syntax are known, each on a line of its own: `import {…} from "./MODULE.js";`, and `export`
-    before `function` or `const`.
+    Each module is the body of a function, after the modules that it imports. Two forms of module syntax are supported,
+    each on its own line: `import {…} from "./MODULE.js";`, and `export` before `function` or `const`.
     """
     done: dict[str, str] = {}
 
@@ -102,12 +102,12 @@ def bundle(name: str) -> str:
 
 
 def as_block(data: Any) -> str:
-    """JSON for a script element of type application/json: no `<` that could end it or begin a comment."""
+    """JSON for a script element of type application/json: without `<`, which could end it or start a comment."""
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _columns(curve: Curve) -> list[list[Any]]:
-    """Steps and values; None where a value is no finite number, which JSON cannot hold."""
+    """The steps and the values of a curve; None: not finite, which JSON cannot hold."""
     return [list(curve), [value if math.isfinite(value) else None for value in curve.values()]]
 
 

@@ -1,4 +1,4 @@
-"""Which of a run's curves are drawn, and which of them together."""
+"""The charts of a run: which curves are drawn, and which of them in one chart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from samr1_verl.report.run import Curve
 
 @dataclass(frozen=True)
 class Series:
-    """A tag and its name in the legend."""
+    """A curve's tag in the log and its name in the legend."""
 
     tag: str
     label: str
@@ -20,7 +20,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. `note` says what the figure is, in the reader's words."""
+    """A chart. `note` explains its figure to the reader."""
 
     group: str
     title: str
@@ -28,20 +28,24 @@ class Panel:
     series: tuple[Series, ...]
 
     def as_json(self) -> dict[str, Any]:
+        """The panel in JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """A panel of all tags that match `pattern`. Its group `label`, if it has one, is the legend's name; a group `panel`
-    makes a panel for each of its values, and `{}` in the title stands for it."""
+    """A panel of all tags that match `pattern`.
+
+    The pattern's group `label` is the name in the legend. Its group `panel` makes one panel per value, which replaces
+    `{}` in the title.
+    """
 
     group: str
     title: str
     note: str
     pattern: str
-    label: str = ""
-    only_nonzero: bool = False
+    label: str = ""  # name in the legend, where the pattern has no group `label`
+    only_nonzero: bool = False  # draw no curve whose values are all 0; the note names them
 
 
 _NO_TERM = r"(?:score|acc|intersection|union|ignored|ignored_predicted|step_share|exposed_seconds)$"
@@ -102,33 +106,45 @@ _RULES = (
         "Seconds from answer to reward, queues included",
         r"reward/seconds/(?P<label>mean|max)$",
     ),
-    _Rule("Time", "What the reward adds", "Seconds of a step beyond generation", r"reward/exposed_seconds$", "seconds"),
-    _Rule("Time", "Share of a step", "What the reward adds, of the whole step", r"reward/step_share$", "share"),
-    _Rule("Time", "Embedding cache", "As the segmenter's service counts", r"(?P<label>.*\bcache.*)$"),
     _Rule(
-        "Time", "Seconds of a step", "All of it, and its largest parts", r"timing_s/(?P<label>step|gen|update_actor)$"
+        "Time",
+        "Time added by the reward",
+        "Seconds of a step in addition to generation",
+        r"reward/exposed_seconds$",
+        "seconds",
+    ),
+    _Rule("Time", "Share of a step", "Time added by the reward / time of the step", r"reward/step_share$", "share"),
+    _Rule("Time", "Embedding cache", "Counters of the segmenter's service", r"(?P<label>.*\bcache.*)$"),
+    _Rule(
+        "Time",
+        "Seconds of a step",
+        "The whole step, and its largest parts",
+        r"timing_s/(?P<label>step|gen|update_actor)$",
     ),
 )
 
 
 def panels_of(curves: Sequence[Mapping[str, Curve]]) -> list[Panel]:
-    """The panels that the curves of one or more runs fill, in the order of the page."""
-    tags = sorted({tag for one in curves for tag in one})
+    """The panels of the curves of one or more runs, in the order of the page.
+
+    Args:
+        curves: per run, the curves by tag.
+    """
+    tags = sorted({tag for run in curves for tag in run})
     panels = []
     for rule in _RULES:
-        found: dict[str, list[Series]] = {}
+        drawn: dict[str, list[Series]] = {}
         zero: dict[str, list[str]] = {}
         for tag in tags:
             if match := re.match(rule.pattern, tag):
                 names = match.groupdict()
                 panel, label = names.get("panel", ""), names.get("label") or rule.label
-                drawn = not rule.only_nonzero or any(any(one.get(tag, {}).values()) for one in curves)
-                found.setdefault(panel, [])
-                if drawn:
-                    found[panel].append(Series(tag, label))
+                drawn.setdefault(panel, [])
+                if not rule.only_nonzero or any(any(run.get(tag, {}).values()) for run in curves):
+                    drawn[panel].append(Series(tag, label))
                 else:
                     zero.setdefault(panel, []).append(label)
-        for panel, series in found.items():
+        for panel, series in drawn.items():
             never = f". Never: {', '.join(zero[panel])}" if zero.get(panel) else ""
             panels.append(Panel(rule.group, rule.title.format(panel), rule.note + never, tuple(series)))
     return panels

@@ -1,7 +1,7 @@
-"""A page for one's own images, on this machine: FastAPI, with the report's drawing code.
+"""The application of `samr1 playground`: a page for the user's own images, with FastAPI and the report's scripts.
 
-A page that any site can reach by the loopback address needs more than that address: the Host header must name it, so
-that no other name can be pointed at it (DNS rebinding), and a request with an Origin must come from the page itself.
+A web site in the same browser can send requests to the loopback address. Therefore the Host header must name that
+address, against DNS rebinding, and a request with an Origin header must come from the page itself.
 """
 
 from __future__ import annotations
@@ -32,24 +32,26 @@ from samr1_verl.service.images import Images
 
 HOSTS = ["127.0.0.1", "localhost"]
 LIMITS = Limits(max_body=30_000_000, max_pixels=50_000_000, max_queue=8, upload_bytes=300_000_000)
-LONG_SIDE = 1024  # pixels of the image that an answer is drawn on
-EXAMPLES, EXAMPLE_SIDE = 6, 160
+LONG_SIDE = 1024  # maximum length of the longer side of an answer's image, in pixels
+EXAMPLES, EXAMPLE_SIDE = 6, 160  # number of examples, and the longer side of their thumbnails in pixels
 
 
 class Asked(Protocol):
-    """What predict.Predictor is."""
+    """The part of policies.predict.Predictor that the page uses."""
 
     async def predict(self, image: str | Path, sentence: str) -> Sample: ...
 
 
 @dataclass(frozen=True)
 class Example:
+    """An image and a sentence that the page offers."""
+
     image: Path
     sentence: str
 
 
 def examples_from(file: Path) -> list[Example]:
-    """A few rows of a data file, spread over it. Raises DataError."""
+    """A few rows of a parquet file, spread evenly over it. Raises DataError."""
     table = read_table(file)
     rows = [i * table.num_rows // EXAMPLES for i in range(min(EXAMPLES, table.num_rows))]
     records = [record_at(table, row, file) for row in rows]
@@ -57,16 +59,16 @@ def examples_from(file: Path) -> list[Example]:
 
 
 def create_app(predictor: Asked, title: str, examples: Sequence[Example] = (), limits: Limits = LIMITS) -> FastAPI:
-    """The page's application.
+    """The ASGI application of the page.
 
     Args:
-        predictor: asked about one image at a time.
-        title: of the page.
+        predictor: answers the questions, one at a time.
+        title: title of the page.
         examples: images with a sentence that the page offers.
-        limits: of an upload.
+        limits: limits of an upload.
 
     Raises:
-        ImageError: an example's image cannot be read.
+        ImageError: the image of an example is missing or unreadable.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, predictor, _page(title, examples, limits), examples, limits)
@@ -80,7 +82,7 @@ def create_app(predictor: Asked, title: str, examples: Sequence[Example] = (), l
 
 
 def _page(title: str, examples: Sequence[Example], limits: Limits) -> str:
-    shown = [{"sentence": one.sentence, "src": data_url(one.image, EXAMPLE_SIDE)} for one in examples]
+    shown = [{"sentence": example.sentence, "src": data_url(example.image, EXAMPLE_SIDE)} for example in examples]
     return render("playground", title, {"examples": shown, "max_bytes": limits.max_body}, connect="'self'")
 
 
@@ -105,7 +107,7 @@ def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Ex
     async def predict(
         request: Request, sentence: Annotated[str, Query(min_length=1, max_length=1000, pattern=r"\S")]
     ) -> dict[str, Any]:
-        """The body is the image file."""
+        """The policy's answer about the image file in the request's body."""
         body = await request.body()
         path, _ = await images.add(hashlib.sha256(body).hexdigest(), _once(body))
         began = time.monotonic()
@@ -117,7 +119,7 @@ def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Ex
 
 
 class SameOrigin:
-    """ASGI middleware: refuses what another page asks for, and tells browsers not to show this one inside another."""
+    """ASGI middleware: refuses requests from other pages, and forbids browsers to embed this page in another page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -134,10 +136,10 @@ class SameOrigin:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                more = MutableHeaders(scope=message)
-                more["X-Content-Type-Options"] = "nosniff"
-                more["X-Frame-Options"] = "DENY"
-                more["Cross-Origin-Resource-Policy"] = "same-origin"
+                added = MutableHeaders(scope=message)
+                added["X-Content-Type-Options"] = "nosniff"
+                added["X-Frame-Options"] = "DENY"
+                added["Cross-Origin-Resource-Policy"] = "same-origin"
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -148,5 +150,5 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _refusal(status: int, code: str, message: str) -> JSONResponse:
-    """As the segmenter's service words it (service/wire.py)."""
+    """A refusal in the form of the segmenter's service (service/wire.py)."""
     return JSONResponse({"error": {"code": code, "message": message}}, status_code=status)

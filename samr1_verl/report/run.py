@@ -1,4 +1,4 @@
-"""What a run's folder holds: the logged curves and the samples of its validations."""
+"""Reading of a run's folder: the logged curves and the samples of its validations."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from pathlib import Path
 from samr1_verl import Samr1Error
 from samr1_verl.scoring.sample import FOLDER, Sample, read_samples
 
-EVENTS = "tensorboard"  # of a run's folder
+EVENTS = "tensorboard"  # folder with the log, in a run's folder
 
 Curve = dict[int, float]  # step → value, in the order of the steps
 
 
 class RunError(Samr1Error, ValueError):
-    """A run's folder that cannot be reported on; the message says what to do."""
+    """A folder from which no report can be made; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. Samples are ordered by step; either of both may be empty, not both."""
+    """A training run. It has curves, samples or both."""
 
     folder: Path
     curves: dict[str, Curve]  # by tag
-    samples: dict[int, list[Sample]]  # by step
+    samples: dict[int, list[Sample]]  # by step, in the order of the steps
 
     @property
     def name(self) -> str:
+        """The name of the run's folder."""
         return self.folder.resolve().name
 
 
@@ -35,24 +36,25 @@ def read_run(folder: Path) -> Run:
     """Read the folder that training wrote (`trainer.default_local_dir`).
 
     Raises:
-        RunError: no such folder, it holds neither log nor samples, or a file of samples is not named after a step.
-        DataError: a line of a file of samples is none.
+        RunError: the folder does not exist, it has neither log nor samples, or a file of samples is not named after its
+            step.
+        DataError: a line of a file of samples is invalid.
     """
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder. Name the folder of a run: its trainer.default_local_dir")
     run = Run(folder, read_curves(folder), _read_steps(folder / FOLDER))
     if not run.curves and not run.samples:
         raise RunError(
-            f"{folder}: no run: neither a figure in {EVENTS}/ nor a file in {FOLDER}/. Name the folder of a run (its "
-            "trainer.default_local_dir) that has finished a step and logs to tensorboard (trainer.logger)"
+            f"{folder}: not a run: it has neither a figure in {EVENTS}/ nor a file in {FOLDER}/. Name the folder of a "
+            "run (its trainer.default_local_dir) that has finished a step and logs to tensorboard (trainer.logger)"
         )
     return run
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Every scalar that a run logged to tensorboard, by tag, over all the starts of the run.
+    """All scalars that a run logged to tensorboard, by tag; empty: no log.
 
-    Where a run was started again from a checkpoint, the later value of a step counts. Empty where nothing was logged.
+    Where a run was resumed from a checkpoint, the log may have several values of a step, of which the last one is used.
 
     Raises:
         RunError: tensorboard is not installed.
@@ -63,7 +65,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         raise RunError("tensorboard is needed to read a run's log. Type: pip install 'samr1-verl[report]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / EVENTS), size_guidance={"scalars": 0})  # 0: all of them
+    events = EventAccumulator(str(folder / EVENTS), size_guidance={"scalars": 0})  # 0: all scalars
     events.Reload()
     return {
         tag: dict(sorted({event.step: event.value for event in events.Scalars(tag)}.items()))

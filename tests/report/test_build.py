@@ -33,7 +33,7 @@ LOGGED = {
     "actor/entropy": ("Entropy", "entropy"),
     "actor/grad_norm": ("Gradient norm", "norm"),
     "reward/seconds/mean": ("Reward latency", "mean"),
-    "reward/exposed_seconds": ("What the reward adds", "seconds"),
+    "reward/exposed_seconds": ("Time added by the reward", "seconds"),
     "reward/step_share": ("Share of a step", "share"),
     "service/cache_hits": ("Embedding cache", "service/cache_hits"),
     "timing_s/step": ("Seconds of a step", "step"),

@@ -72,7 +72,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
     done = command(tmp_path / "nothing")
     assert done.exit_code == 1 and "no such folder" in done.output
     done = command(tmp_path)
-    assert done.exit_code == 1 and "no run" in done.output and "trainer.logger" in done.output
+    assert done.exit_code == 1 and "not a run" in done.output and "trainer.logger" in done.output
     assert not (tmp_path / "report.html").exists()
     SummaryWriter(str(tmp_path / "tensorboard")).close()  # a run that was stopped before its first step
     assert command(tmp_path).exit_code == 1

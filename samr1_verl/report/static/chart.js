@@ -1,12 +1,12 @@
-// A line chart in SVG. Its legend reads out the values at the step under the pointer, or the last ones.
+// A line chart in SVG. Its legend shows the values at the step under the pointer, or the last values.
 
 import { h, s, short } from "./dom.js";
 import { extent, smooth, ticks } from "./scale.js";
 
 const WIDTH = 420, HEIGHT = 210, LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 26;
-const COLOURS = 13; // classes c0 … c12 of the style
+const COLOURS = 13; // number of the classes c0 … c12 in style.css
 
-// `lines`: [{name, colour, dashed, steps, values}], one for each series and run. `options.onpick(step)` at a click.
+// `lines`: [{name, colour, dashed, steps, values}], one per series and run. A click calls `options.onpick(step)`.
 export function chart({ title, note }, lines, options = {}) {
   const steps = lines.flatMap((line) => line.steps);
   let [first, last] = [Math.min(...steps), Math.max(...steps)];
@@ -43,16 +43,16 @@ export function chart({ title, note }, lines, options = {}) {
     cursor.setAttribute("visibility", index === null ? "hidden" : "visible");
     cursor.replaceChildren(s("line", { x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }));
     for (const { line, value } of legend) {
-      const found = index === null ? line.values.length - 1 : line.steps.indexOf(step);
-      value.textContent = short(line.values[found]);
-      if (index !== null && line.values[found] !== null && found >= 0)
-        cursor.append(s("circle", { cx: x(step), cy: y(line.values[found]), r: 3.5, class: `c${line.colour % COLOURS}` }));
+      const position = index === null ? line.values.length - 1 : line.steps.indexOf(step);
+      value.textContent = short(line.values[position]);
+      if (index !== null && line.values[position] !== null && position >= 0)
+        cursor.append(s("circle", { cx: x(step), cy: y(line.values[position]), r: 3.5, class: `c${line.colour % COLOURS}` }));
     }
   };
   const nearest = (event) => {
     const box = plot.getBoundingClientRect();
-    const wanted = first + (((event.clientX - box.left) / box.width) * WIDTH - LEFT) * ((last - first) / (WIDTH - LEFT - RIGHT));
-    return all.reduce((best, step, i) => (Math.abs(step - wanted) < Math.abs(all[best] - wanted) ? i : best), 0);
+    const pointed = first + (((event.clientX - box.left) / box.width) * WIDTH - LEFT) * ((last - first) / (WIDTH - LEFT - RIGHT));
+    return all.reduce((best, step, i) => (Math.abs(step - pointed) < Math.abs(all[best] - pointed) ? i : best), 0);
   };
   plot.addEventListener("pointermove", (event) => show(nearest(event)));
   plot.addEventListener("pointerleave", () => show(null));
@@ -121,7 +121,7 @@ function swatch(line) {
   return s("svg", { class: "swatch", viewBox: "0 0 18 10", "aria-hidden": "true" }, stroke);
 }
 
-// All values in full, made when it is opened.
+// A table of all values in full precision. Its rows are made when it is opened.
 function table(lines, all) {
   const details = h("details", { class: "values" }, h("summary", {}, "Values"));
   details.addEventListener("toggle", () => {

@@ -1,4 +1,4 @@
-// What a sample says and earned, in words and numbers.
+// The details of a sample: reasoning, answer, prompts and scores.
 
 import { h, short } from "./dom.js";
 
@@ -26,11 +26,11 @@ export function scoreOf(data, sample, name) {
   return sample.scores[data.names.indexOf(name)] ?? null;
 }
 
-// [the reasoning or null, the response without it].
+// [the reasoning or null, the response without the reasoning].
 export function parts(response) {
-  const found = /<think>([\s\S]*?)<\/think>/.exec(response);
-  if (!found) return [null, response];
-  return [found[1].trim(), (response.slice(0, found.index) + response.slice(found.index + found[0].length)).trim()];
+  const match = /<think>([\s\S]*?)<\/think>/.exec(response);
+  if (!match) return [null, response];
+  return [match[1].trim(), (response.slice(0, match.index) + response.slice(match.index + match[0].length)).trim()];
 }
 
 export function chips(data, sample) {
@@ -62,13 +62,13 @@ export function prompts(sample) {
   return h("ul", { class: "figures" }, lines);
 }
 
-// Reward terms that are not 0, then what is; the answer's reasons only where one holds.
+// All scores of the samples, one column per run. A flag answer/<reason> is shown only where it is not 0.
 export function scoreTable(data, samples, headings) {
-  const names = data.names.filter((name) => samples.some((one) => one && scoreOf(data, one, name) !== null));
-  const shown = names.filter((name) => !name.startsWith("answer/") || samples.some((one) => one && scoreOf(data, one, name)));
+  const names = data.names.filter((name) => samples.some((sample) => sample && scoreOf(data, sample, name) !== null));
+  const shown = names.filter((name) => !name.startsWith("answer/") || samples.some((sample) => sample && scoreOf(data, sample, name)));
   const head = h("tr", {}, h("th", { scope: "col" }, "term"), headings.map((text) => h("th", { scope: "col" }, text)));
   const rows = shown.map((name) =>
-    h("tr", { "data-score": name }, h("th", { scope: "row" }, name), samples.map((one) => h("td", {}, number(one && scoreOf(data, one, name))))),
+    h("tr", { "data-score": name }, h("th", { scope: "row" }, name), samples.map((sample) => h("td", {}, number(sample && scoreOf(data, sample, name))))),
   );
   return h("table", { class: "scores" }, h("thead", {}, head), h("tbody", {}, rows));
 }

@@ -1,4 +1,4 @@
-// One row large: what each run answered at the step, and the row's score through training.
+// The dialog of one row: the answer of each run at the step, and the row's score during training.
 
 import { byId, h } from "./dom.js";
 import { chart } from "./chart.js";
@@ -55,7 +55,7 @@ function body(data, model, state, position, step) {
   );
   const score = data.names.includes("acc") ? "acc" : data.names[0];
   const lines = score === undefined ? [] : rowLines(data, model, position, score);
-  const through = { title: `This row through training: ${score === "acc" ? "IoU" : score}`, note: "Click a step to go there" };
+  const progress = { title: `This row during training: ${score === "acc" ? "IoU" : score}`, note: "Click a step to show it" };
   return [
     h("h2", { class: "sentence", id: "sample-title" }, row.sentence),
     h(
@@ -67,7 +67,7 @@ function body(data, model, state, position, step) {
     h(
       "div",
       { class: "sides" },
-      lines.length ? marked(chart(through, lines, { onpick: (to) => state.set({ step: model.nearest(to) }) }), step) : null,
+      lines.length ? marked(chart(progress, lines, { onpick: (to) => state.set({ step: model.nearest(to) }) }), step) : null,
       h("section", {}, h("h3", {}, "Scores"), h("div", { class: "scroll", tabindex: 0 }, scoreTable(data, samples, both ? data.runs.map((run) => run.name) : ["value"]))),
     ),
   ];

@@ -1,4 +1,4 @@
-// Elements. Text goes in as text nodes only: nothing that a model wrote is ever parsed as markup.
+// Functions that make elements. Text is inserted as text nodes only, so a model's text is never parsed as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -24,7 +24,7 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-// A number with four significant digits; the full one stands in the tables.
+// A number with four significant digits; the tables show full precision.
 export function short(value) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return String(value);

@@ -1,11 +1,11 @@
-// The rows as cards at one step of training, with the controls that move, filter and sort them.
+// The rows as cards at one step of training, with the controls for step, filters and order.
 
 import { byId, h } from "./dom.js";
 import { chips, parts, reasonName } from "./details.js";
 import { LAYERS, viewer } from "./viewer.js";
 
-const PAGE = 24; // cards drawn at once
-const PLAY_MS = 700;
+const PAGE = 24; // number of cards that are drawn first and with each click on "Show more rows"
+const PLAY_MS = 700; // time per step while playing
 
 export function layersOf(state) {
   return new Set(state.get("layers").split(",").filter((layer) => LAYERS.includes(layer)));
@@ -56,7 +56,7 @@ export function startGallery(data, model, state) {
 
 function card(data, model, position, step, layers, open) {
   const row = data.rows[position];
-  const seen = data.runs.map((run, i) => {
+  const answers = data.runs.map((run, i) => {
     const sample = model.sample(i, step, position);
     return h(
       "div",
@@ -71,7 +71,7 @@ function card(data, model, position, step, layers, open) {
     "li",
     { class: "card", "data-row": row.key },
     h("button", { class: "open", type: "button", onclick: open, "aria-label": `Open: ${row.sentence}` }, h("span", { class: "sentence" }, row.sentence)),
-    h("div", { class: data.runs.length > 1 ? "sides" : "" }, seen),
+    h("div", { class: data.runs.length > 1 ? "sides" : "" }, answers),
   );
 }
 
@@ -88,7 +88,7 @@ export function startFilters(data, model, state) {
   const toggle = (layer) => {
     const shown = layersOf(state);
     if (!shown.delete(layer)) shown.add(layer);
-    state.set({ layers: LAYERS.filter((one) => shown.has(one)).join(",") });
+    state.set({ layers: LAYERS.filter((other) => shown.has(other)).join(",") });
   };
   LAYERS.forEach((layer, i) => boxes[i].addEventListener("change", () => toggle(layer)));
   const show = () => {

@@ -2,7 +2,7 @@
 
 import { byId } from "./dom.js";
 
-// `actions`: key → function. Keys with Ctrl, Alt or Meta and those of a field that takes text are left alone.
+// `actions`: key → function. Keys with Ctrl, Alt or Meta, and keys in an input field, are not handled.
 export function startKeys(actions) {
   const help = byId("help");
   byId("open-help").addEventListener("click", () => help.showModal());

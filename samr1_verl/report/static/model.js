@@ -1,11 +1,11 @@
-// Samples by run, step and row; which rows a filter leaves, in which order.
+// The samples by run, step and row, and the filters and orders of rows.
 
 import { scoreOf } from "./details.js";
 
 export function createModel(data) {
   const steps = [...new Set(data.runs.flatMap((run) => Object.keys(run.samples).map(Number)))].sort((a, b) => a - b);
   const byRow = data.runs.map((run) =>
-    new Map(Object.entries(run.samples).map(([step, samples]) => [Number(step), new Map(samples.map((one) => [one.row, one]))])),
+    new Map(Object.entries(run.samples).map(([step, samples]) => [Number(step), new Map(samples.map((entry) => [entry.row, entry]))])),
   );
   const everything = data.runs.flatMap((run) => Object.values(run.samples).flat());
   const sample = (run, step, row) => byRow[run].get(step)?.get(row) ?? null;
@@ -14,14 +14,14 @@ export function createModel(data) {
     sample,
     samples: (step, row) => data.runs.map((_, run) => sample(run, step, row)),
     sources: [...new Set(data.rows.map((row) => row.source))].sort(),
-    reasons: [...new Set(everything.map((one) => one.reason).filter((reason) => reason !== null))].sort(),
+    reasons: [...new Set(everything.map((entry) => entry.reason).filter((reason) => reason !== null))].sort(),
     scores: data.names.filter((name) => !name.startsWith("answer/")),
-    nearest: (step) => steps.reduce((best, one) => (Math.abs(one - step) < Math.abs(best - step) ? one : best), steps[0]),
-    // Positions of the rows that some run answered at `step` as the filters ask.
+    nearest: (step) => steps.reduce((best, other) => (Math.abs(other - step) < Math.abs(best - step) ? other : best), steps[0]),
+    // Positions of the rows that have, in any run, a sample at `step` that fits the filters.
     rows(step, state) {
       const fits = filter(data, state);
-      const found = data.rows.map((_, row) => row).filter((row) => this.samples(step, row).some((one) => one && fits(one, data.rows[row])));
-      return sorted(found, this, step, state, data);
+      const fitting = data.rows.map((_, row) => row).filter((row) => this.samples(step, row).some((entry) => entry && fits(entry, data.rows[row])));
+      return sorted(fitting, this, step, state, data);
     },
   };
 }
@@ -40,25 +40,25 @@ function filter(data, state) {
   };
 }
 
-// By the first run's score, rows without one last. `gain`: against the row's first sample.
+// Rows in the order of the first run's score; rows without a score are last. `gain`: score minus that of the first sample.
 function sorted(rows, model, step, state, data) {
   const order = state.get("sort");
   if (order === "row") return rows;
   const score = (at, row) => {
-    const one = model.sample(0, at, row);
-    return one === null ? null : scoreOf(data, one, state.get("by"));
+    const entry = model.sample(0, at, row);
+    return entry === null ? null : scoreOf(data, entry, state.get("by"));
   };
   const value = (row) => {
     const now = score(step, row);
     if (order !== "gain" || now === null) return now;
-    const first = model.steps.map((at) => score(at, row)).find((one) => one !== null);
+    const first = model.steps.map((at) => score(at, row)).find((early) => early !== null);
     return now - first;
   };
   const sign = order === "worst" ? 1 : -1;
   const values = new Map(rows.map((row) => [row, value(row)]));
   return rows.toSorted((a, b) => {
-    const [one, other] = [values.get(a), values.get(b)];
-    if (one === null || other === null) return (one === null) - (other === null);
-    return sign * (one - other);
+    const [left, right] = [values.get(a), values.get(b)];
+    if (left === null || right === null) return (left === null) - (right === null);
+    return sign * (left - right);
   });
 }

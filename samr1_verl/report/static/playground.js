@@ -1,4 +1,4 @@
-// The playground: an image and a sentence in; reasoning, prompts and mask out.
+// The playground: reasoning, prompts and mask for an image and a sentence.
 
 import { byId, h } from "./dom.js";
 import { chips, prompts, reasoning } from "./details.js";
@@ -43,7 +43,7 @@ function startDrop() {
   });
 }
 
-// The file is shown as the browser reads it; whether it is an image the server says.
+// The preview is hidden where the browser cannot show the file; the server decides whether it is an image.
 function choose(file, name = file?.name) {
   if (!file) return;
   image = file;
@@ -61,7 +61,7 @@ function problem(text) {
   byId("problem").textContent = text ?? "";
 }
 
-// fetch throws a TypeError where nobody answers.
+// fetch throws a TypeError where the server does not answer.
 function words(error) {
   return error instanceof TypeError ? "The server does not answer. Is samr1 playground still running?" : error.message;
 }
@@ -72,26 +72,26 @@ async function ask() {
   if (sentence === "") return problem("Type what to segment.");
   if (image.size > data.max_bytes) return problem(`The image has ${image.size} bytes, the limit is ${data.max_bytes}.`);
   problem(null);
-  const mine = ++asked; // an answer to an earlier question comes too late
+  const question = ++asked; // answers to earlier questions are ignored
   const go = byId("go");
   go.disabled = true;
   go.textContent = "Working …";
   try {
     const headers = { "Content-Type": "application/octet-stream" };
     const answer = await fetch(`predict?${new URLSearchParams({ sentence })}`, { method: "POST", body: image, headers });
-    const found = await answer.json();
-    if (mine !== asked) return;
-    if (!answer.ok) throw new Error(found.error.message);
-    answered = found;
+    const body = await answer.json();
+    if (question !== asked) return;
+    if (!answer.ok) throw new Error(body.error.message);
+    answered = body;
     draw();
     byId("result").scrollIntoView({ block: "nearest" });
   } catch (error) {
-    if (mine !== asked) return;
+    if (question !== asked) return;
     answered = null;
     byId("result").hidden = true;
     problem(words(error));
   } finally {
-    if (mine === asked) {
+    if (question === asked) {
       go.disabled = false;
       go.textContent = "Segment";
     }

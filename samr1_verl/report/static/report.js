@@ -1,4 +1,4 @@
-// The report of one run, or of two side by side.
+// The report of one run, or of two runs side by side.
 
 import { byId, h, short } from "./dom.js";
 import { chart } from "./chart.js";
@@ -47,10 +47,10 @@ startKeys({
 for (const link of document.querySelectorAll("[data-to]"))
   link.addEventListener("click", () => byId(link.dataset.to).scrollIntoView());
 
-// First and last value of the figures that a reader asks for first.
+// First and last value of the most important figures.
 function summary() {
-  const wanted = ["gIoU", "Mask IoU,", "cIoU", "Reward,", "Reward"];
-  const order = (panel) => wanted.findIndex((start) => panel.title.startsWith(start));
+  const important = ["gIoU", "Mask IoU,", "cIoU", "Reward,", "Reward"];
+  const order = (panel) => important.findIndex((start) => panel.title.startsWith(start));
   const panels = data.panels.filter((panel) => order(panel) >= 0 && panel.title !== "Reward latency" && panel.series.length);
   panels.sort((a, b) => order(a) - order(b));
   for (const panel of panels.slice(0, 4)) {
@@ -68,7 +68,7 @@ function startCurves() {
   const figures = [];
   for (const group of new Set(data.panels.map((panel) => panel.group))) {
     const grid = h("div", { class: "grid" });
-    for (const panel of data.panels.filter((one) => one.group === group)) {
+    for (const panel of data.panels.filter((member) => member.group === group)) {
       const lines = linesOf(panel, data.runs);
       if (!lines.length) {
         grid.append(h("p", { class: "chart quiet" }, `${panel.title}: ${panel.note}`));
@@ -98,5 +98,5 @@ function drawnAt() {
   if (!small.length) return "";
   const sizes = [...new Set(small.map((row) => data.images[row.image].size.join("×")))];
   const named = sizes.length > 3 ? `${sizes.slice(0, 3).join(", ")} …` : sizes.join(", ");
-  return `Images and masks are drawn at ${named}; every score is the logged one, from the full masks.`;
+  return `Images and masks are drawn at ${named}. Scores are the logged values, computed from the full masks.`;
 }

@@ -1,4 +1,5 @@
-// Compressed COCO run lengths: base 32 with a continuation bit, delta-coded from the fourth run on, columns first.
+// Decoder of compressed COCO run lengths: base 32 with a continuation bit, delta-coded from the fourth run on, column by
+// column.
 
 export function runsOf(counts) {
   const runs = [];
@@ -15,7 +16,7 @@ export function runsOf(counts) {
   return runs;
 }
 
-// One byte a pixel, rows first: 1 inside the mask.
+// The mask with one byte per pixel, row by row: 1 inside the mask.
 export function decode(counts, width, height) {
   const mask = new Uint8Array(width * height);
   let at = 0, inside = false;
@@ -27,7 +28,7 @@ export function decode(counts, width, height) {
   return mask;
 }
 
-// A mask on a canvas of its size: a veil of `fill` and a line of `edge`, each [red, green, blue, opacity] up to 255.
+// Paint a mask on a canvas of its size: the area in `fill`, the contour in `edge`; each [red, green, blue, opacity], 0-255.
 export function paint(canvas, mask, width, height, fill, edge) {
   canvas.width = width;
   canvas.height = height;

@@ -4,12 +4,12 @@ export function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(Number((i * step).toPrecision(12)));
-  return found;
+  const values = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) values.push(Number((i * step).toPrecision(12)));
+  return values;
 }
 
-// A range that holds all values with a little room, and 0 where that is near.
+// A range that contains all values with a margin, and also 0 where 0 is near.
 export function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) {
@@ -24,7 +24,7 @@ export function extent(values) {
   return [low === 0 ? 0 : low - room, high + room];
 }
 
-// Mean with weights that fall by `weight` a step, without the start's bias towards 0; gaps stay gaps.
+// Exponential moving average with the factor `weight` per step, corrected for its bias towards 0 at the start. Gaps stay.
 export function smooth(values, weight) {
   if (!weight) return values;
   let sum = 0, total = 0;

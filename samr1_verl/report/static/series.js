@@ -1,6 +1,6 @@
-// Which lines a panel of the page has: one for each series and run.
+// The lines of a panel: one line per series and run.
 
-// Colour by series, dashes for the second run; where a panel has one series, colour by run.
+// The colour depends on the series, and the second run is dashed. In a panel with one series the colour depends on the run.
 export function linesOf(panel, runs) {
   const lines = [];
   panel.series.forEach(({ tag, label }, series) =>
@@ -14,12 +14,12 @@ export function linesOf(panel, runs) {
   return lines;
 }
 
-// The curve of one row through training: the score `name` of its samples.
+// The lines of one row during training: the score `name` of its samples, one line per run.
 export function rowLines(data, model, row, name) {
   const at = data.names.indexOf(name);
   return data.runs.flatMap((run, i) => {
-    const found = model.steps.map((step) => [step, model.sample(i, step, row)?.scores[at] ?? null]).filter(([, value]) => value !== null);
-    if (!found.length) return [];
-    return [{ name: data.runs.length === 1 ? name : run.name, colour: i, dashed: i > 0, steps: found.map(([step]) => step), values: found.map(([, value]) => value) }];
+    const scored = model.steps.map((step) => [step, model.sample(i, step, row)?.scores[at] ?? null]).filter(([, value]) => value !== null);
+    if (!scored.length) return [];
+    return [{ name: data.runs.length === 1 ? name : run.name, colour: i, dashed: i > 0, steps: scored.map(([step]) => step), values: scored.map(([, value]) => value) }];
   });
 }

@@ -1,4 +1,4 @@
-// What the page shows, kept in the URL's fragment: a link opens the same view.
+// The state of the page, in the URL's fragment, so that a link opens the same view.
 
 const DEFAULTS = { step: "", row: "", q: "", reason: "", source: "", by: "score", min: "", max: "", sort: "row", layers: "mask,truth,box,points", smooth: "0" };
 
@@ -31,6 +31,6 @@ export function createState() {
 }
 
 function read() {
-  const found = new URLSearchParams(location.hash.slice(1));
-  return Object.fromEntries(Object.entries(DEFAULTS).map(([key, value]) => [key, found.get(key) ?? value]));
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  return Object.fromEntries(Object.entries(DEFAULTS).map(([key, value]) => [key, fragment.get(key) ?? value]));
 }

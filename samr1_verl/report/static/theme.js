@@ -1,4 +1,4 @@
-// Light or dark: as the system has it, until the reader chooses.
+// The theme, light or dark: the system's theme until the reader chooses one.
 
 import { byId } from "./dom.js";
 
@@ -24,7 +24,7 @@ export function toggleTheme() {
   storage((store) => store.setItem(KEY, dark ? "dark" : "light"));
 }
 
-// A page from a file may have no storage: then the choice holds until it is closed.
+// A page from a file may have no storage; the choice is then kept until the page is closed.
 function storage(use) {
   try {
     return use(localStorage);

@@ -1,4 +1,4 @@
-// An image with what was answered about it: predicted mask, true mask, ignored pixels, box and points.
+// An image with its layers: predicted mask, true mask, ignored pixels, box and points.
 
 import { h, s } from "./dom.js";
 import { decode, paint } from "./rle.js";
@@ -10,7 +10,7 @@ const COLOURS = {
   ignore: [[128, 128, 128, 130], [128, 128, 128, 160]],
 };
 
-// `data` holds images and masks; `sample` may be null: the row as it is, with its truth alone.
+// `data` has images and masks. `sample` null: only the row's truth is shown.
 export function viewer(data, row, sample, layers) {
   const image = data.images[row.image];
   const [width, height] = image.size;
