@@ -150,10 +150,10 @@ def within(answer: Answer, extent_wh: tuple[float, float]) -> Answer | Unusable:
         if box is not None:
             box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
             if box[0] >= box[2] or box[1] >= box[3]:
-                return Unusable(Reason.OUTSIDE, f"box {target.box} does not meet the {width:g}x{height:g} image")
+                return Unusable(Reason.OUTSIDE, f"box {target.box} is outside the {width:g}x{height:g} image")
         for x, y in target.points:
             if not (0 <= x <= width and 0 <= y <= height):
-                return Unusable(Reason.OUTSIDE, f"point ({x:g}, {y:g}) is off the {width:g}x{height:g} image")
+                return Unusable(Reason.OUTSIDE, f"point ({x:g}, {y:g}) is outside the {width:g}x{height:g} image")
         clipped.append(Prompt(box, target.points, target.labels))
     return Answer(tuple(clipped))
 

@@ -26,9 +26,7 @@ from samr1_verl.service.retry import TransientError, ask_service
 
 # Errors that are not retried: another attempt would fail in the same way.
 FINAL = (ImageError, MaskError, ConfigError)
-GATHER_S = (
-    0.002  # seconds in which calls for one image are gathered into one request, since each request costs CPU time
-)
+GATHER_S = 0.002  # time in which calls for one image are collected into one request: each request costs CPU time
 
 
 @dataclass
