@@ -42,8 +42,8 @@ demo: weights data
 demo-control: weights data
 	$(BIN)/python benchmarks/demo.py --control
 
-# Two processes share the tests; those that start Ray stay in one of them.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+# Two processes share the tests; those that start Ray stay in one of them. More threads than cores only wait.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test: weights
 	$(PYTEST)

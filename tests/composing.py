@@ -1,5 +1,7 @@
 """Composing recipes as verl's main program does, for tests."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def compose_recipe(name: str, *overrides: str, with_hydra: bool = False) -> DictConfig:
-    """What `python -m verl.trainer.main_ppo +recipe=<name> <overrides>` works with."""
+    """What `python -m verl.trainer.main_ppo +recipe=<name> <overrides>` works with; the caller may change it."""
+    return deepcopy(_composed(name, overrides, with_hydra))
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...], with_hydra: bool) -> DictConfig:
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", [f"+recipe={name}", *overrides], return_hydra_config=with_hydra)
 

@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Fixtures of tests that start Ray, a verl training or a browser.
-HEAVY = {"ray_folder": "ray", "cluster": "ray", "chromium": "browser"}
+HEAVY = {"ray_folder": "ray", "cluster": "ray", "transfer_queue": "ray", "chromium": "browser"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

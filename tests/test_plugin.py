@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -16,21 +17,24 @@ import verl
 from verl.plugin.platform import PlatformRegistry, get_platform
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 early = sorted({"samr1_verl.training.trainer", "verl.trainer.ppo.v1", "verl.workers.engine"} & set(sys.modules))
-from verl.trainer.ppo.v1 import get_trainer_cls
 print(json.dumps({
     "loss": "samr1" in POLICY_LOSS_REGISTRY,
     "estimator": "samr1" in ADV_ESTIMATOR_REGISTRY,
     "cpu": "cpu" in PlatformRegistry.registered_names(),
     "device": get_platform().device_name,
     "early": early,
-    "trainer": get_trainer_cls("samr1").__module__,
 }))
+"""
+TRAINER = """
+from verl.trainer.ppo.v1 import get_trainer_cls
+print(json.dumps(get_trainer_cls("samr1").__module__))
 """
 
 
-def in_a_fresh_process(folder: Path, **environment: str) -> dict:
+def in_a_fresh_process(folder: Path, program: str = PROBE, **environment: str) -> list[Any]:
+    """The JSON lines that the program prints."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE],
+        [sys.executable, "-c", program],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -38,7 +42,7 @@ def in_a_fresh_process(folder: Path, **environment: str) -> dict:
         timeout=300,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", '"'))]
 
 
 def test_the_entry_point_and_the_search_path_are_installed():
@@ -48,14 +52,14 @@ def test_the_entry_point_and_the_search_path_are_installed():
 
 
 def test_importing_verl_registers_objective_trainer_and_cpu_platform(tmp_path):
-    report = in_a_fresh_process(tmp_path)
+    report, trainer = in_a_fresh_process(tmp_path, PROBE + TRAINER)
+    assert trainer == "samr1_verl.training.trainer"
     assert report == {
         "loss": True,
         "estimator": True,
         "cpu": True,
         "device": "cpu",
         "early": [],  # what takes seconds to import waits until it is needed
-        "trainer": "samr1_verl.training.trainer",
     }
 
 
@@ -64,8 +68,8 @@ def test_a_process_without_gpus_on_a_gpu_machine_does_not_become_a_cpu_run(tmp_p
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-0)'\n")
     tool.chmod(0o755)
-    report = in_a_fresh_process(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="")
+    (report,) = in_a_fresh_process(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="")
     assert (report["cpu"], report["device"]) == (False, "cuda")
     forced = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERL_PLATFORM": "cpu"}
-    report = in_a_fresh_process(tmp_path, **forced)
+    (report,) = in_a_fresh_process(tmp_path, **forced)
     assert (report["cpu"], report["device"]) == (True, "cpu")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.slow  # a verl training worker in a process of its own
 TEMPERATURE = 0.7
 
 

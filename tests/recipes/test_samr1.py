@@ -2,7 +2,6 @@
 
 import copy
 import re
-from functools import cache
 
 import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -61,15 +60,10 @@ def as_verl_builds_it(config: DictConfig, section: str) -> DictConfig:
     return part
 
 
-@cache
-def recipe(name: str, *overrides: str) -> DictConfig:
-    return compose_recipe(name, *overrides)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_lands_in_the_root_of_the_configuration(name):
     assert (FOLDER / f"{name}.yaml").read_text().startswith("# @package _global_\n")
-    config = recipe(name)
+    config = compose_recipe(name)
     assert "recipe" not in config
     assert config.algorithm.adv_estimator == ("samr1" if name.startswith("samr1") else "grpo")
     OmegaConf.to_container(config.samr1, resolve=True)
@@ -79,7 +73,9 @@ def test_recipe_lands_in_the_root_of_the_configuration(name):
 @pytest.mark.parametrize("section", BUILT)
 @pytest.mark.parametrize("name", NAMES)
 def test_verl_builds_its_dataclasses(name, section, random_policy):
-    config = recipe(name, f"actor_rollout_ref.model.path={random_policy}", "reward.reward_model.rollout.name=vllm")
+    config = compose_recipe(name)
+    config.actor_rollout_ref.model.path = str(random_policy)
+    config.reward.reward_model.rollout.name = "vllm"
     built = omega_conf_to_dataclass(as_verl_builds_it(config, section))
     assert BUILT[section] is None or isinstance(built, BUILT[section])
 
@@ -94,7 +90,8 @@ def test_a_key_that_verl_does_not_know_fails(section):
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_passes_verls_own_validation_and_trains_without_a_critic(name):
     # verl asks the installed vLLM which ranks of an adapter it takes; without one only the whole policy can be checked.
-    config = recipe(name, "actor_rollout_ref.model.lora_rank=0")
+    config = compose_recipe(name)
+    config.actor_rollout_ref.model.lora_rank = 0
     assert need_reference_policy(config) == (not name.startswith("star")) and not need_critic(config)
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
     build_checkpoint_callback(config)
@@ -102,7 +99,7 @@ def test_recipe_passes_verls_own_validation_and_trains_without_a_critic(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_a_recipe_names_can_be_loaded(name):
-    config = recipe(name)
+    config = compose_recipe(name)
     assert get_dataset_class(config.data).__name__ == "SegmentationDataset"
     assert get_trainer_cls(config.trainer.v1.trainer_mode) is Trainer
     assert callable(get_custom_reward_fn(config)) and resolve_reward_manager_cls(config)
@@ -112,14 +109,14 @@ def test_everything_a_recipe_names_can_be_loaded(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_pass_the_checks_that_need_no_files(name):
-    config = recipe(name)
+    config = compose_recipe(name)
     samr1_config(config)
     problems = [*check_types(config), *check_objective(config), *check_lengths(config), *check_reward(config)]
     assert problems == []
 
 
 def test_samr1_is_the_paper():
-    config = recipe("samr1")
+    config = compose_recipe("samr1")
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-7B-Instruct" and rollout.name == "vllm"
     assert config.trainer.n_gpus_per_node * config.trainer.nnodes == 8
@@ -140,4 +137,4 @@ def test_an_unpublished_value_says_so(key):
 
 
 def test_the_tiny_recipe_changes_size_and_place_only():
-    assert differences(recipe("samr1"), recipe("samr1_tiny")) == MAY_DIFFER
+    assert differences(compose_recipe("samr1"), compose_recipe("samr1_tiny")) == MAY_DIFFER

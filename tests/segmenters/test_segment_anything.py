@@ -67,9 +67,11 @@ def library(predictor: Any, prompts: list[Prompt], multimask: bool = True) -> tu
     return masks, scores
 
 
-def predictor_of(name: str, path: Path, image: np.ndarray) -> Any:
-    predictor = segment_anything.SamPredictor(segment_anything.sam_model_registry[name](checkpoint=path))
-    predictor.set_image(image)
+@lru_cache
+def predictor_of(path: Path, size: tuple[int, int]) -> Any:
+    """The library's own predictor, which has encoded the image of this size."""
+    predictor = segment_anything.SamPredictor(segment_anything.sam_model_registry["tiny"](checkpoint=path))
+    predictor.set_image(image_of(size))
     return predictor
 
 
@@ -77,7 +79,7 @@ def predictor_of(name: str, path: Path, image: np.ndarray) -> Any:
 @pytest.mark.parametrize("multimask", [True, False], ids=["best of three", "single"])
 def test_masks_and_scores_are_the_librarys(checkpoint, size, multimask):
     segmenter, image = segmenter_of(checkpoint, multimask=multimask), image_of(size)
-    embedding, predictor = segmenter.encode(image), predictor_of("tiny", checkpoint, image)
+    embedding, predictor = segmenter.encode(image), predictor_of(checkpoint, size)
     np.testing.assert_array_equal(embedding.arrays["image_embeddings"], predictor.get_image_embedding().numpy())
     assert embedding.size == size
     seen = set()
@@ -92,7 +94,7 @@ def test_masks_and_scores_are_the_librarys(checkpoint, size, multimask):
 def test_a_group_decoded_together_as_on_a_gpu_has_the_librarys_masks(checkpoint, monkeypatch):
     """Kernels round by the batch's size, so a pixel whose logit is as good as 0 may differ: IoU and not bits."""
     segmenter, image = segmenter_of(checkpoint), image_of((48, 90))
-    embedding, predictor = segmenter.encode(image), predictor_of("tiny", checkpoint, image)
+    embedding, predictor = segmenter.encode(image), predictor_of(checkpoint, (48, 90))
     monkeypatch.setattr(segmenter, "batch", 64)
     prompts = [Prompt((index, index / 2, 40 + index, 40), ((30, 20),), (1,)) for index in range(8)]
     masks, scores = library(predictor, prompts)
@@ -106,7 +108,8 @@ def test_half_precision_is_the_librarys_under_autocast(checkpoint):
     segmenter, image = segmenter_of(checkpoint, "bfloat16"), image_of((48, 90))
     embedding = segmenter.encode(image)
     with torch.autocast("cpu", torch.bfloat16):
-        predictor = predictor_of("tiny", checkpoint, image)
+        predictor = segment_anything.SamPredictor(segment_anything.sam_model_registry["tiny"](checkpoint=checkpoint))
+        predictor.set_image(image)
         boxes = predictor.transform.apply_boxes(np.array([[10.3, 5, 60, 40.7]]), (48, 90))
         masks, ious, _ = predictor.predict_torch(None, None, torch.as_tensor(boxes, dtype=torch.float))
     best = int(ious[0].argmax())
@@ -118,12 +121,16 @@ def test_half_precision_is_the_librarys_under_autocast(checkpoint):
     assert segmenter.identity != segmenter_of(checkpoint).identity
 
 
-def test_vit_b_itself(tmp_path):
+def test_vit_b_itself(tmp_path, monkeypatch):
+    """The real encoder takes 15 seconds, so it runs once: the library's predictor takes the embedding that we made."""
     torch.manual_seed(0)
-    path, image = save(segment_anything.sam_model_registry["vit_b"](), tmp_path), image_of((48, 90))
-    segmenter, predictor = load_segmenter(config_of(path)), predictor_of("vit_b", path, image)
+    model, image = segment_anything.sam_model_registry["vit_b"](), image_of((48, 90))
+    segmenter, predictor = load_segmenter(config_of(save(model, tmp_path))), segment_anything.SamPredictor(model)
     embedding = segmenter.encode(image)
-    assert embedding.arrays["image_embeddings"].shape == (1, 256, 64, 64)
+    features = torch.from_numpy(embedding.arrays["image_embeddings"])
+    assert features.shape == (1, 256, 64, 64)
+    monkeypatch.setattr(model.image_encoder, "forward", lambda pixels: features)
+    predictor.set_image(image)
     for name in ("box", "box and a negative point"):
         equal(segmenter.decode(embedding, FORMS[name]), *library(predictor, FORMS[name]))
 

@@ -72,7 +72,7 @@ def make() -> Iterator[Any]:
 
     yield make
     for client in made:
-        serve.delete(ray_app.application_name(client._config))
+        serve.delete(ray_app.application_name(client._config), _blocking=False)
 
 
 def truth() -> GroundTruth:

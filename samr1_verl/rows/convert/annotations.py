@@ -142,7 +142,7 @@ def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
     if not areas:
         return Shape(np.zeros((height, width), dtype=bool), tuple(notes))
     united = coco_mask.merge(coco_mask.frPyObjects(areas, height, width))
-    return Shape(coco_mask.decode(united).astype(bool), tuple(notes))
+    return Shape(decode_rle(united["counts"].decode("ascii"), (height, width)), tuple(notes))
 
 
 def _rle_mask(rle: dict, drawn_wh: tuple[int, int]) -> np.ndarray:

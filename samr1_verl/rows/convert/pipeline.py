@@ -77,6 +77,7 @@ class Workspace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise DataError(f"{folder}: another run of this command writes here. Wait for it, or end it") from error
         text = json.dumps({**plan, "schema": SCHEMA_VERSION, "part": PART}, sort_keys=True, default=str)
         if (folder / "plan.json").is_file() and (folder / "plan.json").read_text() == text:

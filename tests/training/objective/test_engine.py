@@ -13,6 +13,7 @@ from tests.training.objective import reference
 from tests.training.objective.engine_process import BETA, SPLITS, VOCABULARY, anchors, rollout_batch
 from tests.training.objective.world import PROMPT, Rollout
 
+pytestmark = pytest.mark.slow  # verl training workers in processes of their own
 ROOT = Path(__file__).resolve().parents[3]
 
 
