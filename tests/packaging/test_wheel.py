@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.rows.convert.sources import write_images, write_refer
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (".py", ".typed", ".yaml", ".jinja", ".js", ".css")
 ELSEWHERE = """
@@ -21,6 +23,15 @@ print(json.dumps({
     "prompts": samr1_verl.prompts.templates.prompt_names(),
     "checkout": [entry for entry in sys.path if entry == sys.argv[1]],
 }))
+"""
+# Every reward, in a process that can import neither verl nor Ray nor torch.
+REWARD_ALONE = """
+import sys
+for name in ("verl", "ray", "torch", "vllm"):
+    sys.modules[name] = None  # Python then refuses to import it
+from reward_fns import dr_seg, samr1, seg_zero, star, vision_reasoner
+for reward in (dr_seg, samr1, seg_zero, star, vision_reasoner):
+    print(reward.compute_score.__module__, reward.__file__)
 """
 
 
@@ -81,6 +92,18 @@ def test_the_recipe_composes_from_another_folder(python, tmp_path):
     assert "recipe" not in config
     assert config["algorithm"]["adv_estimator"] == "samr1"
     assert config["samr1"]["policy_size"] == [840, 840]
+
+
+def test_rewards_are_imported_without_verl_ray_or_torch(python, tmp_path):
+    lines = run(python, "-c", REWARD_ALONE, cwd=tmp_path).splitlines()
+    assert len(lines) == 5 and all(str(python.parents[1]) in line for line in lines)
+
+
+def test_files_in_a_publishers_format_are_converted(python, tmp_path):
+    images, annotations = write_images(tmp_path / "train2014"), write_refer(tmp_path / "refcoco")
+    words = ["data", "convert", "refcoco", "--annotations", annotations, "--images", images, "--out", "rows"]
+    assert "rows/train.parquet: " in run(python.parent / "samr1", *words, "--workers", "1", cwd=tmp_path)
+    assert (tmp_path / "rows" / "train.parquet").is_file()
 
 
 def test_the_command_line_is_installed(python, tmp_path):
