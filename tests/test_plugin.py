@@ -71,5 +71,6 @@ def test_a_process_without_gpus_on_a_gpu_machine_does_not_become_a_cpu_run(tmp_p
     (report,) = in_a_fresh_process(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="")
     assert (report["cpu"], report["device"]) == (False, "cuda")
     forced = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERL_PLATFORM": "cpu"}
-    (report,) = in_a_fresh_process(tmp_path, **forced)
+    # Also where a part of the package is imported before verl, which then loads the plug-in in the middle of it.
+    (report,) = in_a_fresh_process(tmp_path, f"import samr1_verl.cpu\n{PROBE}", **forced)
     assert (report["cpu"], report["device"]) == (True, "cpu")

@@ -14,7 +14,6 @@ import os
 from types import ModuleType
 
 import wrapt
-from verl.plugin.platform import PlatformRegistry
 
 ROLLOUT = "transformers"  # the value of actor_rollout_ref.rollout.name
 
@@ -25,6 +24,9 @@ def accelerator_present() -> bool:
     The check also runs the driver's command-line tool, because Ray hides the GPUs from processes that reserve none.
     Such a process on a GPU machine must not count as a CPU run.
     """
+    # Not at the top: `import verl` imports plugin.py, which must find this module complete.
+    from verl.plugin.platform import PlatformRegistry
+
     chosen = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if chosen:
         return chosen != "cpu"

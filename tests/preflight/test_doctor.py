@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
-from samr1_verl.preflight import doctor
+from samr1_verl.preflight import doctor, probe
 from tests.row_files import write_rows
 
 # Makes one module fail to import in every fresh interpreter.
@@ -34,6 +34,12 @@ def ready(tmp_path, random_policy, small_sam) -> list[str]:
     ]
 
 
+@pytest.fixture
+def imported(monkeypatch) -> None:
+    """The report comes from this process, which has imported verl: a fresh interpreter spends 6 seconds on that."""
+    monkeypatch.setattr(doctor, "_probe", probe.probe)
+
+
 def run(recipe: str, *overrides: str):
     result = CliRunner().invoke(app, ["doctor", "--recipe", recipe, *overrides])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -47,7 +53,7 @@ def test_status_0_only_when_everything_holds(ready):
     assert re.search(r"\+recipe=samr1_tiny .*recipes/recipe/samr1_tiny\.yaml", result.output)
 
 
-def test_a_missing_input_and_a_wrong_value_say_what_to_type(ready, tmp_path):
+def test_a_missing_input_and_a_wrong_value_say_what_to_type(imported, ready, tmp_path):
     result = run("samr1_tiny", *ready, f"data.train_files={tmp_path / 'gone.parquet'}")
     assert result.exit_code == 1 and "gone.parquet: no such data file" in result.output
     assert "Type: make data" in result.output and "✓ model" in result.output
@@ -62,11 +68,13 @@ def test_a_plug_in_that_verl_hides_shows_its_traceback(ready, tmp_path, monkeypa
     assert "plugin.py" in result.output
 
 
-def test_a_recipe_that_hydra_would_take_for_a_plain_value_is_found_out(ready, tmp_path, monkeypatch):
+def test_a_recipe_that_hydra_would_take_for_a_plain_value_is_found_out(imported, ready):
     result = run("samr2", *ready)
     assert result.exit_code == 1
     assert "✗ +recipe=samr2" in result.output and "Known recipes: samr1, samr1_tiny" in result.output
-    # Another distribution that wrongly ships this file hides every other Hydra plug-in.
+
+
+def test_another_distribution_that_hides_every_hydra_plug_in_is_found_out(ready, tmp_path, monkeypatch):
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -82,7 +90,7 @@ def test_a_file_that_hides_our_recipe_is_noticed_and_a_recipe_of_ones_own_is_not
         assert doctor._recipe("samr1", {**report, "sources": sources}).problems == []
 
 
-def test_an_override_that_does_not_compose_is_shown(ready):
+def test_an_override_that_does_not_compose_is_shown(imported, ready):
     result = run("samr1_tiny", *ready, "samr1.no_such_key=1")
     assert result.exit_code == 1 and "no_such_key" in result.output
 
