@@ -60,7 +60,7 @@ def blob(rng: np.random.Generator, base: np.ndarray, spread: float, fine: list[n
     """
     shift = tuple(rng.integers(base.shape))
     field = base + spread * np.roll(fine[rng.integers(len(fine))], shift, axis=(0, 1))
-    return field > np.quantile(field, 0.9)
+    return field > np.quantile(field[::4, ::4], 0.9)  # of each 16th pixel, which is as ragged and much faster
 
 
 class World:

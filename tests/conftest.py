@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 HEAVY = {"ray_folder": "ray", "cluster": "ray", "transfer_queue": "ray", "chromium": "browser"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow tests by what they start, and keep together what two processes should not do at once (pytest-xdist).
 
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if groups:
             item.add_marker("slow")
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(groups[0] if groups else str(item.path)))
+            item.add_marker(pytest.mark.xdist_group(groups[0] if groups else item.path.stem))
 
 
 @pytest.fixture(scope="session")

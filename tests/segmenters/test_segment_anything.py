@@ -68,6 +68,12 @@ def library(predictor: Any, prompts: list[Prompt], multimask: bool = True) -> tu
 
 
 @lru_cache
+def encoded(path: Path, size: tuple[int, int]) -> Any:
+    """Our embedding of the image of this size, which is the same for one mask and for the best of three."""
+    return segmenter_of(path).encode(image_of(size))
+
+
+@lru_cache
 def predictor_of(path: Path, size: tuple[int, int]) -> Any:
     """The library's own predictor, which has encoded the image of this size."""
     predictor = segment_anything.SamPredictor(segment_anything.sam_model_registry["tiny"](checkpoint=path))
@@ -78,8 +84,8 @@ def predictor_of(path: Path, size: tuple[int, int]) -> Any:
 @pytest.mark.parametrize("size", [(48, 90), (101, 63)], ids=["wide", "tall"])
 @pytest.mark.parametrize("multimask", [True, False], ids=["best of three", "single"])
 def test_masks_and_scores_are_the_librarys(checkpoint, size, multimask):
-    segmenter, image = segmenter_of(checkpoint, multimask=multimask), image_of(size)
-    embedding, predictor = segmenter.encode(image), predictor_of(checkpoint, size)
+    segmenter = segmenter_of(checkpoint, multimask=multimask)
+    embedding, predictor = encoded(checkpoint, size), predictor_of(checkpoint, size)
     np.testing.assert_array_equal(embedding.arrays["image_embeddings"], predictor.get_image_embedding().numpy())
     assert embedding.size == size
     seen = set()
@@ -93,8 +99,8 @@ def test_masks_and_scores_are_the_librarys(checkpoint, size, multimask):
 
 def test_a_group_decoded_together_as_on_a_gpu_has_the_librarys_masks(checkpoint, monkeypatch):
     """Kernels round by the batch's size, so a pixel whose logit is as good as 0 may differ: IoU and not bits."""
-    segmenter, image = segmenter_of(checkpoint), image_of((48, 90))
-    embedding, predictor = segmenter.encode(image), predictor_of(checkpoint, (48, 90))
+    segmenter, embedding = segmenter_of(checkpoint), encoded(checkpoint, (48, 90))
+    predictor = predictor_of(checkpoint, (48, 90))
     monkeypatch.setattr(segmenter, "batch", 64)
     prompts = [Prompt((index, index / 2, 40 + index, 40), ((30, 20),), (1,)) for index in range(8)]
     masks, scores = library(predictor, prompts)
@@ -116,7 +122,7 @@ def test_half_precision_is_the_librarys_under_autocast(checkpoint):
     (prediction,), mask = segmenter.decode(embedding, FORMS["box"]), masks[0, best].numpy()
     assert (prediction.mask & mask).sum() >= 0.999 * (prediction.mask | mask).sum() > 0
     assert prediction.score == float(ious[0, best])
-    exact = segmenter_of(checkpoint).decode(segmenter_of(checkpoint).encode(image), FORMS["box"])[0]
+    exact = segmenter_of(checkpoint).decode(encoded(checkpoint, (48, 90)), FORMS["box"])[0]
     assert exact.score != float(ious[0, best])  # it did compute in another type
     assert segmenter.identity != segmenter_of(checkpoint).identity
 
