@@ -26,4 +26,5 @@ fi
 export VLLM_CPU_KVCACHE_SPACE=1           # GiB
 export VLLM_CPU_OMP_THREADS_BIND=nobind   # the training worker shares the cores
 export VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
-exec "$python" -m pytest --durations=0 tests/vllm/check_server.py tests/vllm/check_training.py "$@"
+# A warning of vLLM is shown; only in the tests without it is a warning an error.
+exec "$python" -m pytest -W default --durations=0 tests/vllm/check_server.py tests/vllm/check_training.py "$@"
