@@ -64,9 +64,18 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
     if not file.is_file():
         return None
     try:
-        config = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
+        config = OmegaConf.load(file)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         raise ConfigError(f"{file}: not a readable configuration ({error}). Name a recipe with --recipe") from error
+    if plain := [override for override in overrides if "=" not in override]:
+        raise ConfigError(f"--set: found {plain[0]!r}, expected key=value with a key of {file}")
+    OmegaConf.set_struct(config, True)  # a key that is not there is an error
+    try:
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise ConfigError(f"--set: {problem}. Expected key=value with a key of {file}") from error
+    OmegaConf.set_struct(config, False)
     assert isinstance(config, DictConfig)
     return config
 

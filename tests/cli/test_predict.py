@@ -131,6 +131,9 @@ def test_a_checkpoint_is_asked_as_its_run_was_trained(small_sam: Path, tmp_path:
     assert config_for(str(run / "global_step_4" / "actor"), None, [], server=False) == found
     changed = config_for(str(run), None, ["data.max_response_length=7"], server=False)
     assert changed.max_new_tokens == 7
+    for wrong in ("samr1.polcy_size=[56,56]", "+samr1.samples=1", "samr1"):
+        with pytest.raises(ConfigError, match=r"--set: .*xpected key=value with a key of .*config\.yaml"):
+            config_for(str(run), None, [wrong], server=False)
     named = config_for(str(run), "samr1_tiny", [f"samr1.segmenter.path={small_sam}"], server=False)
     assert named.prompt.policy_size == (140, 140), "a recipe that is named goes before the run's"
     (run / ".hydra" / "config.yaml").write_text("samr1: [1")
