@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import ray
-import shapes
 import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -26,7 +25,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
-from data.tiny_world import tiny_policy
+from data.tiny_world import shapes, tiny_policy
 from tests.composing import compose_recipe
 from tests.vllm.settings import RECIPE, VLLM_ON_CPU
 
