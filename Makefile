@@ -3,7 +3,7 @@
 #   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
 #   make test          all tests that need neither a GPU nor vLLM
 #   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
-#   make test-fast     the tests that start no Ray, no verl training and no browser: at most 3 minutes on 2 cores
+#   make test-fast     the tests that start no Ray, no verl training and no browser: about 3 minutes on 2 cores
 #   make lint          ruff, its formatter, mypy, and import-linter, which holds the rooms
 
 SHELL := /bin/bash

@@ -30,7 +30,8 @@ import psutil
 import typer
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.places import ROOT
+
 WIDTH, HEIGHT = 640, 480
 FILES, OBJECTS, SENTENCES = 200, 2, 2
 ROWS_AN_IMAGE = OBJECTS * SENTENCES
