@@ -191,6 +191,10 @@ class Samr1Config(PromptConfig):
     samples: NonNegativeInt = Field(
         description="number of validation rows whose answers and masks are kept at every validation, for samr1 report"
     )
+    max_lost_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="share of a step's or a validation's rollouts that may be lost; more end the run with the fault"
+    )
+    progress_timeout_s: PositiveFloat = Field(description="seconds without a finished rollout that end the run")
     prepare: PrepareConfig
 
 

@@ -7,6 +7,7 @@ the training, and verl logs the metrics that the buffer returns:
 
 The metrics of a step, over its rollouts without verl's padding rows:
 
+    training/lost_rollouts             rollouts that failed and are missing from the step
     reward/<key>                       mean of a numeric key of the reward's dict: reward/acc, reward/answer/not_json, …
     critic/groups/zero_advantage_frac  share of groups with one rollout, or with equal rewards only
     critic/groups/count                number of prompts with at least one finished rollout
@@ -15,11 +16,19 @@ The metrics of a step, over its rollouts without verl's padding rows:
     reward/seconds/mean, max           seconds from a finished answer to its reward, queues included
     reward/exposed_seconds             seconds by which the rewards make the rollouts of the step longer
     reward/step_share                  exposed_seconds as a share of the time since the last step
+
+With `algorithm.filter_groups.enable`, groups with equal rewards are replaced by groups of further prompts (DAPO's
+dynamic sampling), and a step has in addition:
+
+    critic/groups/drawn                      groups that were generated for the step
+    critic/groups/drawn_zero_advantage_frac  share of them with equal rewards
 """
 
+from __future__ import annotations
+
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +37,8 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils import tensordict_utils as tu
 
+from samr1_verl.training.draws import Draws
+from samr1_verl.training.guard import Guard
 from samr1_verl.training.validation import Validated
 
 POLL_S = 0.2  # seconds between two checks for finished rollouts; verl's 2 s are up to a sixth of a tiny recipe's step
@@ -89,8 +100,8 @@ def time_metrics(generated: Sequence[float], scored: Sequence[float]) -> dict[st
 class ReplayBuffer(replay_buffer.ReplayBuffer):
     """verl's buffer for synchronous trainers, with metrics of the rollouts that it hands out.
 
-    verl builds a buffer that a recipe names without verl's filters: `algorithm.filter_groups` and
-    `sampler.sync_refill_failed_groups` have no effect.
+    verl builds a buffer that a recipe names without verl's own filters, and without the size of a group. The trainer
+    `samr1` calls `filter_groups` and `watch` for that. Under another trainer the buffer only logs.
 
     Raises:
         ValueError: `trainer_mode` is not a synchronous one.
@@ -106,12 +117,58 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         super().__init__(trainer_mode, *args, poll_interval=POLL_S, **kwargs)
         self._sampled: float | None = None  # time of the last batch for training, on the monotonic clock
         self._validated: dict[int, list[Validated]] = {}  # rows of the last validation, by its step
+        self._draws: Draws | None = None  # of the step; None: no group is replaced
+        self._guard: Guard | None = None
+        self.refill_fn: Callable[[int], Any]  # verl's, which submits so many further prompts
+
+    def filter_groups(
+        self, metric: str | None, train_batch_size: int, max_batches: int, max_inflight: int, refill_failed: bool
+    ) -> None:
+        """Replace groups that teach nothing by groups of further prompts.
+
+        Args:
+            metric: groups with equal values of it are replaced: `reward`, or a key of the reward's dict; None: no group
+                is replaced for its values.
+            train_batch_size: prompts per step.
+            max_batches: maximum number of prompts per step, in units of `train_batch_size`; then the step takes groups
+                with equal values as well. 0: no maximum.
+            max_inflight: maximum number of prompts that generate at once, in the same unit.
+            refill_failed: replace groups without a finished rollout.
+        """
+        self.filter_groups_metric, self.sync_refill_failed_groups = metric, refill_failed
+        self.train_batch_size, self.max_inflight_gen_batches = train_batch_size, max_inflight
+        self.gen_batch_size = 1
+        self._validate_mode_config()
+        self._draws = Draws(train_batch_size, max_batches)
+        submit, draws = self.refill_fn, self._draws
+
+        def refill(prompts: int) -> None:
+            if (allowed := draws.draw(prompts)) > 0:
+                submit(allowed)
+
+        self.refill_fn = refill
+
+    def watch(self, guard: Guard) -> None:
+        """Count lost rollouts, and end the run where `guard` says so."""
+        self._guard = guard
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
-        """verl's `sample`: the batch and verl's metrics, with the metrics of this file for a training batch."""
+        """verl's `sample`: the batch and verl's metrics, with the metrics of this file for a training batch.
+
+        Raises:
+            LostRolloutsError: more rollouts were lost than the run allows, or no rollout can finish any more.
+        """
+        if self._draws is not None and partition_id == "train":
+            self._draws.start()
+        if self._guard is not None:
+            self._guard.start()
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        if self._guard is not None:
+            metrics |= self._guard.check(partition_id, global_steps, batch_size, len(batch.keys))
         if partition_id == "train":
             metrics = {**metrics, **measure(batch)}
+            if self._draws is not None:
+                metrics |= self._draws.metrics(metrics)
             now, before = time.monotonic(), self._sampled
             if before is not None:
                 metrics["reward/step_share"] = metrics["reward/exposed_seconds"] / (now - before)
@@ -119,6 +176,25 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         else:
             self._validated = {global_steps: [*self._validated.get(global_steps, []), *validated(batch)]}
         return batch, metrics
+
+    def _terminal_eviction_reasons(self, global_steps: int, partition_id: str) -> tuple[set, set, set, Counter]:
+        """verl's groups to replace, at most as many as the step's maximum allows."""
+        stale, equal, failed, values = super()._terminal_eviction_reasons(global_steps, partition_id)
+        if self._draws is None or partition_id == "val":
+            return stale, equal, failed, values
+        self._draws.fail(len(failed))
+        replaced = sorted(equal)[: self._draws.replace(len(equal))]
+        return stale, set(replaced), failed, values
+
+    def _materialize_batch(self, partition_id: str, uids: list[str], snapshot: dict[str, dict]) -> KVBatchMeta:
+        if self._guard is not None:  # verl clears the prompts' tags here
+            self._guard.read_faults(tq.kv_list(partition_id)[partition_id])
+        return super()._materialize_batch(partition_id, uids, snapshot)
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        if self._guard is not None:
+            self._guard.poll(len(self.partitions[partition_id]) + len(self.pending_keys[partition_id]))
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
 
     def take_validated(self, global_steps: int) -> list[Validated]:
         """The rows of the validation at a step, which are then forgotten; empty: no such validation."""

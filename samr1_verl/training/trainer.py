@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
+from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.core_algos import kl_penalty
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
@@ -29,9 +30,10 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from samr1_verl.config import ACTOR, samr1_config
+from samr1_verl.training.guard import Guard
 from samr1_verl.training.objective import reduce_tokens
 from samr1_verl.training.replay_buffer import ReplayBuffer
-from samr1_verl.training.validation import SampleWriter, first_of_each, protocol_metrics
+from samr1_verl.training.validation import SampleWriter, first_of_each, lost_rows, protocol_metrics
 
 
 def actor_loss(
@@ -108,7 +110,31 @@ class Trainer(PPOTrainerSync):
                 f"trainer.v1.sampler.custom_sampler: found {type(buffer).__name__}, expected path "
                 "pkg://samr1_verl.training.replay_buffer and name ReplayBuffer, as trainer.v1.trainer_mode is samr1"
             )
+        config, groups = self.config, self.config.algorithm.filter_groups
+        if groups.enable or config.trainer.v1.sampler.sync_refill_failed_groups:
+            buffer.filter_groups(
+                groups.metric if groups.enable else None,
+                config.data.train_batch_size,
+                groups.max_num_gen_batches,
+                groups.get("max_inflight_gen_batches", 1),
+                config.trainer.v1.sampler.sync_refill_failed_groups,
+            )
+        rollout = config.actor_rollout_ref.rollout
+        self._guard = Guard(
+            {"train": rollout.n, "val": rollout.val_kwargs.n},
+            self._samr1.max_lost_share,
+            self._samr1.progress_timeout_s,
+        )
+        buffer.watch(self._guard)
         return buffer
+
+    def fit(self, agent_loop_manager: AgentLoopManager) -> None:
+        """verl's `fit`, which ends when a worker dies."""
+        self._guard.add_workers("agent loop worker", agent_loop_manager.agent_loop_workers)
+        self._guard.add_workers("reward worker", self.get_reward_handles() or [])
+        for replica in self.llm_server_manager.get_replicas():
+            self._guard.add_workers(f"rollout server of replica {replica.replica_rank}", replica.servers)
+        super().fit(agent_loop_manager)
 
     def on_init_end(self) -> None:
         super().on_init_end()
@@ -122,6 +148,7 @@ class Trainer(PPOTrainerSync):
         """verl's validation with our metrics. The thread of verl's own dumps writes the samples in the background."""
         metrics = super()._validate()
         rows = self.replay_buffer.take_validated(self.global_steps)
+        lost = lost_rows(self.val_dataset, rows, self.config.actor_rollout_ref.rollout.val_kwargs.n)
         if kept := first_of_each(rows, self._chosen):
             self._dump_futures.append(self._dump_executor.submit(self._samples.write, kept, self.global_steps))
-        return {**metrics, **protocol_metrics(rows)}
+        return {**metrics, **protocol_metrics(rows, lost), "validation/lost_rollouts": float(len(lost))}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from samr1_verl import Samr1Error
 from samr1_verl.config import Samr1Config
 from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts, giou_ciou
+from samr1_verl.rows.ground_truth import read_row
 from samr1_verl.scoring.sample import FOLDER, Reader, Sample, write_samples
 
 _log = logging.getLogger(__name__)
@@ -36,12 +37,31 @@ class Validated:
     scores: Mapping[str, float]  # scores of the reward, by name
 
 
-def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
-    """gIoU and cIoU, in [0, 1], per data source and protocol; rows without pixel counts do not count."""
+def lost_rows(dataset: Sequence[Mapping[str, Any]], rows: Sequence[Validated], times: int) -> list[Mapping[str, Any]]:
+    """The items of the data set whose rollouts were lost, once per lost rollout.
+
+    Args:
+        dataset: every item is validated `times` times.
+        rows: the rollouts that came back.
+    """
+    came_back = Counter(row.item["extra_info"]["index"] for row in rows)
+    if len(rows) == times * len(dataset):
+        return []  # opens no row of the data set
+    return [item for item in dataset for _ in range(times - came_back[item["index"]])]
+
+
+def protocol_metrics(rows: Sequence[Validated], lost: Sequence[Mapping[str, Any]] = ()) -> dict[str, float]:
+    """gIoU and cIoU, in [0, 1], per data source and protocol.
+
+    A lost rollout counts as an empty mask. Where the reward compares no masks, no row has pixel counts, and there are
+    no metrics.
+    """
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:
         if (pixels := PixelCounts.in_scores(row.scores)) is not None:
             counts[row.item["data_source"]].append(pixels)
+    for item in lost if counts else ():
+        counts[item["data_source"]].append(_nothing_found(item))
     metrics = {}
     for source, of_source in counts.items():
         for protocol in PROTOCOLS:
@@ -49,6 +69,13 @@ def protocol_metrics(rows: Sequence[Validated]) -> dict[str, float]:
             metrics[f"val-core/{source}/giou/{protocol}"] = giou
             metrics[f"val-core/{source}/ciou/{protocol}"] = ciou
     return metrics
+
+
+def _nothing_found(item: Mapping[str, Any]) -> PixelCounts:
+    """The counts of an empty mask against the truth of an item of the data set."""
+    truth, _, _ = read_row(item["data_source"], item["reward_model"]["ground_truth"], item["extra_info"])
+    union, ignore = truth.union_and_ignore()
+    return PixelCounts.of(np.zeros_like(union), union, ignore)
 
 
 class SampleWriter:
