@@ -64,8 +64,8 @@ def train(name: str, seed: int, steps: int) -> dict[str, Any]:
 def table(results: dict[str, list[dict[str, float]]], before: float) -> str:
     """Markdown: one row per variant."""
     lines = [
-        "| variant | groups of a batch with a gradient (%) | the same, last half (%) | rollouts | gIoU | gain in gIoU per "
-        "1,000 rollouts |",
+        "| variant | groups of a batch with a gradient (%) | the same, last half (%) | rollouts | gIoU | gain in gIoU "
+        "per 1,000 rollouts |",
         "|---|---|---|---|---|---|",
     ]
     for name, runs in results.items():

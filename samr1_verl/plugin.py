@@ -1,7 +1,7 @@
 """The module that `import verl` loads in every process, through the entry point group `verl.plugins`.
 
-The import of this module registers the objective, the trainer and, on a machine without an accelerator, the CPU
-backend. verl hides an exception of this module; `samr1 doctor` shows it.
+The import of this module registers the objective, the trainer, the repairs of verl's functions and, on a machine
+without an accelerator, the CPU backend. verl hides an exception of this module; `samr1 doctor` shows it.
 """
 
 import importlib
@@ -17,6 +17,7 @@ def register() -> None:
         # Before any import of verl's engines, which read the platform during their import.
         cpu.register()
     importlib.import_module("samr1_verl.training.objective")
+    importlib.import_module("samr1_verl.training.repairs").register()
     # verl's trainers take seconds to import, and most processes need none: ours is imported together with them.
     wrapt.register_post_import_hook(
         lambda _: importlib.import_module("samr1_verl.training.trainer"), "verl.trainer.ppo.v1"

@@ -1,9 +1,8 @@
 """verl on a machine without an accelerator: platform, engine and rollout, through verl's registries.
 
-Three parts of verl have no registry. `repairs.py` adapts the first two, and `register` below the third:
+Two parts of verl have no registry. `repairs.py` adapts the first, and `register` below the second:
 
 - the backend string of the process group, which names gloo twice where the device is the CPU;
-- the position ids of a batch whose sequences all have the same length;
 - the dictionary of rollout adapters, which is private.
 
 tests/cpu/test_registration.py fails when a later verl no longer needs one of these adaptations.

@@ -1,40 +1,24 @@
-"""Replacements of two functions of verl that fail on the CPU and have no hook.
-
-verl's modules import both functions by name. So each function is replaced in the module that defines it and in the
-modules that import it, as soon as these are imported. A replacement has the original as `__wrapped__`, for the test
-that fails when verl's own function works.
-"""
+"""An adaptation of verl's function that has no hook and fails on the CPU alone: the backend of the process group."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
-import torch
 import wrapt
-from tensordict import TensorDict
+
+NAME = "initialize_global_process_group_ray"
 
 
 def register() -> None:
-    """Replace both functions, now or when verl imports them."""
-    _replace("initialize_global_process_group_ray", with_one_gloo_backend, ["verl.utils.distributed"])
-    _replace(
-        "maybe_fix_3d_position_ids",
-        with_equal_lengths_repaired,
-        ["verl.utils.tensordict_utils", "verl.workers.engine_workers", "verl.workers.engine.base"],
-    )
+    """Replace the function, now or when verl imports it. A second call changes nothing."""
+    wrapt.register_post_import_hook(_replace, "verl.utils.distributed")
 
 
-def _replace(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], modules: list[str]) -> None:
-    def replace(module: ModuleType) -> None:
-        function = getattr(module, name)
-        if not hasattr(function, "__wrapped__"):  # a module that is imported later already gets the replacement
-            setattr(module, name, wrap(function))
-
-    for module in modules:
-        wrapt.register_post_import_hook(replace, module)
+def _replace(module: ModuleType) -> None:
+    if not hasattr(getattr(module, NAME), "__wrapped__"):
+        setattr(module, NAME, with_one_gloo_backend(getattr(module, NAME)))
 
 
 def with_one_gloo_backend(initialize: Callable[..., None]) -> Callable[..., None]:
@@ -48,36 +32,3 @@ def with_one_gloo_backend(initialize: Callable[..., None]) -> Callable[..., None
         initialize(timeout_second=timeout_second, backend=backend or "cpu:gloo")
 
     return initialize_global_process_group_ray
-
-
-def with_equal_lengths_repaired(fix: Callable[[TensorDict], None]) -> Callable[[TensorDict], None]:
-    """Restore the ragged dimension of M-RoPE position ids where all sequences of a batch have the same length.
-
-    The position ids of one sequence are [R, L]: R = 4 rows (text, time, height, width), L tokens. verl sends them
-    between processes as a list and joins them with torch.nested, whose ragged dimension is the first one that differs.
-    Where none differs it is dimension 1, the rows: values [B * R, L] with offsets 0, R, 2R, ... instead of values
-    [R, sum L] with offsets 0, L, 2L, ... verl's function then only renames the dimension, and chunking or unbinding
-    fails. With answers of a fixed form this occurs within a few steps.
-    """
-
-    @functools.wraps(fix)
-    def maybe_fix_3d_position_ids(data: TensorDict) -> None:
-        position_ids = data.get("position_ids", None)
-        if isinstance(position_ids, torch.Tensor) and position_ids.is_nested and position_ids.dim() == 3:
-            token_offsets = data["input_ids"].offsets()
-            if not _ragged_in_tokens(position_ids, token_offsets):
-                data["position_ids"] = _rebuild(position_ids.values(), token_offsets)
-        fix(data)
-
-    return maybe_fix_3d_position_ids
-
-
-def _ragged_in_tokens(position_ids: Any, token_offsets: torch.Tensor) -> bool:
-    values, offsets = position_ids.values(), position_ids.offsets()
-    return values.shape[-1] == int(token_offsets[-1]) and torch.equal(offsets, token_offsets)
-
-
-def _rebuild(values: torch.Tensor, token_offsets: torch.Tensor) -> torch.Tensor:
-    """A nested tensor [B, R, j] with values [R, B * L], from values [B * R, L] of B sequences of the same length."""
-    rows = values.unflatten(0, (len(token_offsets) - 1, -1)).transpose(0, 1).flatten(1)
-    return torch.nested.nested_tensor_from_jagged(rows, token_offsets, jagged_dim=2)
