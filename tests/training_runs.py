@@ -11,6 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 TIMEOUT_S = 900
 
 
+def without_a_cluster() -> dict[str, str]:
+    """This process's environment, without the address of a Ray cluster."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
 @dataclass(frozen=True)
 class World:
     """Scenes, the small SAM, and folders for the run and for Ray's sockets."""
@@ -20,9 +25,9 @@ class World:
     run: Path
     ray: Path
 
-    def train(self, recipe: str, policy: Path, *overrides: str) -> str:
-        """The output of `python -m verl.trainer.main_ppo +recipe=…`, which ended well."""
-        command = [
+    def command(self, recipe: str, policy: Path, *overrides: str) -> list[str]:
+        """`python -m verl.trainer.main_ppo +recipe=…`."""
+        return [
             *(sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}"),
             f"trainer.default_local_dir={self.run}",
             f"data.train_files={self.scenes / 'train.parquet'}",
@@ -33,17 +38,19 @@ class World:
             f"+ray_kwargs.ray_init._temp_dir={self.ray}",
             *overrides,
         ]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def train(self, recipe: str, policy: Path, *overrides: str, status: int = 0) -> str:
+        """The output of the command, which ended with this exit status."""
         done = subprocess.run(
-            command,
+            self.command(recipe, policy, *overrides),
             cwd=self.run.parent,
-            env=environment,
+            env=without_a_cluster(),
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+        assert done.returncode == status, done.stdout[-8000:] + done.stderr[-8000:]
         return done.stdout + done.stderr
 
     def logged(self) -> dict[str, dict[int, float]]:

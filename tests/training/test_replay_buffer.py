@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from samr1_verl.training.guard import FAULT, Guard, LostRolloutsError
 from samr1_verl.training.replay_buffer import ReplayBuffer, group_metrics, reward_metrics, time_metrics
 from tests.composing import compose_recipe
 
@@ -78,8 +80,10 @@ def transfer_queue() -> Iterator[None]:
     shutil.rmtree(folder)
 
 
-def put_group(partition: str, rewards: list[dict[str, float]], lengths: list[int], status: str = "finished") -> None:
-    """One prompt's rollouts, stored with the keys, tags and fields of verl's AgentLoopWorkerTQ."""
+def put_group(
+    partition: str, rewards: list[dict[str, float]], lengths: list[int], status: str = "finished", **tag: str
+) -> str:
+    """One prompt's rollouts, stored with the keys, tags and fields of verl's AgentLoopWorkerTQ. Returns its uid."""
     uid = str(uuid.uuid4())
     rows = [
         {
@@ -97,14 +101,18 @@ def put_group(partition: str, rewards: list[dict[str, float]], lengths: list[int
     ]
     keys = [f"{uid}_{session}_0" for session in range(len(rows))]
     tags = [{"status": "success", "response_len": length} for length in lengths]
-    tq.kv_batch_put(keys=keys, partition_id=partition, fields=list_of_dict_to_tensordict(rows), tags=tags)
-    tq.kv_batch_put(keys=[uid], partition_id=partition, tags=[{"is_prompt": True, "status": status, "global_steps": 1}])
+    if rows:
+        tq.kv_batch_put(keys=keys, partition_id=partition, fields=list_of_dict_to_tensordict(rows), tags=tags)
+    tq.kv_batch_put(
+        keys=[uid], partition_id=partition, tags=[{"is_prompt": True, "status": status, "global_steps": 1, **tag}]
+    )
+    return uid
 
 
-def build_buffer(trainer_mode: str = "sync") -> ReplayBuffer:
+def build_buffer(trainer_mode: str = "sync", refill: Any = None) -> ReplayBuffer:
     """What verl's trainer builds from our recipe, by its own function."""
     trainer = SimpleNamespace(
-        config=compose_recipe("samr1"), trainer_mode=trainer_mode, _add_prompts_to_generate=lambda prompts: prompts
+        config=compose_recipe("samr1"), trainer_mode=trainer_mode, _add_prompts_to_generate=refill
     )
     buffer = PPOTrainer._build_replay_buffer(trainer)
     assert type(buffer) is ReplayBuffer
@@ -157,3 +165,76 @@ def test_validation_is_left_to_verl_and_its_rows_are_kept_once(transfer_queue: N
     assert first.response_ids == [0, 1, 2, 3]
     assert (first.scores["score"], second.scores["score"]) == (6.0, 2.0)
     assert buffer.take_validated(1) == []
+
+
+EQUAL, UNEQUAL = [{"score": 2.0}, {"score": 2.0}], [{"score": 2.0}, {"score": 6.0}]
+
+
+def filtered(groups: list[list[dict[str, float]]], **limits: int) -> tuple[ReplayBuffer, list[int]]:
+    """A buffer with filter_groups for 2 prompts per step, and the numbers of prompts that it asked for in addition.
+
+    `groups`: the rollouts of the prompts in the order in which they are drawn; the first two lie in the queue already.
+    """
+    asked: list[int] = []
+
+    def refill(prompts: int) -> None:
+        asked.append(prompts)
+        for _ in range(prompts):
+            put_group("train", groups.pop(0), [1, 1])
+
+    buffer = build_buffer(refill=refill)
+    buffer.filter_groups("reward", 2, limits.get("max_batches", 0), 1, refill_failed=False)
+    for _ in range(2):
+        put_group("train", groups.pop(0), [1, 1])
+    return buffer, asked
+
+
+def test_groups_without_a_gradient_are_replaced_and_counted(transfer_queue: None) -> None:
+    buffer, asked = filtered([EQUAL, UNEQUAL, EQUAL, UNEQUAL])
+    batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+    assert asked == [2], "verl asks for two prompts in place of one"
+    assert metrics["critic/groups/zero_advantage_frac"] == 0, "both groups of the batch have a gradient"
+    assert metrics["critic/groups/drawn"] == 4
+    assert metrics["critic/groups/drawn_zero_advantage_frac"] == 0.5
+    assert metrics["training/filter_groups/evicted_samples"] == 2
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+    assert not tq.kv_list("train").get("train"), "nothing of the replaced groups is left"
+
+
+def test_a_step_ends_where_no_group_has_a_gradient(transfer_queue: None) -> None:
+    buffer, asked = filtered([EQUAL] * 6, max_batches=3)
+    batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+    assert sum(asked) == 4, "3 batches of 2 prompts in all, and no more"
+    assert len(batch.keys) == 4 and metrics["critic/groups/zero_advantage_frac"] == 1
+    assert (metrics["critic/groups/drawn"], metrics["critic/groups/drawn_zero_advantage_frac"]) == (6, 1)
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+
+
+def guarded(max_lost_share: float = 0.0) -> ReplayBuffer:
+    buffer = build_buffer()
+    buffer.watch(Guard({"train": 2, "val": 1}, max_lost_share, progress_timeout_s=60))
+    return buffer
+
+
+def test_a_lost_rollout_ends_the_run_with_its_fault(transfer_queue: None) -> None:
+    put_group("train", UNEQUAL, [1, 1])
+    put_group("train", UNEQUAL[:1], [1], status="failure", **{FAULT: "SegmenterError: no memory"})
+    message = (
+        r"training at step 3: 1 of 4 rollouts were lost, samr1.max_lost_share is 0. The first fault: SegmenterError: "
+    )
+    with pytest.raises(LostRolloutsError, match=message + "no memory"):
+        guarded().sample(global_steps=3, partition_id="train", batch_size=2)
+    tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")
+
+
+def test_an_allowed_loss_is_counted(transfer_queue: None) -> None:
+    put_group("train", UNEQUAL, [1, 1])
+    put_group("train", UNEQUAL[:1], [1], status="failure", **{FAULT: "SegmenterError: no memory"})
+    batch, metrics = guarded(0.25).sample(global_steps=3, partition_id="train", batch_size=2)
+    assert metrics["training/lost_rollouts"] == 1 and len(batch.keys) == 3
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+    put_group("val", UNEQUAL[:1], [1])
+    put_group("val", UNEQUAL[:0], [], status="failure")
+    with pytest.raises(LostRolloutsError, match=r"validation at step 3: 1 of 2 .* The first fault: unknown; the log"):
+        guarded(0.25).sample(global_steps=3, partition_id="val", batch_size=2)
+    tq.kv_clear(keys=list(tq.kv_list("val")["val"]), partition_id="val")

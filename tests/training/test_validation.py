@@ -12,7 +12,7 @@ from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.scoring.sample import read_samples
 from samr1_verl.segmenters import Prediction
-from samr1_verl.training.validation import SampleWriter, Validated, first_of_each, protocol_metrics
+from samr1_verl.training.validation import SampleWriter, Validated, first_of_each, lost_rows, protocol_metrics
 from tests.composing import compose_recipe
 from tests.service.fake import BoxSegmenter, image_file
 
@@ -44,6 +44,39 @@ def test_each_data_source_is_counted_by_both_protocols() -> None:
 
 def test_a_reward_without_pixel_counts_has_no_such_metrics() -> None:
     assert protocol_metrics([validated("a")]) == {}
+
+
+def item_about(index: int, truth: np.ndarray) -> dict[str, Any]:
+    """An item of the data set with a true mask."""
+    masks = [encode_rle(truth)] if truth.any() else []
+    return {
+        "index": index,
+        "data_source": "a",
+        "reward_model": {"ground_truth": GroundTruth(size=truth.shape, masks=masks).model_dump_json()},
+        "extra_info": {"index": index, "image": None, "sha256": None, "policy_size": [8, 8], "frame": "absolute"},
+    }
+
+
+def test_the_figure_is_that_of_the_whole_where_rollouts_were_lost() -> None:
+    """5 of 10 rows lost: 0.45 over all rows, where the mean of those that came back is 0.90."""
+    truth = np.ones((4, 5), dtype=bool)
+    dataset = [item_about(index, truth) for index in range(10)]
+    counts = {"intersection": 18.0, "union": 20.0, "ignored": 0.0, "ignored_predicted": 0.0}
+    came_back = [Validated(item, [], {"score": 1.0, **counts}) for item in dataset[::2]]
+    lost = lost_rows(dataset, came_back, times=1)
+    assert [item["index"] for item in lost] == [1, 3, 5, 7, 9]
+    assert protocol_metrics(came_back)["val-core/a/giou/segzero"] == pytest.approx(0.9)
+    metrics = protocol_metrics(came_back, lost)
+    assert metrics["val-core/a/giou/segzero"] == pytest.approx(0.45)
+    assert metrics["val-core/a/ciou/segzero"] == pytest.approx(0.45)
+
+
+def test_each_of_a_rows_rollouts_is_missed() -> None:
+    dataset = [item_about(index, np.zeros((2, 2), dtype=bool)) for index in (3, 8)]
+    came_back = [Validated(dataset[1], [], {"score": 1.0})]
+    assert [item["index"] for item in lost_rows(dataset, came_back, times=2)] == [3, 3, 8]
+    assert lost_rows(dataset, came_back * 4, times=2) == []
+    assert protocol_metrics(came_back, dataset) == {}, "a reward that compares no masks has no such metrics"
 
 
 class Tokenizer:

@@ -1,0 +1,67 @@
+"""A run ends where a worker died or nothing moves any more, and goes on where a worker is only busy."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from samr1_verl.training import guard
+from samr1_verl.training.guard import Guard, LostRolloutsError
+
+PER_PROMPT = {"train": 8, "val": 1}
+
+
+def test_a_batch_that_moves_goes_on_and_one_that_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(guard.time, "monotonic", lambda: clock[0])
+    watched = Guard(PER_PROMPT, 0.0, progress_timeout_s=100)
+    for clock[0], finished in ((0, 0), (90, 1), (180, 2), (279, 2)):
+        watched.poll(finished)
+    clock[0] = 281
+    with pytest.raises(LostRolloutsError, match=r"no rollout finished for 101 s, samr1.progress_timeout_s is 100"):
+        watched.poll(2)
+    watched.start()  # the next batch begins anew
+    watched.poll(2)
+
+
+class Worker:
+    async def nothing(self) -> None: ...
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def test_a_dead_worker_ends_the_run_and_a_busy_one_does_not(ray_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PING_S", 0.2)
+    ray.init(num_cpus=4, include_dashboard=False, _temp_dir=str(ray_folder), log_to_driver=False)
+    try:
+        actors = [ray.remote(Worker).options(num_cpus=0).remote() for _ in range(2)]
+        ray.get([actor.nothing.remote() for actor in actors])
+        watched = Guard(PER_PROMPT, 0.0, progress_timeout_s=100)
+        watched.add_workers("agent loop worker", actors)
+        busy = actors[0].sleep.remote(4)
+        for finished in range(8):
+            watched.poll(finished)
+            time.sleep(0.25)
+        ray.kill(actors[1])
+        started = time.monotonic()
+        with pytest.raises(LostRolloutsError, match=r"the agent loop worker 1 died, and its rollouts with it"):
+            for _ in range(100):
+                watched.poll(9)
+                time.sleep(0.1)
+        assert time.monotonic() - started < 30
+        ray.get(busy)
+    finally:
+        ray.shutdown()
+
+
+def test_what_is_allowed_to_be_lost_is_a_share_of_the_whole_batch() -> None:
+    watched = Guard(PER_PROMPT, 0.02, progress_timeout_s=100)
+    assert watched.check("train", 1, prompts=16, rollouts=128) == {"training/lost_rollouts": 0}
+    assert watched.check("train", 1, prompts=16, rollouts=126) == {"training/lost_rollouts": 2}
+    assert watched.check("val", 1, prompts=100, rollouts=98) == {"validation/lost_rollouts": 2}
+    with pytest.raises(LostRolloutsError, match=r"3 of 128 rollouts were lost, samr1.max_lost_share is 0.02"):
+        watched.check("train", 1, prompts=16, rollouts=125)
