@@ -6,11 +6,17 @@ cannot be loaded here, without loading anything large. A backend's name with a d
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from samr1_verl.config import ConfigError, SegmenterConfig
+from huggingface_hub import try_to_load_from_cache
+
+from samr1_verl.config import ConfigError, SegmenterConfig, hub_id_or_folder
+from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import Embedding, Prediction, Segmenter, SegmenterError
 
@@ -25,6 +31,7 @@ __all__ = [
     "SegmenterError",
     "load_segmenter",
     "segmenter_problems",
+    "weights_digest",
 ]
 
 
@@ -57,6 +64,17 @@ def load_segmenter(config: SegmenterConfig) -> Segmenter:
     if problems := list(segmenter_problems(config)):
         raise ConfigError("\n".join(problems))
     return _module(config).load(config)
+
+
+@lru_cache
+def weights_digest(config: SegmenterConfig) -> str:
+    """A digest of the weights' files, or a hub id's cached revision; empty: they are not on this machine."""
+    place = hub_id_or_folder(config.path)
+    if isinstance(place, str):
+        cached = try_to_load_from_cache(place, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else ""
+    files = sorted(path for path in ([place] if place.is_file() else place.glob("*")) if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
 
 def _module(config: SegmenterConfig) -> Any:

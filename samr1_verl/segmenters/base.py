@@ -42,7 +42,10 @@ class Prediction:
 
 
 class Segmenter(Protocol):
-    """A frozen promptable segmenter. Callers use it from one thread at a time."""
+    """A frozen promptable segmenter. Callers use it from one thread at a time.
+
+    Where it has an attribute `device`, such as "cpu" or "cuda:0", a run's output names it.
+    """
 
     @property
     def identity(self) -> str:

@@ -94,6 +94,7 @@ class OnnxSegmenter:
             "has_mask_input": np.zeros(1, dtype=np.float32),
         }
         self.identity = identity_of(folder)
+        self.device = "cpu" if providers == ["CPUExecutionProvider"] else f"cuda:{providers[0][1]['device_id']}"
 
     def encode(self, image: np.ndarray) -> Embedding:
         """The embedding of an image, HxWx3 uint8 RGB in the original frame.

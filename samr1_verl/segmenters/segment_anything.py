@@ -68,7 +68,7 @@ class SegmentAnythingSegmenter:
         from segment_anything import SamPredictor
 
         self._device, self._dtype, self._multimask = torch_device(device), getattr(torch, dtype), multimask
-        self.batch = batch_size(self._device)
+        self.batch, self.device = batch_size(self._device), str(self._device)
         model = _load(path).to(self._device)
         self._predictor = SamPredictor(model)
         with torch.inference_mode(), self._autocast():

@@ -92,7 +92,7 @@ class TransformersSegmenter:
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", multimask: bool = True) -> None:
         self._device, self._dtype, self._multimask = torch_device(device), getattr(torch, dtype), multimask
-        self.batch = batch_size(self._device)
+        self.batch, self.device = batch_size(self._device), str(self._device)
         model_type = _model_type(folder / CONFIG)
         model, processor = (getattr(transformers, name) for name in CLASSES[model_type])
         self._processor = processor.from_pretrained(folder)

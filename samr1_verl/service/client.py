@@ -16,6 +16,7 @@ from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters.base import Prediction, SegmenterError
 from samr1_verl.service.engine import engine_of
+from samr1_verl.service.place import log_place
 
 _log = logging.getLogger(__name__)
 
@@ -97,5 +98,8 @@ def _make(config: SegmenterConfig) -> Client:
         from samr1_verl.service.http_client import HttpClient
 
         assert service.http is not None
+        log_place(f"the servers {', '.join(service.http.addresses)}", config)
         return HttpClient(service.http, service.timeout_s, service.attempt_s)
-    return engine_of(config)
+    engine = engine_of(config)
+    log_place(engine.place(), config)
+    return engine

@@ -30,6 +30,7 @@ from samr1_verl.segmenters import load_segmenter
 from samr1_verl.segmenters.base import Embedding, Prediction, Segmenter, SegmenterError
 from samr1_verl.service.cache import FolderCache, halved, memory_cache, restored
 from samr1_verl.service.counters import Counters
+from samr1_verl.service.place import place_of
 from samr1_verl.service.source import read_image
 from samr1_verl.service.worker import Priority, Worker
 
@@ -138,6 +139,10 @@ class Engine:
         """The counters since the engine was made."""
         with self._lock:
             return replace(self._counters, cached_bytes=int(self._memory.currsize), queued=len(self._worker))
+
+    def place(self) -> str:
+        """The process, node and device of the segmenter, for a log."""
+        return place_of(getattr(self._segmenter, "device", "chosen by the backend"))
 
     def busy_seconds(self) -> float:
         """Seconds since the running computation started; 0: idle; infinite: the engine's thread has ended."""

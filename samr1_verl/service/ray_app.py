@@ -2,9 +2,8 @@
 
 The first process that needs the application starts it through a named actor, so it is started once. Ray Serve's
 consistent-hash router sends all requests for an image to the replica that has its embedding. When that replica runs
-MAX_ONGOING requests, the next replica in the ring gets them.
-
-verl's placement groups reserve every GPU. With `gpus: shared` a replica therefore reserves no GPU and picks one itself.
+MAX_ONGOING requests, the next replica in the ring gets them. The application ends with its last client: every client
+reports to the named actor that it is alive.
 """
 
 from __future__ import annotations
@@ -12,28 +11,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.util.metrics import Gauge
 
-from samr1_verl.config import ConfigError, RayServiceConfig, SegmenterConfig
+from samr1_verl import __version__
+from samr1_verl.config import ConfigError, SegmenterConfig
+from samr1_verl.segmenters import weights_digest
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.counters import Counters
 from samr1_verl.service.engine import engine_of
+from samr1_verl.service.placement import VISIBLE, deployment_options, take_shared_gpu
 
 DEPLOYMENT, NAMESPACE = "segmenter", "samr1"
-ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-MAX_ONGOING = 32  # maximum number of concurrent requests per replica: a few groups of rollouts
-TARGET_ONGOING = 16  # concurrent requests per replica at which autoscaling aims
 STUCK_S = 300.0  # maximum seconds of one computation; after that Ray Serve replaces the replica
-HEALTH_S = 10.0  # seconds between two health checks
-# Ray hides the GPUs from actors that reserve none where this variable is 1; older versions: where it is not 0.
-KEEP_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+BEAT_S = 30.0  # seconds between two signs of life of a client
+LINGER_S = 300.0  # seconds without a client after which the application ends, and its GPU memory is free again
 
 
 class Replica:
@@ -42,7 +40,7 @@ class Replica:
     def __init__(self, config: SegmenterConfig) -> None:
         assert config.service.ray is not None
         if config.service.ray.gpus == "shared":
-            os.environ[VISIBLE] = shared_gpu(os.environ.get(VISIBLE), serve.get_replica_context().rank.local_rank)
+            take_shared_gpu(serve.get_replica_context().rank.local_rank)
         self._engine = engine_of(config)
         self._gauges = {name: Gauge(f"samr1_{name}", f"Engine counter {name}") for name in vars(Counters())}
 
@@ -68,8 +66,8 @@ class Replica:
         return self._engine.counters()
 
     async def environment(self) -> dict[str, Any]:
-        """This replica's process id and the GPUs that it sees."""
-        return {"pid": os.getpid(), VISIBLE: os.environ.get(VISIBLE)}
+        """This replica's process id, the GPUs that it sees, and the place where it computes, for a log."""
+        return {"pid": os.getpid(), VISIBLE: os.environ.get(VISIBLE), "place": self._engine.place()}
 
     def check_health(self) -> None:
         """Raise SegmenterError where a computation takes longer than STUCK_S; else copy the counters to Ray's metrics.
@@ -82,103 +80,92 @@ class Replica:
             self._gauges[name].set(float(value))
 
 
-def shared_gpu(visible: str | None, local_rank: int) -> str:
-    """The value of CUDA_VISIBLE_DEVICES for a replica that shares GPUs: one GPU per replica, in turn.
-
-    Args:
-        visible: CUDA_VISIBLE_DEVICES of the node's Ray processes, whose restriction is kept; None: all GPUs.
-        local_rank: number of the replica on its node, from 0.
-
-    Raises:
-        ConfigError: the node has no visible GPU.
-    """
-    if visible is None:
-        import torch
-
-        gpus = [str(index) for index in range(torch.cuda.device_count())]
-    else:
-        gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    if not gpus:
-        raise ConfigError(
-            f"samr1.segmenter.service.ray.gpus is shared, and this node shows no GPU ({VISIBLE} is {visible!r}). "
-            "Set gpus to 0 to run the segmenter on the CPU"
-        )
-    return gpus[local_rank % len(gpus)]
-
-
-def deployment_options(config: RayServiceConfig, cluster: Mapping[str, float]) -> dict[str, Any]:
-    """The options of the Ray Serve deployment.
-
-    Args:
-        config: `samr1.segmenter.service.ray`.
-        cluster: the cluster's resources, name to amount. A GPU node has a resource accelerator_type:<model>, which verl
-            does not reserve. A replica that shares GPUs reserves a thousandth of it, so that it runs on a GPU node.
-    """
-    actor: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": 0.0 if config.gpus == "shared" else config.gpus}
-    if config.gpus == "shared":
-        actor["runtime_env"] = {"env_vars": {KEEP_GPUS: "0"}}
-        kinds = sorted(name for name in cluster if name.startswith("accelerator_type:"))
-        actor["resources"] = {kind: 0.001 for kind in kinds[:1]}
-    options: dict[str, Any] = {
-        "ray_actor_options": actor,
-        "max_ongoing_requests": MAX_ONGOING,
-        "health_check_period_s": HEALTH_S,
-        "health_check_timeout_s": 3 * HEALTH_S,
-        "request_router_config": RequestRouterConfig(request_router_class=ROUTER),
-    }
-    if config.max_replicas > config.min_replicas:
-        options["autoscaling_config"] = AutoscalingConfig(
-            min_replicas=config.min_replicas,
-            max_replicas=config.max_replicas,
-            target_ongoing_requests=TARGET_ONGOING,
-        )
-    else:
-        options["num_replicas"] = config.min_replicas
-    return options
-
-
 def application_name(config: SegmenterConfig) -> str:
-    """The name of the application; configurations that can share replicas have the same name."""
+    """The name of the application. Clients with the same version, weights and configuration share replicas."""
     segmenter = config.model_dump_json(exclude={"service"})
     replicas = config.service.model_dump_json(include={"cache_gb", "cache_dir", "cache_dtype", "ray"})
-    return f"samr1-{hashlib.sha256((segmenter + replicas).encode()).hexdigest()[:12]}"
+    content = f"{__version__} {weights_digest(config)} {segmenter} {replicas}"
+    return f"samr1-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 class Starter:
-    """Starts an application where it does not run yet. A named actor per application runs one call at a time."""
+    """Starts one application where it does not run yet, and ends it when no client is alive. One actor per application.
 
-    def start(self, config: SegmenterConfig) -> bool:
-        """Start the application and wait until it answers. Returns False where it was already running.
+    Args:
+        name: of the application.
+        linger_s: seconds without a client after which the application and this actor end.
+    """
+
+    def __init__(self, name: str, linger_s: float = LINGER_S) -> None:
+        self._name, self._linger = name, linger_s
+        self._jobs: set[str] = set()
+        self._busy = threading.Lock()  # held while the application is started or ended
+        self._heard = time.monotonic()
+        threading.Thread(target=self._end_when_unused, daemon=True).start()
+
+    def start(self, config: SegmenterConfig, job: str) -> bool:
+        """Start the application and wait until it answers. Returns whether this is the first call for a Ray job.
 
         Raises:
             ConfigError: no replica starts.
         """
+        with self._busy:
+            self.beat()
+            self._run(config)
+            self.beat()
+        first = job not in self._jobs
+        self._jobs.add(job)
+        return first
+
+    def beat(self) -> None:
+        """Note that a client is alive."""
+        self._heard = time.monotonic()
+
+    def _run(self, config: SegmenterConfig) -> None:
         assert config.service.ray is not None
-        name = application_name(config)
-        running = serve.status().applications.get(name)
+        running = serve.status().applications.get(self._name)
         if running is not None and running.status == "RUNNING":
-            return False
+            return
         serve.start(proxy_location="Disabled")  # requests come through handles; nothing listens on a port
-        options = deployment_options(config.service.ray, ray.cluster_resources())
+        options = deployment_options(config.service.ray, ray.nodes())
         application = serve.deployment(Replica, name=DEPLOYMENT).options(**options).bind(config)
         try:
-            serve.run(application, name=name, route_prefix=None)
+            serve.run(application, name=self._name, route_prefix=None)
         except RuntimeError as error:  # Ray Serve gave up; its status has the replicas' own error
-            detail = serve.status().applications[name].deployments[DEPLOYMENT].message
+            detail = serve.status().applications[self._name].deployments[DEPLOYMENT].message
             raise ConfigError(
                 f"samr1.segmenter.service.mode is ray, and no replica starts ({error}): {detail}"
             ) from error
-        return True
+
+    def _end_when_unused(self) -> None:
+        while True:
+            time.sleep(self._linger / 20)
+            with self._busy:
+                if time.monotonic() - self._heard > self._linger:
+                    if self._name in serve.status().applications:
+                        serve.delete(self._name)
+                    ray.kill(ray.get_runtime_context().current_actor)  # a later client makes a new one
 
 
-async def start(config: SegmenterConfig) -> Any:
-    """The handle of the application, started where needed. Raises ConfigError as `Starter.start`."""
-    name = application_name(config)
-    # Detached: the actor outlives the worker that made it, and the application outlives the job; later jobs use it.
+async def start(config: SegmenterConfig) -> tuple[Any, Any, bool]:
+    """Start the application where needed. Raises ConfigError as `Starter.start`.
+
+    Returns:
+        The handle of the application, the handle of its `Starter`, and whether this call is the first of its Ray job.
+    """
+    name = await asyncio.to_thread(application_name, config)  # reads the weights once
+    # Detached: the actor outlives the worker that made it, and a later job may use the application.
     starter = (
         ray.remote(Starter)
-        .options(name=f"{name}-starter", namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0)
-        .remote()
+        .options(
+            name=f"{name}-starter",
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_concurrency=2,  # `beat` is heard while `start` runs
+        )
+        .remote(name, LINGER_S)
     )
-    await starter.start.remote(config)
-    return serve.get_deployment_handle(DEPLOYMENT, name)
+    first = await starter.start.remote(config, ray.get_runtime_context().get_job_id())
+    return serve.get_deployment_handle(DEPLOYMENT, name), starter, first

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +25,7 @@ from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters.base import Prediction, SegmenterError
 from samr1_verl.service import ray_app
 from samr1_verl.service.counters import Counters
+from samr1_verl.service.place import log_place
 from samr1_verl.service.retry import TransientError, ask_service
 
 # Errors that are not retried: another attempt would fail in the same way.
@@ -44,6 +48,8 @@ class RayClient:
     def __init__(self, config: SegmenterConfig) -> None:
         self._config, self._service = config, config.service
         self._handle: Any = None
+        self._starter: Any = None
+        self._beating: threading.Thread | None = None
         # Batches that still gather calls, by event loop (a future belongs to its loop), method, path and digest.
         self._open: dict[tuple[asyncio.AbstractEventLoop, str, str, str], _Batch] = {}
 
@@ -124,5 +130,20 @@ class RayClient:
         if self._handle is None:
             if not ray.is_initialized():
                 await asyncio.to_thread(ray.init)
-            self._handle = await ray_app.start(self._config)
+            handle, starter, first = await ray_app.start(self._config)
+            if self._beating is None:
+                self._beating = threading.Thread(target=_beat, args=(weakref.ref(self),), daemon=True)
+                self._beating.start()
+            self._starter, self._handle = starter, handle
+            if first:
+                log_place((await handle.environment.remote())["place"], self._config)
         return self._handle
+
+
+def _beat(client: weakref.ref[RayClient]) -> None:
+    """Report to the application's starter that a client is alive, as long as it is."""
+    while (alive := client()) is not None and ray.is_initialized():
+        if alive._starter is not None:
+            alive._starter.beat.remote()
+        del alive  # else the client would live as long as this thread
+        time.sleep(ray_app.BEAT_S)

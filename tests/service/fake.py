@@ -19,7 +19,7 @@ class BoxSegmenter:
     """Counts its calls, and fails or takes its time on request."""
 
     def __init__(self, kilobytes: int = 4, seconds: float = 0.0) -> None:
-        self.identity = "boxes/1"
+        self.identity, self.device = "boxes/1", "of the test"
         self.kilobytes, self.seconds = kilobytes, seconds
         self.encoded: list[tuple[int, int]] = []  # sizes of the images, in order
         self.threads: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 import ray
 from ray import serve
@@ -24,8 +27,8 @@ from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.rows.ground_truth import GroundTruth
-from samr1_verl.segmenters import Prompt
-from samr1_verl.service import ray_app
+from samr1_verl.segmenters import Prompt, weights_digest
+from samr1_verl.service import placement, ray_app
 from samr1_verl.service.client import announce
 from samr1_verl.service.ray_client import RayClient
 from samr1_verl.service.retry import ServiceError
@@ -46,7 +49,6 @@ def cluster() -> Iterator[None]:
             ray.init(
                 num_cpus=4,
                 num_gpus=2,
-                resources={"accelerator_type:TEST": 1},
                 _temp_dir=folder,
                 include_dashboard=False,
                 logging_level="warning",
@@ -207,13 +209,14 @@ async def test_a_segmenter_that_cannot_be_loaded_is_a_configuration_error(make, 
 JOB = """
 import asyncio, ray, sys
 from samr1_verl.config import segmenter_config
-from samr1_verl.service import ray_app
-ray.init(address="auto", namespace="job", logging_level="warning", log_to_driver=False)
+from samr1_verl.service import placement, ray_app
+ray.init(address="auto", namespace="job", logging_level="warning")
 
 @ray.remote(num_cpus=0)
 class Worker:
     async def start(self, segmenter):
-        await ray_app.start(segmenter_config(segmenter))
+        self.client = ray_client.RayClient(segmenter_config(segmenter))
+        await self.client._started()
         return True
 
 segmenter = {"backend": "tests.service.fake", "path": sys.argv[1], "device": "cpu", "dtype": "float32"}
@@ -235,6 +238,7 @@ async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job
             [sys.executable, "-c", JOB, client._config.path],
             env=environment(RAY_ADDRESS=address),
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for _ in range(2)
@@ -254,9 +258,44 @@ async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job
         await asked
         assert await pids_of(client, ["0" * 64]) == before
     finally:
+        outputs = []
         for job in jobs:
             job.kill()
-            job.communicate()
+            outputs.append(job.communicate()[1])
+    for output in outputs:  # of three workers each
+        assert output.count("samr1: the segmenter runs in process") == 1, output
+        assert "device of the test; tests.service.fake" in output and "mode=ray" in output
+
+
+async def test_the_application_ends_with_its_last_client(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_app, "BEAT_S", 0.5)
+    monkeypatch.setattr(ray_app, "LINGER_S", 6.0)
+    client = make("short")
+    name = ray_app.application_name(client._config)
+    await ask_many(client, tmp_path, 1)
+    await asyncio.sleep(9)
+    assert serve.status().applications[name].status == "RUNNING", "its client is alive and asks for nothing"
+    client._starter = None  # as if the client's process had ended
+    for _ in range(60):
+        if name not in serve.status().applications:
+            break
+        await asyncio.sleep(0.5)
+    assert name not in serve.status().applications
+    client._handle = None
+    await ask_many(client, tmp_path, 1)  # a later job starts it again
+
+
+def test_another_version_or_other_weights_meet_another_application(make, tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"some weights")
+    config = make(str(weights))._config.model_copy(update={"path": str(weights)})
+    names = [ray_app.application_name(config)]
+    monkeypatch.setattr(ray_app, "__version__", "9.9.9")
+    names.append(ray_app.application_name(config))
+    weights.write_bytes(b"others")
+    weights_digest.cache_clear()  # a process reads the weights once
+    names.append(ray_app.application_name(config))
+    assert len(set(names)) == 3
 
 
 async def test_replicas_beside_workers_that_reserve_every_gpu_get_one_gpu_each(make, tmp_path):
@@ -269,11 +308,42 @@ async def test_replicas_beside_workers_that_reserve_every_gpu_get_one_gpu_each(m
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {"4", "6"}
 
 
-def test_gpus_are_shared_in_turn_and_within_what_the_node_may_use():
-    assert [ray_app.shared_gpu("4,6", rank) for rank in range(3)] == ["4", "6", "4"]
-    assert ray_app.shared_gpu("GPU-a1, GPU-b2", 1) == "GPU-b2"
+def test_the_gpu_with_the_most_free_memory_is_first_and_others_follow_in_turn():
+    gpus = placement.visible_gpus("4, GPU-b2,6")
+    assert gpus == ["4", "GPU-b2", "6"]
+    assert [placement.shared_gpu(gpus, [5, 9, 7], rank) for rank in range(4)] == ["GPU-b2", "6", "4", "GPU-b2"]
+    assert [placement.shared_gpu(gpus, [0, 0, 0], rank) for rank in range(3)] == gpus, "where no driver tells"
     with pytest.raises(ConfigError, match=r"service\.ray\.gpus is shared, and this node shows no GPU"):
-        ray_app.shared_gpu("", 0)
+        placement.shared_gpu(placement.visible_gpus(""), [], 0)
+
+
+@pytest.mark.parametrize(("gpu", "asked"), [("3", ("index", 3)), ("GPU-b2", ("uuid", "GPU-b2"))])
+def test_the_driver_is_asked_for_free_memory(gpu, asked, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: calls.append(("index", index)))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: calls.append(("uuid", uuid)))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(free=7 << 30))
+    assert placement.free_memory(gpu) == 7 << 30 and calls == [asked]
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a machine without a driver")
+def test_without_a_driver_every_gpu_is_alike():
+    assert placement.free_memory("0") == 0
+
+
+NODES = [  # a cluster of two GPU models, a CPU node, and a GPU node that has left it
+    {"NodeID": "h100", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 8.0, "accelerator_type:H100": 1.0}},
+    {"NodeID": "cpu", "Alive": True, "Resources": {"CPU": 64.0}},
+    {"NodeID": "a100", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0}},
+    {"NodeID": "gone", "Alive": False, "Resources": {"GPU": 8.0}},
+]
+
+
+def test_gpus_cannot_be_shared_where_there_are_none():
+    config = RayServiceConfig.model_validate({"gpus": "shared", "cpus": 1, "min_replicas": 1, "max_replicas": 1})
+    with pytest.raises(ConfigError, match=r"gpus is shared, and none of the cluster's 1 nodes has a GPU. Set gpus to 0"):
+        placement.deployment_options(config, NODES[1:2])
 
 
 @pytest.mark.parametrize(
@@ -287,20 +357,20 @@ def test_gpus_are_shared_in_turn_and_within_what_the_node_may_use():
                 "num_cpus": 2.0,
                 "num_gpus": 0.0,
                 "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
-                "resources": {"accelerator_type:A100": 0.001},
+                "label_selector": {"ray.io/node-id": "in(a100, h100)"},
             },
         ),
     ],
 )
 def test_what_a_replica_asks_ray_for(gpus, expected):
     config = RayServiceConfig.model_validate({"gpus": gpus, "cpus": 2, "min_replicas": 2, "max_replicas": 2})
-    options = ray_app.deployment_options(config, {"CPU": 8.0, "GPU": 8.0, "accelerator_type:A100": 1.0})
+    options = placement.deployment_options(config, NODES)
     assert options["ray_actor_options"] == expected
     assert options["num_replicas"] == 2 and "autoscaling_config" not in options
 
 
 def test_autoscaling_stays_within_its_bounds():
     config = RayServiceConfig.model_validate({"gpus": 1, "cpus": 1, "min_replicas": 1, "max_replicas": 4})
-    options = ray_app.deployment_options(config, {})
+    options = placement.deployment_options(config, NODES)
     assert "num_replicas" not in options
     assert (options["autoscaling_config"].min_replicas, options["autoscaling_config"].max_replicas) == (1, 4)
