@@ -35,7 +35,7 @@ CPU = {
     *_below("actor_rollout_ref.model", "enable_gradient_checkpointing"),
     *_below("ray_kwargs.ray_init", "include_dashboard num_cpus num_gpus"),
     *_below("ray_kwargs.ray_init.runtime_env.env_vars", "OMP_NUM_THREADS OMP_WAIT_POLICY"),
-    *_below("samr1.segmenter", "device service.ray.gpus"),
+    *_below("samr1.segmenter", "device service.mode service.ray.gpus"),
     *_below("trainer", "device"),
 }
 MAY_DIFFER = SIZE | OPTIMISER | FILES | CPU
