@@ -9,6 +9,7 @@ from samr1_verl.cli.doctor import doctor
 from samr1_verl.cli.evaluate import evaluate
 from samr1_verl.cli.playground import playground
 from samr1_verl.cli.predict import predict
+from samr1_verl.cli.rehearse import rehearse
 from samr1_verl.cli.report import report
 from samr1_verl.cli.serve import serve
 
@@ -21,6 +22,7 @@ app.add_typer(data_app, name="data")
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(rehearse)
 app.command()(report)
 app.command()(playground)
 app.command()(serve)

@@ -105,10 +105,10 @@ def check_prompt(settings: Samr1Config) -> Iterator[str]:
 
 def uses_segmenter(config: DictConfig) -> bool:
     """Whether the run needs the segmenter, for its samples or for a reward that compares masks."""
-    return config.samr1.samples > 0 or _compares_masks(config)
+    return config.samr1.samples > 0 or compares_masks(config)
 
 
-def _compares_masks(config: DictConfig) -> bool:
+def compares_masks(config: DictConfig) -> bool:
     """Whether the reward or one of its terms compares masks; for a user's own reward: whether it gets a segmenter."""
     if (module := _own_reward(config)) is None:
         return "segmenter" in (config.reward.custom_reward_function.get("reward_kwargs") or {})

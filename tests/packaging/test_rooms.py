@@ -48,7 +48,7 @@ def test_the_contracts_hold(copy: Path) -> None:
         ("utils/__init__.py", "", "every module lies in one"),
         ("scoring/rollout.py", "import reward_fns.terms", "Nothing in samr1_verl imports a reward"),
         ("cpu/engine.py", "from samr1_verl.config import ACTOR", "The CPU backend imports no other room"),
-        ("service/engine.py", "import samr1_verl.cpu.engine", "Only the plug-in and the preflight"),
+        ("service/engine.py", "import samr1_verl.cpu.engine", "Only the plug-in, the preflight and the rehearsal"),
         ("rows/record.py", "import torch", "need neither verl nor Ray nor torch"),
         ("geometry/masks.py", "import samr1_verl.geometry.giou", "No files import each other in a circle"),
     ],

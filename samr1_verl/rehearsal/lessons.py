@@ -1,0 +1,192 @@
+"""Answers in the form that a prompt asks for, and the few supervised steps in which a stand-in learns to write them.
+
+A randomly initialised policy writes no usable answer: all rewards of a group would be equal, and a step would have no
+gradient. The stand-in learns the form and the length of an answer, not the place of an object. A share of the lessons
+is broken on purpose, so that the rewards of a group differ.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from samr1_verl.geometry.frames import THOUSAND
+
+BROKEN = 0.3  # share of answers without their last bracket
+RATE = 3e-3  # learning rate
+BATCH = 4
+CONTEXT = len("<|im_end|>\n<|im_start|>assistant\n")  # characters of a prompt that the first steps see
+IGNORE = -100  # label of a token without loss
+SKIP = 0.05  # share of the words that an answer leaves out, so that answers differ in length
+# No word appears twice, so each one tells which is next: few steps suffice to learn the text.
+THINKING = """
+first look at whole picture and note every shape then read description again while keeping its words in mind
+next compare candidates by colour size form place some do not match because they lie far away from that side
+another object is near but has different outline therefore best guess remains this large bright area whose left
+border can be seen clearly right edge also upper lower limits are sharp enough now choose points well inside
+where mask will surely grow without crossing into background shadows or neighbours check margin on all corners
+measure distance between centre frame take care of thin parts such as legs handles leaves hair ropes wheels
+finally write numbers down carefully using pixels counted after resizing ignore small noise grain blur
+reflections avoid guessing hidden pieces trust visible evidence only answer should describe one thing precisely
+nothing more less keep calm verify twice before finishing scan top bottom middle region follow contour slowly
+around curve turn until start returns close loop accept result move forward report coordinates
+""".split()  # noqa: SIM905 - a list of 200 strings would be no easier to read
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the answers of a prompt look.
+
+    Args:
+        prompt: `samr1.prompt`.
+        extent_wh: (W, H) of the coordinates' range.
+        words: number of words between <think> and </think>.
+    """
+
+    prompt: str
+    extent_wh: tuple[int, int]
+    words: int
+
+    def answer(self, rng: np.random.Generator, broken: float = BROKEN) -> str:
+        """A response. Its box contains the middle of the image, and its points lie in the box."""
+        kept = rng.random(len(THINKING)) >= SKIP
+        thought = " ".join(word for word, keep in zip(THINKING[: self.words], kept, strict=False) if keep)
+        objects = [self._object(rng) for _ in range(int(rng.integers(1, 3)) if self.lists else 1)]
+        text = json.dumps(objects if self.lists else objects[0])
+        if rng.random() < broken:
+            text = text[: -2 if self.lists else -1]
+        return f"<think>{thought}</think><answer>{text}</answer>"
+
+    @property
+    def lists(self) -> bool:
+        """Whether an answer is a list of objects."""
+        return self.prompt in ("vision_reasoner", "star")
+
+    def _object(self, rng: np.random.Generator) -> dict[str, Any]:
+        # The ranges differ in their first digit, which tells a small policy which number it is writing.
+        width, height = self.extent_wh
+        ranges = ((width, 0.12, 0.23), (height, 0.25, 0.35), (width, 0.72, 0.82), (height, 0.85, 0.94))
+        box = [int(rng.integers(round(low * side), round(high * side))) for side, low, high in ranges]
+        first, second = self._point(rng), self._point(rng)
+        if not self.lists:
+            return {"bbox": box, "points_1": first, "points_2": second}
+        label = {"label": "object"} if self.prompt == "star" else {}
+        return {**label, "bbox_2d": box, "point_2d": first}
+
+    def _point(self, rng: np.random.Generator) -> list[int]:
+        return [int(rng.integers(round(0.4 * side), round(0.6 * side))) for side in self.extent_wh]
+
+
+def form_of(prompt: str, frame: str, policy_wh: tuple[int, int], count: Callable[[str], int], limit: int) -> Form:
+    """The form whose answers have about 300 tokens, and at most two thirds of `limit`.
+
+    Args:
+        count: number of tokens of a text.
+        limit: data.max_response_length.
+    """
+    extent_wh = policy_wh if frame == "absolute" else (int(THOUSAND), int(THOUSAND))
+    for words in range(len(THINKING), 0, -1):
+        form = Form(prompt, extent_wh, words)
+        if count(form.answer(np.random.default_rng(0), broken=0)) <= limit * 2 / 3:
+            return form
+    return Form(prompt, extent_wh, 0)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the lessons came to: steps, seconds, the last loss per token (nats) and tokens of an answer."""
+
+    steps: int
+    seconds: float
+    loss: float
+    answer_tokens: float
+
+
+class Teacher:
+    """Supervised steps for a stand-in.
+
+    Args:
+        model: a Qwen2.5-VL or Qwen3-VL in fp32, on its device.
+        processor: its processor.
+        prompts: chat texts of the recipe's rows, with one image token each.
+        form: of the answers.
+        seed: of the lessons.
+    """
+
+    def __init__(self, model: Any, processor: Any, prompts: Sequence[str], form: Form, seed: int) -> None:
+        self.model, self.processor, self.prompts, self.form = model, processor, prompts, form
+        self.rng = np.random.default_rng(seed)
+
+    def teach(self, steps: int, image_wh: tuple[int, int]) -> Taught:
+        """Train by AdamW.
+
+        Every second step is on answers after the end of a prompt alone, which is cheap. The others are on whole prompts
+        with small images, and every tenth on a whole prompt with an image of `image_wh`, (W, H): an answer must follow
+        hundreds of image tokens.
+        """
+        started = time.monotonic()
+        optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
+        loss = 0.0
+        self.model.train()
+        for step in range(1, steps + 1):
+            if step % 2:
+                value = self._answers_loss()
+            else:
+                value = self._whole_loss(1, image_wh) if step % 10 == 0 else self._whole_loss(2, self._small_wh())
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad(set_to_none=True)
+            loss = value.item()
+        self.model.eval()
+        return Taught(steps, time.monotonic() - started, loss, self._mean_length())
+
+    def _answers_loss(self) -> torch.Tensor:
+        """Cross-entropy of the tokens of BATCH answers, each after the last tokens of a prompt."""
+        tokenizer = self.processor.tokenizer
+        texts = [self._prompt()[-CONTEXT:] + answer for answer in self._answers(BATCH)]
+        start = len(tokenizer(self._prompt()[-CONTEXT:], add_special_tokens=False)["input_ids"])
+        inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE)
+        labels[:, :start] = IGNORE
+        return self.model(**inputs.to(self.model.device), labels=labels.to(self.model.device)).loss
+
+    def _whole_loss(self, count: int, image_wh: tuple[int, int]) -> torch.Tensor:
+        """Cross-entropy of the tokens of `count` answers, each after a whole prompt with an image of noise."""
+        answers = self._answers(count)
+        noise = Image.fromarray(self.rng.integers(0, 256, size=(*image_wh[::-1], 3), dtype=np.uint8))
+        inputs = self.processor(
+            text=[self._prompt() + answer for answer in answers], images=[noise] * count, padding=True,
+            padding_side="right", return_tensors="pt",
+        )  # fmt: skip
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE)
+        lengths = [len(ids) for ids in self.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]]
+        for row, (end, length) in enumerate(zip(inputs["attention_mask"].sum(dim=1).tolist(), lengths, strict=True)):
+            labels[row, : end - length] = IGNORE
+        return self.model(**inputs.to(self.model.device), labels=labels.to(self.model.device)).loss
+
+    def _small_wh(self) -> tuple[int, int]:
+        """(W, H) of a small image of random size."""
+        images = self.processor.image_processor
+        cell = images.patch_size * images.merge_size
+        width, height = self.rng.integers(2, 11, size=2).tolist()
+        return width * cell, height * cell
+
+    def _answers(self, count: int) -> list[str]:
+        return [self.form.answer(self.rng) + self.processor.tokenizer.eos_token for _ in range(count)]
+
+    def _prompt(self) -> str:
+        return self.prompts[int(self.rng.integers(len(self.prompts)))]
+
+    def _mean_length(self) -> float:
+        answers = self._answers(32)
+        return float(np.mean([len(ids) for ids in self.processor.tokenizer(answers)["input_ids"]]))

@@ -1,0 +1,89 @@
+"""The stand-in for the recipe's policy: small, randomly initialised, taught to write answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModelForImageTextToText
+
+from samr1_verl.config import prompt_config
+from samr1_verl.prompts.policy_image import PolicySize
+from samr1_verl.prompts.questions import messages_of
+from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.rehearsal.architecture import full_config, small_config
+from samr1_verl.rehearsal.lessons import Form, Taught, Teacher, form_of
+from samr1_verl.rehearsal.processor import own_processor, small_processor
+from samr1_verl.rows.record import iter_rows
+
+PROMPTS = 64  # rows whose prompts the tokenizer and the lessons are made from
+STEPS = 220
+LARGEST_VOCABULARY_ON_CPU = 16384  # logits of one row of 2,600 tokens and 151,936 words take 1.6 GB in fp32
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A saved stand-in. `own_tokenizer`: whether it has the model's own processor."""
+
+    folder: Path
+    parameters: int
+    own_tokenizer: bool
+    prompt_tokens: int
+    taught: Taught
+
+
+def save_policy(config: DictConfig, rows: Sequence[Path], folder: Path, device: str, seed: int) -> StandIn:
+    """Make the stand-in for `actor_rollout_ref.model.path` of a composed recipe.
+
+    Args:
+        rows: the training files of the rehearsal.
+        folder: takes the stand-in's files.
+        device: cpu, or the device type of the training.
+
+    Raises:
+        ConfigError: the architecture is unknown, or its processor would resize the recipe's images.
+    """
+    prompt, model = prompt_config(config.data), str(config.actor_rollout_ref.model.path)
+    full = full_config(model)
+    own = own_processor(model, LARGEST_VOCABULARY_ON_CPU if device == "cpu" else None)
+    chats = list(islice(_chats(config, rows), PROMPTS))
+    draft = Form(prompt.prompt, prompt.policy_size or (1000, 1000), words=1000)
+    rng = np.random.default_rng(seed)
+    texts = [part["text"] for messages, _ in chats for part in messages[0]["content"] if part["type"] == "text"]
+    processor = own or small_processor(full, [*texts, *(draft.answer(rng) for _ in range(500))])
+    options = dict(config.data.get("mm_processor_kwargs") or {})
+    size = PolicySize(processor, prompt.policy_size, options)
+    largest_wh = max((size(original_wh) for _, original_wh in chats), key=size.tokens)
+    count = lambda text: len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    form = form_of(prompt.prompt, prompt.frame, largest_wh, count, config.data.max_response_length)
+
+    torch.manual_seed(seed)
+    parallel = int(config.actor_rollout_ref.rollout.tensor_model_parallel_size)
+    policy = AutoModelForImageTextToText.from_config(small_config(full, processor.tokenizer, parallel)).to(device)
+    prompts = [
+        processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) for messages, _ in chats
+    ]
+    taught = Teacher(policy, processor, prompts, form, seed).teach(STEPS, largest_wh)
+    tokenizer = processor.tokenizer
+    policy.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    policy.to("cpu").save_pretrained(folder)
+    processor.save_pretrained(folder)
+    tokens = max(count(text) for text in prompts) - 1 + size.tokens(largest_wh)
+    return StandIn(folder, policy.num_parameters(), own is not None, tokens, taught)
+
+
+def _chats(config: DictConfig, files: Sequence[Path]) -> Iterator[tuple[list[dict[str, Any]], tuple[int, int]]]:
+    """Chat messages and the image's original (W, H) of each row."""
+    prompt = prompt_config(config.data)
+    template = load_prompt(prompt.prompt)
+    for file in files:
+        for row in iter_rows(file):
+            original_wh = (row["width"], row["height"])
+            shown_wh = prompt.policy_size or original_wh
+            yield messages_of(row["sentence"], row["image"], "", shown_wh, prompt, template), original_wh
