@@ -1,7 +1,8 @@
 """Adaptations of verl's functions that have a fault and no hook, on every platform.
 
 - `maybe_fix_3d_position_ids`: the position ids of a batch whose sequences all have the same length;
-- `_get_input_embeds` of Qwen2-VL and Qwen2.5-VL: a micro-batch without an image.
+- `_get_input_embeds` of Qwen2-VL and Qwen2.5-VL: a micro-batch without an image;
+- `forward_with_torch_backend` of Qwen2-VL to Qwen3-VL: fused log-probs with a sharded output layer (fused.py).
 
 verl's modules import functions by name. So each function is replaced in the module that defines it and in the modules
 that import it, as soon as these are imported. A replacement has the original as `__wrapped__`, for the tests in
@@ -19,6 +20,8 @@ import torch
 import wrapt
 from tensordict import TensorDict
 
+from samr1_verl.training.fused import FAMILIES, with_output_layer_called
+
 
 def register() -> None:
     """Replace the functions, now or when verl imports them. A second call changes nothing."""
@@ -28,6 +31,7 @@ def register() -> None:
         ["verl.utils.tensordict_utils", "verl.workers.engine_workers", "verl.workers.engine.base"],
     )
     _replace("_get_input_embeds", with_text_only_batches_repaired, ["verl.models.transformers.qwen2_vl"])
+    _replace("forward_with_torch_backend", with_output_layer_called, list(FAMILIES))
 
 
 def _replace(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], modules: list[str]) -> None:

@@ -32,7 +32,7 @@ CPU = {
     *_below(ACTOR, ["checkpoint.save_contents", "use_torch_compile", *MIXED]),
     *_below(REF, ["fsdp_config.param_offload", "use_torch_compile", *MIXED]),
     *_below(ROLLOUT, "dtype name"),
-    *_below("actor_rollout_ref.model", "enable_gradient_checkpointing"),
+    *_below("actor_rollout_ref.model", "enable_gradient_checkpointing use_fused_kernels"),
     *_below("ray_kwargs.ray_init", "include_dashboard num_cpus num_gpus"),
     *_below("ray_kwargs.ray_init.runtime_env.env_vars", "OMP_NUM_THREADS OMP_WAIT_POLICY"),
     *_below("samr1.segmenter", "device service.mode service.ray.gpus"),
