@@ -13,32 +13,34 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
+
+from samr1_verl.preflight.finding import Finding
+from samr1_verl.preflight.gpus import examine_gpus
 
 DISTRIBUTION = "samr1-verl"
 PROBE = "samr1_verl.preflight.probe"
 TIMEOUT_S = 600
 
 
-@dataclass
-class Finding:
-    """The result for one subject. `problems` is empty where there is none; each problem says what to do."""
-
-    subject: str
-    detail: str
-    problems: list[str] = field(default_factory=list)
-
-
-def examine(recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
+def examine(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    gpu_gb: float | None = None,
+    host_gb: float | None = None,
+    disk_gb: float | None = None,
+) -> Iterator[Finding]:
     """The findings, in the order in which a run would meet the problems, each as soon as it is known.
 
     Args:
         recipe: name in the Hydra group `recipe`.
         overrides: `key=value`, as on verl's command line.
+        gpu_gb: GB of each GPU for which memory is planned; None: this machine's GPUs.
+        host_gb: GB of host memory per node; None: this machine's.
+        disk_gb: GB of free disk; None: this machine's.
     """
     yield _versions()
     yield _entry_point()
@@ -47,7 +49,9 @@ def examine(recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     finding = _recipe(recipe, report)
     yield finding
     if not finding.problems and report["plugin_error"] is None:
-        yield from _inputs(OmegaConf.create(report["config"]))
+        config = OmegaConf.create(report["config"])
+        yield from examine_gpus(config, report["gpus"])
+        yield from _run(config, report["gpus"], (gpu_gb, host_gb, disk_gb))
 
 
 def _versions() -> Finding:
@@ -99,7 +103,8 @@ def _probe(recipe: str, overrides: Sequence[str]) -> dict:
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     error = f"a fresh Python could not import verl:\n{done.stderr.strip()[-3000:]}"
-    return {"plugin_error": error, "missing": [], "compose_error": error, "sources": [], "recipes": [], "config": None}
+    lists: dict = {"missing": [], "sources": [], "recipes": []}
+    return {**lists, "plugin_error": error, "compose_error": error, "config": None, "gpus": None}
 
 
 def _plugin(report: dict) -> Finding:
@@ -131,9 +136,21 @@ def _recipe(recipe: str, report: dict) -> Finding:
     return Finding(subject, path, problems)
 
 
-def _inputs(config: DictConfig) -> Iterator[Finding]:
-    # Imported here, because it imports the plug-in, and a failure of the plug-in is a finding.
+def _run(config: DictConfig, gpus: dict, sizes: tuple[float | None, float | None, float | None]) -> Iterator[Finding]:
+    """Settings and inputs of the run, its memory plan, and the nodes of its cluster."""
+    # Imported here, because they import the plug-in, and a failure of the plug-in is a finding.
+    from samr1_verl.config import samr1_config
     from samr1_verl.preflight.callback import examine_config
+    from samr1_verl.preflight.cluster import examine_cluster
+    from samr1_verl.preflight.plan import Given, examine_memory
 
-    for subject, detail, problems in examine_config(config):
-        yield Finding(subject, detail, problems)
+    problems: dict[str, list[str]] = {}
+    for subject, detail, found in examine_config(config):
+        problems[subject] = found
+        yield Finding(subject, detail, found)
+    if "resources" not in problems:
+        return  # values of the wrong type: nothing can be computed with them
+    settings = samr1_config(config)
+    yield from examine_memory(config, settings, gpus, Given(*sizes))
+    if not problems["resources"]:  # otherwise the address does not answer
+        yield from examine_cluster(config, settings)

@@ -1,4 +1,4 @@
-"""The part of `samr1 doctor` that runs in a fresh interpreter: it tests verl's plug-in loading and Hydra's recipes.
+"""The part of `samr1 doctor` that runs in a fresh interpreter: verl's plug-in loading, Hydra's recipes, the GPUs.
 
     python -m samr1_verl.preflight.probe '["samr1", ["trainer.nnodes=1"]]'
 
@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from samr1_verl.preflight.machine import gpu_report
+
 
 def probe(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The report for doctor.py.
 
     Its keys: `plugin_error` and `compose_error`, a traceback or None; `missing`, the registrations that are missing;
     `sources`, provider and path of each recipe of this name, in the order of Hydra's search path; `recipes`, the names
-    of all recipes; `config`, the composed configuration as YAML, or None.
+    of all recipes; `config`, the composed configuration as YAML, or None; `gpus`, the report of machine.gpu_report.
     """
     report: dict[str, Any] = {"plugin_error": None, "missing": [], "compose_error": None, "sources": [], "recipes": []}
-    report["config"] = None
+    report |= {"config": None, "gpus": gpu_report()}
     import_module("verl")
     loaded = "samr1_verl.plugin" in sys.modules
     try:
