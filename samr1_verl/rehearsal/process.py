@@ -112,14 +112,17 @@ def run(
             memory.restart()
             deadline = time.monotonic() + timeout_s
             while process.poll() is None and time.monotonic() < deadline:
-                known |= {child.pid: child for child in _tree(process.pid)}
-                memory.sample(phase(), [psutil.Process(), *known.values()])
+                known |= {child.pid: child for child in _tree(process.pid)[1:]}
+                memory.sample(phase(), [psutil.Process(), *_tree(process.pid)[:1], *known.values()])
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(SAMPLE_S)
         finally:
             if process.poll() is None:
-                known |= {child.pid: child for child in _tree(process.pid)}
-                process.send_signal(signal.SIGTERM)
+                known |= {child.pid: child for child in _tree(process.pid)[1:]}
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_S)
+                process.kill()
             end(list(known.values()))
         return process.wait()
 
@@ -137,6 +140,7 @@ def end(processes: Sequence[psutil.Process]) -> None:
 
 
 def _tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it; empty: it has ended."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]

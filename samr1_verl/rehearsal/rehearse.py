@@ -111,9 +111,9 @@ def rehearse(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Resu
     _rows(put, out / "rows")
     device = None if on_cpu else torch.accelerator.current_accelerator()
     stand_in = _stand_ins(put, out, "cpu" if device is None else device.type, say)
-    replacements.shared(put, out / "run")
     if on_cpu:
-        replacements.without_gpu(put, overrides)
+        replacements.without_gpu(put, overrides)  # before the sizes of a step, which depend on the number of workers
+    replacements.shared(put, out / "run")
     result = Result(recipe, str(config.trainer.device), put.made, stand_in)
     _show_replaced(result, say)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides]

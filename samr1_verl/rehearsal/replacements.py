@@ -47,12 +47,13 @@ class Replacements:
     def set(self, key: str, value: Any, reason: str) -> None:
         """Replace the value of a key. value: None, a bool, number, Path, list, or text in Hydra's notation."""
         found = OmegaConf.select(self.config, key)
-        found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
         text = _hydra(value)
-        if found == value or str(found) == str(value):
+        new = OmegaConf.create(f"x: {text}").x
+        if found == new:
             return
+        found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
         self.made.append(Replacement(key, found, text, reason))
-        OmegaConf.update(self.config, key, OmegaConf.create(f"x: {text}").x, force_add=True)
+        OmegaConf.update(self.config, key, new, force_add=True)
 
 
 def shared(replacements: Replacements, run: Path) -> None:
