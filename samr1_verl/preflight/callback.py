@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from samr1_verl.config import ConfigError, samr1_config
-from samr1_verl.preflight import checks, inputs
+from samr1_verl.preflight import checks, inputs, options, policy_frame
 
 EXIT_STATUS = 2
 
@@ -25,6 +25,9 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
 
     A problem says what to do. The checks stop after a subject whose problems would make later checks meaningless.
     """
+    if wrong_program := list(options.check_entry_point(config)):
+        yield "program", "verl's main_ppo", wrong_program
+        return
     try:
         settings = samr1_config(config)
     except ConfigError as error:
@@ -36,6 +39,8 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
         return
     prepare, model, rollout = settings.prepare, config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     yield "objective", "estimator, loss and KL fit each other", list(checks.check_objective(config))
+    unread = [*options.check_options(config), *options.check_trainer(config), *options.check_reward_model(config)]
+    yield "options", f"every key is read, trainer {config.trainer.v1.trainer_mode}", unread
     yield "lengths", "a prompt and an answer fit the rollout", list(checks.check_lengths(config))
     yield "micro-batches", "each worker gets whole micro-batches", list(checks.check_micro_batches(config))
     yield "packages", f"rollout {rollout.name}", list(checks.check_packages(config))
@@ -44,10 +49,13 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     wrong_rows = list(inputs.check_data(config, prepare.data))
     yield "data", str(config.data.train_files), wrong_rows
     yield "model", str(model.path), list(inputs.check_model(config, prepare.model))
+    fit = [*policy_frame.check_frame(config, settings), *policy_frame.check_fused(config)]
+    yield "frame", f"{settings.frame}, fused log-probs {model.use_fused_kernels}", fit
     reward = str(config.reward.custom_reward_function.path)
     yield "reward", reward, list(inputs.check_reward(config, sound_rows=not wrong_rows))
     if inputs.uses_segmenter(config):
-        yield "segmenter", settings.segmenter.path, list(inputs.check_segmenter(settings))
+        place = list(checks.check_place(config))
+        yield "segmenter", settings.segmenter.path, [*place, *inputs.check_segmenter(settings)]
 
 
 class Preflight(Callback):

@@ -112,16 +112,54 @@ def check_micro_batches(config: DictConfig) -> Iterator[str]:
             )
 
 
+# Rollouts of verl by the module and the extra that they need; `transformers` is ours.
+ROLLOUTS = {
+    "vllm": ("vllm", "pip install 'samr1-verl[vllm]'"),
+    "sglang": ("sglang", "pip install 'verl[sglang]'"),
+    "trtllm": ("tensorrt_llm", "pip install tensorrt-llm"),
+}
+
+
 def check_packages(config: DictConfig) -> Iterator[str]:
     """The packages of the chosen rollout and attention are installed."""
-    if config.actor_rollout_ref.rollout.name == "vllm" and importlib.util.find_spec("vllm") is None:
-        yield f"{ROLLOUT}.name is vllm, which is not installed. Type: pip install 'samr1-verl[vllm]'"
+    yield from _rollout(config)
     attention = config.actor_rollout_ref.model.override_config.get("attn_implementation", "flash_attention_2")
     if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield (
             "actor_rollout_ref.model.override_config.attn_implementation is flash_attention_2 and flash-attn is not "
             "installed. Type: pip install flash-attn --no-build-isolation, or set it to sdpa with "
             "actor_rollout_ref.model.use_remove_padding=false"
+        )
+
+
+def _rollout(config: DictConfig) -> Iterator[str]:
+    name = config.actor_rollout_ref.rollout.name
+    if name == "transformers" and config.trainer.device != "cpu":
+        yield (
+            f"{ROLLOUT}.name is transformers, which is registered on a CPU only, and trainer.device is "
+            f"{config.trainer.device}. Set {ROLLOUT}.name=vllm"
+        )
+    elif name in ROLLOUTS:
+        module, command = ROLLOUTS[name]
+        if importlib.util.find_spec(module) is None:
+            yield f"{ROLLOUT}.name is {name}, which is not installed. Type: {command}"
+    elif name != "transformers" and not config.actor_rollout_ref.model.external_lib:
+        yield (
+            f"{ROLLOUT}.name is {name}, expected {', '.join(ROLLOUTS)}, or transformers on a CPU. A rollout of your "
+            "own is registered by the module that actor_rollout_ref.model.external_lib names"
+        )
+
+
+def check_place(config: DictConfig) -> Iterator[str]:
+    """On a machine with GPUs the segmenter is where Ray knows of it."""
+    segmenter = config.samr1.segmenter
+    if config.trainer.device != "cpu" and segmenter.service.mode == "embedded" and segmenter.device != "cpu":
+        yield (
+            f"samr1.segmenter.service.mode is embedded and samr1.segmenter.device {segmenter.device} in a run on GPUs. "
+            "Ray reserves no GPU for a reward worker. From Ray 2.60 on the worker sees all of them, so the segmenter "
+            "takes the first one beside vLLM and FSDP, and another one in the task runner; before, it sees none and "
+            "computes on one CPU core, for minutes a step. Set samr1.segmenter.service.mode=ray, or "
+            "samr1.segmenter.device=cpu"
         )
 
 

@@ -7,7 +7,7 @@ the file, the fault, and the recipe's command that makes the file (`remedy`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,22 +141,36 @@ def check_reward(config: DictConfig, sound_rows: bool = True) -> Iterator[str]:
     try:
         if (module := _own_reward(config)) is not None:
             module.ARGUMENTS.read(config.samr1.reward)
-            if sound_rows:
-                asyncio.run(_score_nothing(config))
+            if sound_rows and (result := asyncio.run(_score_nothing(config))) is not None:
+                yield from _filter_metric(config, result)
     except (ConfigError, RowError) as error:
         yield from str(error).splitlines()
 
 
-async def _score_nothing(config: DictConfig) -> None:
-    """Score an empty response to the first training row: it reads the whole row and needs no segmenter."""
+def _filter_metric(config: DictConfig, result: Mapping[str, float]) -> Iterator[str]:
+    """`algorithm.filter_groups.metric` is the reward or a key of its dict; verl looks it up after the first group."""
+    groups = config.algorithm.filter_groups
+    if groups.enable and groups.metric not in ("reward", *result):
+        yield (
+            f"algorithm.filter_groups.metric is {groups.metric}, expected reward or a key of the reward: "
+            f"{', '.join(sorted(result))}"
+        )
+
+
+async def _score_nothing(config: DictConfig) -> dict[str, float] | None:
+    """The score of an empty response to the first training row: it reads the whole row and needs no segmenter.
+
+    None: there is no such row.
+    """
     files = config.data.train_files
     try:
         file = Path(files if isinstance(files, str) else files[0]).expanduser().absolute()
         record = record_at(read_table(file), 0, file)
     except (DataError, IndexError, TypeError):
-        return  # check_data reports it
+        return None  # check_data reports it
     size = config.samr1.policy_size or (record.width, record.height)
     extra = {"image": str(resolve_image(record, file)), "sha256": record.sha256, "policy_size": list(size), "index": 0}
-    await get_custom_reward_fn(config)(
+    result: dict[str, float] = await get_custom_reward_fn(config)(
         record.data_source, "", record.ground_truth(), {**extra, "frame": config.samr1.frame}
     )
+    return result

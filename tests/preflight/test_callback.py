@@ -170,6 +170,16 @@ def test_flash_attention_must_be_installed_to_be_chosen(ready):
     assert "pip install flash-attn" in message
 
 
+def test_groups_are_filtered_by_a_value_that_the_reward_returns(ready):
+    ready.algorithm.filter_groups.enable = True
+    assert problems(ready) == [] == problems(ready, algorithm__filter_groups__metric="acc")
+    message = only_problem(ready, algorithm__filter_groups__metric="iou")
+    assert (
+        "algorithm.filter_groups.metric is iou, expected reward or a key of the reward: " in message
+        and "acc" in message
+    )
+
+
 def test_a_ray_cluster_must_answer_at_its_port(ready, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
