@@ -23,13 +23,13 @@ ASLEEP = 2 * GB  # estimate: context, CUDA graphs and buffers of vLLM, which its
 VLLM_WORK = 2 * GB  # estimate: activations of vLLM, within its share
 SLACK = 0.1  # estimate: share of the activations that the allocator cannot use, because its blocks do not fit
 # Bytes per token and layer of bfloat16: (per MLP number, per number of the residual stream).
-SAVED = (8, 30)  # kept for the backward pass by every layer without gradient checkpointing
+SAVED = (8, 32)  # kept for the backward pass by every layer without gradient checkpointing
 CHECKPOINT = 2  # with it: the layer's input
 BACKWARD = (12, 40)  # while one layer is recomputed and differentiated
-FORWARD = (6, 18)  # while one layer runs without gradients
+FORWARD = (6, 9)  # while one layer runs without gradients
 MASK = 3  # per pair of tokens: the attention mask as bool and as bfloat16
 # Bytes per logit, with verl's functions under autocast.
-LOGIT_UPDATE, LOGIT_ENTROPY, LOGIT_BOTH = 8, 10, 16
+LOGIT_UPDATE, LOGIT_ENTROPY, LOGIT_BOTH = 8, 10, 18
 # Bytes per logit of a chunk of verl's FusedLinearForPPO.
 CHUNK, CHUNK_FORWARD, CHUNK_BACKWARD = 512, 12, 20
 
