@@ -96,6 +96,7 @@ def small_config(full: PretrainedConfig, tokenizer: Any, tensor_parallel: int = 
         tensor_parallel: number of workers that share the heads of a layer.
     """
     text, vision = full.text_config.to_dict(), full.vision_config.to_dict()
+    text.pop("layer_types", None)  # one entry a layer; the class makes it for the new number
     levels = len(vision.get("deepstack_visual_indexes") or [])
     head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     shared = max(1, text["num_attention_heads"] // text["num_key_value_heads"])  # query heads per key head
@@ -108,7 +109,6 @@ def small_config(full: PretrainedConfig, tokenizer: Any, tensor_parallel: int = 
         "num_attention_heads": heads,
         "num_key_value_heads": heads // HEADS if shared > 1 else heads,
         "vocab_size": len(tokenizer),
-        "layer_types": None,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
