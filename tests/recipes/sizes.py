@@ -1,4 +1,4 @@
-"""The keys that a tiny recipe may change of the recipe it comes from. A key that is not here must be equal."""
+"""The keys that a recipe may change of the recipe it comes from. A key that is not here must be equal."""
 
 from collections.abc import Iterable
 
@@ -45,4 +45,36 @@ STAR = {
     *_below(ROLLOUT, "load_format n"),
     f"{ACTOR}.optim.weight_decay",
     "samr1.frame",
+}
+
+# Recipes for other GPUs and policies: the keys in which each differs from samr1.yaml, the size of the GPU in GB.
+POLICY = {"actor_rollout_ref.model.path", "samr1.prepare.model", "trainer.experiment_name"}
+OTHER_GPUS = {
+    "samr1_3b_1x80": (
+        80,
+        {
+            *POLICY,
+            *_below(ACTOR, "ppo_micro_batch_size_per_gpu fsdp_config.param_offload fsdp_config.optimizer_offload"),
+            "trainer.n_gpus_per_node",
+        },
+    ),
+    "samr1_3b_4x24": (
+        24,
+        {
+            *POLICY,
+            *_below(ACTOR, "ppo_micro_batch_size_per_gpu fsdp_config.offload_policy"),
+            *(f"{part}.log_prob_micro_batch_size_per_gpu" for part in (REF, ROLLOUT)),
+            "trainer.n_gpus_per_node",
+        },
+    ),
+    "samr1_7b_lora_4x48": (
+        48,
+        {
+            *_below("actor_rollout_ref.model", "exclude_modules lora_alpha lora_rank"),
+            *_below(ACTOR, "ppo_micro_batch_size_per_gpu optim.lr"),
+            f"{ROLLOUT}.load_format",
+            *_below("trainer", "experiment_name n_gpus_per_node"),
+        },
+    ),
+    "samr1_qwen3vl_8b": (80, {*POLICY, "samr1.frame", "samr1.policy_size"}),
 }
