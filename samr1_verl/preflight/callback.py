@@ -39,7 +39,8 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
         return
     prepare, model, rollout = settings.prepare, config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     yield "objective", "estimator, loss and KL fit each other", list(checks.check_objective(config))
-    unread = [*options.check_options(config), *options.check_trainer(config), *options.check_reward_model(config)]
+    groups = (options.check_options, options.check_trainer, options.check_reward_model, options.check_window)
+    unread = [problem for check in groups for problem in check(config)]
     yield "options", f"every key is read, trainer {config.trainer.v1.trainer_mode}", unread
     yield "lengths", "a prompt and an answer fit the rollout", list(checks.check_lengths(config))
     yield "micro-batches", "each worker gets whole micro-batches", list(checks.check_micro_batches(config))

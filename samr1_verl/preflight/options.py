@@ -148,6 +148,16 @@ def check_reward_model(config: DictConfig) -> Iterator[str]:
         )
 
 
+def check_window(config: DictConfig) -> Iterator[str]:
+    """A reward that ranks its metrics among recent ones has one process, and so one window."""
+    workers = config.reward.num_workers
+    if OmegaConf.select(config, "samr1.reward.window") is not None and workers > 1:
+        yield (
+            f"reward.num_workers is {workers} with samr1.reward.window: each worker would rank among its own answers "
+            "only. Set reward.num_workers=1"
+        )
+
+
 def _fixed(config: DictConfig, keys: Mapping[str, Fixed]) -> Iterator[str]:
     for key, fixed in keys.items():
         value = OmegaConf.select(config, key, default=fixed.values[0])

@@ -180,6 +180,14 @@ def test_a_reward_model_needs_gpus_of_its_own_and_a_reward_that_asks_it(config):
     assert unread(config, reward__reward_model__enable_resource_pool=True) == []
 
 
+def test_a_window_of_recent_metrics_needs_a_single_reward_worker(config):
+    change(config, reward__num_workers=2)
+    assert list(options.check_window(config)) == []
+    change(config, samr1__reward__window={"path": None, "step": 128})
+    (problem,) = options.check_window(config)
+    assert "reward.num_workers is 2 with samr1.reward.window" in problem and "Set reward.num_workers=1" in problem
+
+
 def test_a_critic_that_nothing_reads_is_refused(config):
     assert "the estimator samr1 reads no values" in only(config, critic__enable=True)
     assert "the policy is not trained in the first steps" in only(
