@@ -129,14 +129,13 @@ class Teacher:
 
         Every second step is on answers after the end of a prompt alone, which is cheap. The others are on whole prompts
         with small images, and every tenth on a whole prompt with an image of `image_wh`, (W, H): an answer must follow
-        hundreds of image tokens. The vision tower keeps its random weights: the lessons do not depend on the image.
+        hundreds of image tokens.
         """
         started = time.monotonic()
         optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
         loss = 0.0
         self.model.train()
-        self.model.model.visual.requires_grad_(False)
         for step in range(1, steps + 1):
             if step % 2:
                 value = self._answers_loss()
@@ -148,7 +147,6 @@ class Teacher:
             schedule.step()
             optimiser.zero_grad(set_to_none=True)
             loss = value.item()
-        self.model.model.visual.requires_grad_(True)
         self.model.eval()
         return Taught(steps, time.monotonic() - started, loss, self._mean_length())
 

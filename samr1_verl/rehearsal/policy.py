@@ -23,7 +23,7 @@ from samr1_verl.rehearsal.processor import own_processor, small_processor
 from samr1_verl.rows.record import iter_rows
 
 PROMPTS = 64  # rows whose prompts the tokenizer and the lessons are made from
-STEPS = 220
+STEPS = 260
 LARGEST_VOCABULARY_ON_CPU = 16384  # logits of one row of 2,600 tokens and 151,936 words take 1.6 GB in fp32
 
 

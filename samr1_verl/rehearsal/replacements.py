@@ -17,7 +17,7 @@ from samr1_verl.preflight.checks import check_micro_batches
 REF = "actor_rollout_ref.ref"
 RAY = "ray_kwargs.ray_init"
 ROLLOUTS = 32  # per step, at least
-RATE = 2.0e-4  # learning rate, see `shared`
+RATE = 1.0e-4  # learning rate, see `shared`
 STEPS = 2  # of the first start; the second start resumes and trains one more
 LOCAL_LOGGERS = ("console", "tensorboard", "file")
 FP32 = "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
