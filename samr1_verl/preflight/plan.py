@@ -20,7 +20,7 @@ from samr1_verl.preflight.host_memory import disk_stage, embeddings_stage, host_
 from samr1_verl.preflight.inputs import uses_segmenter
 from samr1_verl.preflight.machine import free_disk, host_memory
 from samr1_verl.preflight.memory import GB, Shape, Stage, gb
-from samr1_verl.preflight.policy_size import policy_size
+from samr1_verl.preflight.policy_size import UnknownPolicyError, policy_size
 
 MOST = 0.9  # of a GPU that vLLM can take beside a training worker
 
@@ -63,8 +63,11 @@ def examine_memory(
     """
     try:
         shape = Shape.of(config, policy_size(config.actor_rollout_ref.model))
+    except UnknownPolicyError as error:
+        yield Finding("memory", f"not planned: {error}")
+        return
     except ConfigError as error:
-        yield Finding("memory", "no plan", [str(error)])
+        yield Finding("memory", "not planned", [str(error)])
         return
     segmenter = settings.segmenter if uses_segmenter(config) else None
     if not shape.on_cpu:

@@ -47,6 +47,10 @@ KNOWN = {
 }
 
 
+class UnknownPolicyError(ConfigError):
+    """A policy whose parts the memory plan does not know. It may train all the same."""
+
+
 @dataclass(frozen=True)
 class Tower:
     """The layers of one kind: width of the residual stream, width of the MLP, number of layers."""
@@ -87,8 +91,8 @@ def policy_size(model: Any) -> PolicySize:
         model: verl's section: path, override_config, lora_rank, target_modules, exclude_modules are read.
 
     Raises:
-        ConfigError: the model's config.json is neither there, in the hub cache, nor in KNOWN, or it is of another
-            architecture.
+        ConfigError: the model's config.json is neither there, in the hub cache, nor in KNOWN.
+        UnknownPolicyError: it is of another architecture.
     """
     values, source = _config_json(str(model.path))
     try:
@@ -97,7 +101,7 @@ def policy_size(model: Any) -> PolicySize:
             policy = AutoModelForImageTextToText.from_config(config)
         return _size_of(policy, source, model)
     except (ValueError, AttributeError, KeyError) as error:
-        raise ConfigError(
+        raise UnknownPolicyError(
             f"actor_rollout_ref.model.path is {model.path}, model_type {values.get('model_type')}: the memory plan "
             f"knows Qwen2-VL, Qwen2.5-VL, Qwen3-VL and models of the same form ({type(error).__name__}: {error})"
         ) from error

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
 
 from samr1_verl.config import ConfigError
-from samr1_verl.preflight.policy_size import KNOWN, Tower, policy_size
+from samr1_verl.preflight.policy_size import KNOWN, Tower, UnknownPolicyError, policy_size
 
 # The number of parameters that the Hugging Face hub shows for each model's safetensors files.
 PUBLISHED = {
@@ -79,7 +79,9 @@ def test_an_unknown_hub_id_and_a_model_without_images_say_what_is_expected(tmp_p
     with pytest.raises(ConfigError, match=r"path is some/policy: no config\.json .* Type: hf download some/policy"):
         size_of("some/policy")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    with pytest.raises(ConfigError, match=r"model_type qwen2: the memory plan knows Qwen2-VL, Qwen2\.5-VL, Qwen3-VL"):
+    with pytest.raises(
+        UnknownPolicyError, match=r"model_type qwen2: the memory plan knows Qwen2-VL, Qwen2\.5-VL, Qwen3-VL"
+    ):
         size_of(tmp_path)
 
 
