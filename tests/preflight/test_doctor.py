@@ -71,7 +71,7 @@ def test_a_plug_in_that_verl_hides_shows_its_traceback(ready, tmp_path, monkeypa
 def test_a_recipe_that_hydra_would_take_for_a_plain_value_is_found_out(imported, ready):
     result = run("samr2", *ready)
     assert result.exit_code == 1
-    assert "✗ +recipe=samr2" in result.output and "Known recipes: samr1, samr1_tiny" in result.output
+    assert "✗ +recipe=samr2" in result.output and "Known recipes: samr1, samr1_3b_1x80" in result.output
 
 
 def test_another_distribution_that_hides_every_hydra_plug_in_is_found_out(ready, tmp_path, monkeypatch):
