@@ -142,6 +142,7 @@ def _stand_ins(put: Replacements, out: Path, device: str, say: Say) -> StandIn:
     """Make policy and segmenter. In a process of its own, whose memory, on a GPU too, is free again afterwards."""
     config = put.config
     files = replacements.files_of(config, "train_files")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the new process: waiting threads sleep
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         policy = pool.submit(_save_policy, OmegaConf.to_yaml(config), files, out / "policy", device).result()
         say(

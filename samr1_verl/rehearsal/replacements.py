@@ -18,6 +18,7 @@ REF = "actor_rollout_ref.ref"
 RAY = "ray_kwargs.ray_init"
 ROLLOUTS = 32  # per step, at least
 RATE = 1.0e-4  # learning rate, see `shared`
+LONGEST_ANSWER = 512  # tokens, without a GPU; the lessons have about 230 to 300
 STEPS = 2  # of the first start; the second start resumes and trains one more
 LOCAL_LOGGERS = ("console", "tensorboard", "file")
 FP32 = "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
@@ -118,10 +119,13 @@ def without_gpu(replacements: Replacements, asked: Sequence[str]) -> None:
     put(f"{RAY}.include_dashboard", False, "saves memory")
     put(f"{RAY}.runtime_env.env_vars.OMP_NUM_THREADS", f"'{min(8, os.cpu_count() or 1)}'", f"{why}: Ray's default is 1")
     put(f"{RAY}.runtime_env.env_vars.OMP_WAIT_POLICY", "passive", "waiting threads must not take time from the others")
+    longest = min(LONGEST_ANSWER, config.data.max_response_length)
+    put("data.max_response_length", longest, f"{why}: an answer that does not end would take minutes")
     put("transfer_queue.backend.SimpleStorage.num_data_storage_units", 1, "saves memory")
     for part in (ACTOR, REF):
         put(f"{part}.use_torch_compile", False, f"{why}: saves minutes of compilation")
         put(f"{part}.fsdp_config.mixed_precision", FP32, f"{why}: fp32")
+        put(f"{part}.fsdp_config.model_dtype", "fp32", f"{why}: fp32")
         put(f"{part}.fsdp_config.param_offload", False, f"{why}: nothing to offload from")
     put(f"{ACTOR}.fsdp_config.optimizer_offload", False, f"{why}: nothing to offload from")
     put("actor_rollout_ref.model.use_remove_padding", False, f"{why}: packed sequences need flash-attn")
