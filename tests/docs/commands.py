@@ -42,7 +42,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-OTHER_TOOLS = {"cd", "curl", "docker", "git", "hf", "pre-commit", "source", "ssh", "vllm"}
+OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "hf", "pre-commit", "source", "ssh", "uv", "vllm"}
 OTHER_OPTIONS = {"--generation-config"}  # of vllm
 OPERATORS = {"&&", "||", ";", "|", "&"}
 
