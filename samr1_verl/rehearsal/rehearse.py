@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from samr1_verl.config import samr1_config
+from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.cpu import accelerator_present
 from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.preflight.inputs import compares_masks, uses_segmenter
@@ -38,7 +38,7 @@ from samr1_verl.rehearsal.segmenter import save_segmenter
 TIMEOUT_S = 3600.0  # of a start
 VALIDATION_ROWS = 4
 SEED = 0
-MADE = ("policy", "segmenter", "rows", "run", "train.log")  # in the folder of a rehearsal; made anew each time
+MARK = ".samr1_rehearsal"  # file that tells a folder of a rehearsal, which the next one empties
 PHASES = (
     ("start and validation", "step 1", f"step {STEPS}, checkpoint, validation"),
     ("resume and validation", f"step {STEPS + 1}"),
@@ -95,24 +95,21 @@ def rehearse(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Resu
         say: shows a line.
 
     Raises:
-        ConfigError: the recipe does not compose, or a stand-in cannot be made.
+        ConfigError: the recipe does not compose, a stand-in cannot be made, or `out` holds something else.
         RehearsalError: a training ended with an error; the message has the end of its log.
     """
     started = time.monotonic()
-    out = out.absolute()
-    for name in MADE:
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
     config = compose_recipe(recipe, overrides)
     samr1_config(config)
+    out = out.absolute()
+    _empty(out)
     on_cpu = config.trainer.device == "cpu" or not accelerator_present()
     put = Replacements(config)
     _rows(put, out / "rows")
     device = None if on_cpu else torch.accelerator.current_accelerator()
-    stand_in = _stand_ins(put, out, "cpu" if device is None else device.type, say)
     if on_cpu:
-        replacements.without_gpu(put, overrides)  # before the sizes of a step, which depend on the number of workers
+        replacements.without_gpu(put, overrides)  # first: sizes of stand-ins and step depend on the number of workers
+    stand_in = _stand_ins(put, out, "cpu" if device is None else device.type, say)
     replacements.shared(put, out / "run")
     result = Result(recipe, str(config.trainer.device), put.made, stand_in)
     _show_replaced(result, say)
@@ -125,6 +122,15 @@ def rehearse(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Resu
     result.not_covered = _not_covered(config, on_cpu, stand_in)
     result.wall_s = time.monotonic() - started
     return result
+
+
+def _empty(out: Path) -> None:
+    """Make the folder of a rehearsal, or empty an earlier one. Raises ConfigError for a folder of something else."""
+    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out: {out} exists and is no folder of a rehearsal. Name a new folder")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
 
 
 def _rows(put: Replacements, folder: Path) -> None:
@@ -187,7 +193,6 @@ def _start(
 ) -> evidence.Start:
     """Run verl's command once: for the first STEPS steps (number 0), or resumed for one more (1)."""
     metrics, validation, log = out / f"metrics_{number}.jsonl", out / "run" / f"validation_{number}", out / "train.log"
-    metrics.unlink(missing_ok=True)
     last = STEPS if number == 0 else STEPS + 1
     own = [f"++trainer.validation_data_dir='{validation}'", f"++trainer.total_training_steps={last}"]
     own += [f"++{replacements.RAY}.runtime_env.env_vars.VERL_FILE_LOGGER_PATH='{metrics}'"]

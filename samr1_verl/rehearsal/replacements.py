@@ -110,7 +110,7 @@ def without_gpu(replacements: Replacements, asked: Sequence[str]) -> None:
     config, put = replacements.config, replacements.set
     if (strategy := config.actor_rollout_ref.actor.strategy) != "fsdp2":
         raise ConfigError(f"{ACTOR}.strategy is {strategy}: only fsdp2 runs without a GPU. Rehearse where GPUs are")
-    why = "this machine has no GPU"
+    why = "without a GPU"
     put("trainer.device", "cpu", why)
     put("trainer.n_gpus_per_node", 1, f"{why}: one training worker")
     put("trainer.nnodes", 1, f"{why}: one training worker")

@@ -1,4 +1,4 @@
-"""`samr1 rehearse` with verl's vLLM server as the rollout: the weights that an update sends are the weights that answer."""
+"""`samr1 rehearse` with verl's vLLM server as the rollout."""
 
 from __future__ import annotations
 
