@@ -74,3 +74,10 @@ def test_a_process_without_gpus_on_a_gpu_machine_does_not_become_a_cpu_run(tmp_p
     # Also where a part of the package is imported before verl, which then loads the plug-in in the middle of it.
     (report,) = in_a_fresh_process(tmp_path, f"import samr1_verl.cpu\n{PROBE}", **forced)
     assert (report["cpu"], report["device"]) == (True, "cpu")
+
+
+def test_a_part_of_the_training_may_be_imported_first(tmp_path):
+    """Each imports verl's trainers, which import ours, which imports the part again."""
+    for part in ("agent_loop", "replay_buffer"):
+        first = f"import json, samr1_verl.training.{part}\n{TRAINER}"
+        assert in_a_fresh_process(tmp_path, first) == ["samr1_verl.training.trainer"], part

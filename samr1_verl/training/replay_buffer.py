@@ -157,12 +157,14 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
 
         Raises:
             LostRolloutsError: more rollouts were lost than the run allows, or no rollout can finish any more.
+            ValueError: an agent loop returned several rows for a rollout.
         """
         if self._draws is not None and partition_id == "train":
             self._draws.start()
         if self._guard is not None:
             self._guard.start()
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        _one_row_each(batch.keys)
         if self._guard is not None:
             metrics |= self._guard.check(partition_id, global_steps, batch_size, len(batch.keys))
         if partition_id == "train":
@@ -199,6 +201,15 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
     def take_validated(self, global_steps: int) -> list[Validated]:
         """The rows of the validation at a step, which are then forgotten; empty: no such validation."""
         return self._validated.pop(global_steps, [])
+
+
+def _one_row_each(keys: Sequence[str]) -> None:
+    """Refuse agent loops with several rows per rollout: groups and metrics count rows. Keys: {uid}_{session}_{row}."""
+    if more := [key for key in keys if not key.endswith("_0")]:
+        raise ValueError(
+            f"the agent loop returned several rows for a rollout (key {more[0]}), expected one: the objective and the "
+            "metrics count rows. Use actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent"
+        )
 
 
 def validated(batch: KVBatchMeta) -> list[Validated]:

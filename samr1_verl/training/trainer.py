@@ -11,6 +11,8 @@ loss from its trainer (`set_loss_fn`, which verl's trainers use for the critic).
 The weights are in `returns`, which the estimator `samr1` fills.
 """
 
+from __future__ import annotations
+
 import copy
 from functools import partial
 from pathlib import Path
@@ -30,9 +32,9 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from samr1_verl.config import ACTOR, samr1_config
+from samr1_verl.training import replay_buffer
 from samr1_verl.training.guard import Guard
 from samr1_verl.training.objective import reduce_tokens
-from samr1_verl.training.replay_buffer import ReplayBuffer
 from samr1_verl.training.validation import SampleWriter, first_of_each, lost_rows, protocol_metrics
 
 
@@ -103,9 +105,9 @@ class Trainer(PPOTrainerSync):
         self._samr1 = samr1_config(config)
         super().__init__(config)
 
-    def _build_replay_buffer(self) -> ReplayBuffer:
+    def _build_replay_buffer(self) -> replay_buffer.ReplayBuffer:
         buffer = super()._build_replay_buffer()
-        if not isinstance(buffer, ReplayBuffer):
+        if not isinstance(buffer, replay_buffer.ReplayBuffer):
             raise ValueError(
                 f"trainer.v1.sampler.custom_sampler: found {type(buffer).__name__}, expected path "
                 "pkg://samr1_verl.training.replay_buffer and name ReplayBuffer, as trainer.v1.trainer_mode is samr1"

@@ -238,3 +238,11 @@ def test_an_allowed_loss_is_counted(transfer_queue: None) -> None:
     with pytest.raises(LostRolloutsError, match=r"validation at step 3: 1 of 2 .* The first fault: unknown; the log"):
         guarded(0.25).sample(global_steps=3, partition_id="val", batch_size=2)
     tq.kv_clear(keys=list(tq.kv_list("val")["val"]), partition_id="val")
+
+
+def test_an_agent_loop_with_several_rows_for_a_rollout_is_refused(transfer_queue: None) -> None:
+    uid = put_group("train", UNEQUAL, [1, 1])
+    tq.kv_batch_put(keys=[f"{uid}_1_1"], partition_id="train", tags=[{"status": "success", "response_len": 1}])
+    with pytest.raises(ValueError, match=r"several rows for a rollout \(key .*_1_1\).*single_turn_agent"):
+        build_buffer().sample(global_steps=1, partition_id="train", batch_size=1)
+    tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")
