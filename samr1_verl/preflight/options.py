@@ -7,7 +7,6 @@ V1 trainer with FSDP does not read changes nothing, without a word. The tests se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
