@@ -26,10 +26,11 @@ def rehearse(
 
     Exit status 0: rewards, gradients, weight updates and resume were seen to work.
     """
+    from samr1_verl.rehearsal.process import ended_by_signals
     from samr1_verl.rehearsal.rehearse import rehearse as run
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    with errors_end_the_command():
+    with errors_end_the_command(), ended_by_signals():
         result = run(recipe, overrides or [], out or Path("runs/rehearsal") / recipe, console.print)
     _show(result, console)
     typer.echo(json.dumps(result.as_json()))

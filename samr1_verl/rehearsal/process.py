@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +106,10 @@ def run(
         timeout_s: seconds after which it is ended; its status is then negative.
     """
     known: dict[int, psutil.Process] = {}
-    with log.open("ab") as output, ended_by_signals():
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=dict(env),
-            start_new_session=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         try:
             memory.restart()
@@ -148,6 +151,20 @@ def _tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to send SIGTERM to this process when its parent is killed, which no handler of the parent sees."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+@contextlib.contextmanager
+def helper() -> Iterator[ProcessPoolExecutor]:
+    """A process for work whose memory, on a GPU too, is free again afterwards. An exception or signal here ends it."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the new process: waiting threads sleep
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=die_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise

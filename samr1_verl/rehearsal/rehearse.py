@@ -8,14 +8,12 @@ verdict        evidence.py: what the starts logged
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,11 +143,10 @@ def _rows(put: Replacements, folder: Path) -> None:
 
 
 def _stand_ins(put: Replacements, out: Path, device: str, say: Say) -> StandIn:
-    """Make policy and segmenter. In a process of its own, whose memory, on a GPU too, is free again afterwards."""
+    """Make policy and segmenter, in a process of their own."""
     config = put.config
     files = replacements.files_of(config, "train_files")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the new process: waiting threads sleep
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with process.helper() as pool:
         policy = pool.submit(_save_policy, OmegaConf.to_yaml(config), files, out / "policy", device).result()
         say(
             f"stand-in for the policy: {policy.parameters / 1e6:.1f} M random weights, taught in {policy.taught.steps} "

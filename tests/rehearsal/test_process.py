@@ -24,8 +24,24 @@ time.sleep(300)
 REHEARSAL = """
 import os, sys
 from pathlib import Path
-from samr1_verl.rehearsal.process import Memory, run
-run([sys.executable, "-c", Path(sys.argv[1]).read_text()], Path(sys.argv[2]), os.environ, lambda: "x", Memory(), 300)
+from samr1_verl.rehearsal.process import Memory, ended_by_signals, run
+with ended_by_signals():
+    program = Path(sys.argv[1]).read_text()
+    run([sys.executable, "-c", program], Path(sys.argv[2]), os.environ, lambda: "x", Memory(), 300)
+"""
+
+
+# A helper that writes its own process id and waits, as in the lessons.
+LESSONS = """
+import os, sys, time
+from pathlib import Path
+from samr1_verl.rehearsal.process import ended_by_signals, helper
+def learn(log):
+    Path(log).write_text(f"{os.getpid()} {os.getpid()}")
+    time.sleep(300)
+if __name__ == "__main__":
+    with ended_by_signals(), helper() as pool:
+        pool.submit(learn, sys.argv[1]).result()
 """
 
 
@@ -65,6 +81,18 @@ def test_a_kill_of_the_rehearsal_ends_the_training(tmp_path: Path) -> None:
         assert not alive
     finally:
         child.kill()  # Ray's own processes follow their driver; this one does not
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_lessons(sent: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "lessons.py").write_text(LESSONS)
+    rehearsal = subprocess.Popen(
+        [sys.executable, str(tmp_path / "lessons.py"), str(tmp_path / "log")], stderr=subprocess.DEVNULL
+    )
+    learner = started(tmp_path / "log")[:1]
+    rehearsal.send_signal(sent)
+    _, alive = psutil.wait_procs(learner, timeout=20)
+    assert rehearsal.wait(20) != 0 and not alive
 
 
 def test_status_output_and_memory_are_kept(tmp_path: Path) -> None:
