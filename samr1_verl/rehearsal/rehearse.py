@@ -113,7 +113,7 @@ def rehearse(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Resu
     _show_replaced(result, say)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides]
     command += [made.override for made in put.made]
-    with _places(config, on_cpu) as (places, env):
+    with _places(config, on_cpu, say) as (places, env):
         starts = [_start(number, [*command, *places], env, out, result, say) for number in range(len(PHASES))]
     result.checks = evidence.examine(starts[0], starts[1], compares_masks(config))
     result.times = [evidence.times(start.metrics) for start in starts]
@@ -173,14 +173,16 @@ def _save_policy(config: str, files: Sequence[Path], folder: Path, device: str) 
 
 
 @contextmanager
-def _places(config: DictConfig, on_cpu: bool) -> Iterator[tuple[list[str], dict[str, str]]]:
+def _places(config: DictConfig, on_cpu: bool, say: Say) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Overrides and environment of a start: on the CPU a cluster of its own, in a folder with a short path."""
     env = dict(os.environ)
     if not on_cpu:
         yield [], env
         return
     env.pop("RAY_ADDRESS", None)
-    env |= dict(replacements.environment(config))
+    own = dict(replacements.environment(config))
+    say(f"environment: {' '.join(f'{name}={value}' for name, value in own.items())}")
+    env |= own
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield [f"++{replacements.RAY}._temp_dir={folder}", f"++{replacements.RAY}.address=local"], env
 

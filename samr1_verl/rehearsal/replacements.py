@@ -166,6 +166,9 @@ def files_of(config: DictConfig, key: str) -> list[Path]:
 def environment(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Variables of the environment for the training of a rehearsal without a GPU."""
     yield "VERL_PLATFORM", "cpu"
+    # bytes. glibc would take growing tensors, such as the keys and values of a batch, from its heap, which then never
+    # shrinks: 3.8 GB in place of 1.2 GB for 32 answers of 400 tokens
+    yield "MALLOC_MMAP_THRESHOLD_", str(4 << 20)
     if config.actor_rollout_ref.rollout.name == "vllm":
         yield "VLLM_CPU_KVCACHE_SPACE", "1"  # GiB
         yield "VLLM_CPU_OMP_THREADS_BIND", "nobind"  # the training worker shares the cores
