@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from benchmarks.service_scenes import Scene, segmenter_config
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.segmenters import Segmenter, load_segmenter
 from samr1_verl.service.engine import Engine
-
-if TYPE_CHECKING:
-    from segment_anything import SamPredictor
 
 GIGABYTE = 1_000_000_000
 
@@ -128,10 +125,13 @@ def once(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def decode(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A group of 8 for overlaps, against eight times the library's predict and a NumPy IoU on its full-size mask."""
+    from segment_anything import SamPredictor
+
     segmenter: Any = load_segmenter(segmenter_config("segment_anything", folder))
     scene = Scene(folder, 0, 8)
     scene.enlarge(arguments.scale)
-    predictor: SamPredictor = segmenter._predictor
+    predictor = SamPredictor(segmenter._model)
+    predictor.set_image(scene.pixels())
     engine, truth = Engine(segmenter, GIGABYTE), scene.truth.union_and_ignore()[0]
     asyncio.run(engine.overlap(scene.path, scene.sha256, scene.prompts[:1], scene.truth))  # encodes
 

@@ -122,6 +122,9 @@ class SegmenterConfig(_Section):
     path: str = Field(min_length=1, description="folder with the weights, or a hub id for a backend that knows the hub")
     device: str = Field(min_length=1, description="auto, cpu, cuda or cuda:N")
     dtype: Literal["float32", "float16", "bfloat16"]
+    encoder_precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32", description="of the encoder alone, with dtype float32; tf32: on GPUs"
+    )
     multimask: bool = Field(default=True, description="best of three masks by predicted IoU; false: the single mask")
     service: ServiceConfig
 

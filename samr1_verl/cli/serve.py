@@ -24,6 +24,9 @@ def serve(
     port: Annotated[int, typer.Option(help="port to listen on")] = 8765,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float32",
+    encoder_precision: Annotated[
+        str, typer.Option(help="precision of the encoder alone: float32, tf32 (GPUs only) or bfloat16")
+    ] = "float32",
     multimask: Annotated[
         bool, typer.Option(help="best of three masks by predicted IoU; --no-multimask: the single mask")
     ] = True,
@@ -62,6 +65,7 @@ def serve(
                 "path": path,
                 "device": device,
                 "dtype": dtype,
+                "encoder_precision": encoder_precision,
                 "multimask": multimask,
                 "service": {
                     "mode": "embedded",

@@ -53,6 +53,11 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
             f"samr1.segmenter.dtype is {config.dtype}, but an ONNX file has a fixed dtype. Set the key to float32, or "
             "use another backend"
         )
+    if config.encoder_precision != "float32":
+        yield (
+            f"samr1.segmenter.encoder_precision is {config.encoder_precision}, but an ONNX file has a fixed precision. "
+            "Set the key to float32, or use another backend"
+        )
     if not config.multimask:
         yield (
             "samr1.segmenter.multimask is false, but an ONNX file has a fixed choice of the mask. Leave the key out, "
@@ -192,7 +197,10 @@ def _providers(device: str) -> list[Any]:
             "pip install onnxruntime-gpu"
         )
     cpu: list[Any] = ["CPUExecutionProvider"]
-    return cpu if kind == "cpu" or not has_cuda else [("CUDAExecutionProvider", {"device_id": int(index or 0)}), *cpu]
+    if kind == "cpu" or not has_cuda:
+        return cpu
+    # onnxruntime's default is TF32 on GPUs that have it.
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0), "use_tf32": 0}), *cpu]
 
 
 def _session(path: Path, providers: list[Any], inputs: set[str] | None) -> Any:

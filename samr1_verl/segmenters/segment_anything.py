@@ -1,8 +1,8 @@
 """SAM ViT-B, L and H with Meta's package segment-anything: one checkpoint file, such as sam_vit_b_01ec64.pth.
 
-The model's size (B, L or H) follows from its weights. Images and coordinates go through the package's own predictor
-and transform. The decoder is called as by the predictor, on a GPU with many prompts of one form at a time. Only the
-best mask is scaled to the image's size.
+The model's size (B, L or H) follows from its weights. Images and coordinates go through the package's own transform.
+Encoder and decoder are called as by the package's predictor, on a GPU with several images, and with many prompts of
+one form, at a time. Only the best mask is scaled to the image's size.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import hashlib
 import importlib.util
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import resize
 
 from samr1_verl.config import ConfigError, SegmenterConfig
-from samr1_verl.geometry.images import ImageError, sha256_of
+from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
-from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
+from samr1_verl.segmenters.base import SegmenterError
+from samr1_verl.segmenters.torch_common import torch_problems
+from samr1_verl.segmenters.torch_segmenter import Features, TorchSegmenter
 
 # Names in the package's registry by the width of the encoder.
 MODELS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
@@ -35,7 +38,7 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
             "samr1.segmenter.backend is segment_anything, and the package is not installed. "
             "Type: pip install 'samr1-verl[sam]'"
         )
-    yield from device_problems(config.device)
+    yield from torch_problems(config)
     path = Path(config.path).expanduser()
     if not path.is_file():
         yield (
@@ -47,70 +50,61 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
 def load(config: SegmenterConfig) -> SegmentAnythingSegmenter:
     """Load the checkpoint onto `samr1.segmenter.device`. Raises ConfigError as `SegmentAnythingSegmenter`."""
     path = Path(config.path).expanduser()
-    return SegmentAnythingSegmenter(path, config.device, config.dtype, config.multimask)
+    return SegmentAnythingSegmenter(path, config.device, config.dtype, config.multimask, config.encoder_precision)
 
 
-class SegmentAnythingSegmenter:
-    """The segmenter of one checkpoint; implements `base.Segmenter`.
+class SegmentAnythingSegmenter(TorchSegmenter):
+    """The segmenter of one checkpoint; implements `base.DeviceSegmenter`.
+
+    The array of its embeddings is `image_embeddings` [1, 256, 64, 64] float32.
 
     Args:
         path: file with a state dict of the package's `Sam`.
-        device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
+        device, multimask, encoder_precision: as for `TorchSegmenter`. On a GPU the image is scaled there, with the
+            function of torchvision that the package uses for images in host memory.
         dtype: float32, or float16 and bfloat16 with autocast: the package computes coordinates in float32, so the
             weights stay float32. Embeddings are float32 for each dtype.
-        multimask: the best of three masks by predicted IoU; false: the decoder's single mask.
 
     Raises:
-        ConfigError: the file is not such a checkpoint, or the device does not exist.
+        ConfigError: the file is not such a checkpoint, or the device does not exist or has no such precision.
     """
 
-    def __init__(self, path: Path, device: str = "auto", dtype: str = "float32", multimask: bool = True) -> None:
-        from segment_anything import SamPredictor
+    def __init__(
+        self,
+        path: Path,
+        device: str = "auto",
+        dtype: str = "float32",
+        multimask: bool = True,
+        encoder_precision: str = "float32",
+    ) -> None:
+        from segment_anything.utils.transforms import ResizeLongestSide
 
-        self._device, self._dtype, self._multimask = torch_device(device), getattr(torch, dtype), multimask
-        self.batch, self.device = batch_size(self._device), str(self._device)
-        model = _load(path).to(self._device)
-        self._predictor = SamPredictor(model)
+        super().__init__(device, dtype, multimask, encoder_precision)
+        self._model = _load(path).to(self._device)
+        self._transform = ResizeLongestSide(self._model.image_encoder.img_size)
         with torch.inference_mode(), self._autocast():
-            self._image_pe = model.prompt_encoder.get_dense_pe()  # the same for every image
-        self.identity = f"sam-{hashlib.sha256(f'{sha256_of(path)}{dtype}'.encode()).hexdigest()[:32]}"
+            self._image_pe = self._model.prompt_encoder.get_dense_pe()  # the same for every image
+        dtypes = dtype if encoder_precision == "float32" else f"{dtype} {encoder_precision}"
+        self.identity = f"sam-{hashlib.sha256(f'{sha256_of(path)}{dtypes}'.encode()).hexdigest()[:32]}"
 
-    def encode(self, image: np.ndarray) -> Embedding:
-        """The embedding of an image, HxWx3 uint8 RGB in the original frame.
+    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.cat([self._model.preprocess(self._scaled(image)) for image in images])
 
-        Its array is `image_embeddings` [1, 256, 64, 64] float32. Raises ImageError for an image that is too thin.
-        """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 HxWx3, RGB")
-        size = (image.shape[0], image.shape[1])
-        if not all(self._input_size(size)):
-            raise ImageError(
-                f"{size[1]}x{size[0]} pixels: too thin, the short side would have no pixel with a long side of "
-                f"{self._side}"
-            )
-        with torch.inference_mode(), self._autocast():
-            self._predictor.set_image(image)
-            features = self._predictor.get_image_embedding()
-        return Embedding({"image_embeddings": features.float().cpu().numpy()}, size)
+    def _scaled(self, image: np.ndarray) -> torch.Tensor:
+        """The image [1, 3, h, w] uint8 on the device, with its longest side as long as the model's input."""
+        if self._device.type == "cpu":
+            scaled = torch.as_tensor(self._transform.apply_image(image))
+            return scaled.permute(2, 0, 1).contiguous()[None]
+        on_device = torch.from_numpy(np.array(image)).to(self._device).permute(2, 0, 1)[None]
+        return resize(on_device, list(self._input_size((image.shape[0], image.shape[1]))), antialias=True)
 
-    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask per prompt, in order, HxW bool in the original frame: the pixels whose logit is above 0."""
-        features = torch.from_numpy(embedding.arrays["image_embeddings"]).to(self._device)
-        with torch.inference_mode(), self._autocast():
-            return decode_by_form(prompts, self.batch, lambda form: self._decode_batch(features, embedding.size, form))
+    def _features(self, pixels: torch.Tensor) -> Features:
+        return {"image_embeddings": self._model.image_encoder(pixels).float()}
 
-    def _decode_batch(
-        self, features: torch.Tensor, size: tuple[int, int], prompts: Sequence[Prompt]
-    ) -> Iterator[Prediction]:
-        model = self._predictor.model
-        sparse, dense = model.prompt_encoder(**self._prompt_tensors(size, prompts), masks=None)
-        masks, ious = model.mask_decoder(
-            image_embeddings=features,
-            image_pe=self._image_pe,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=self._multimask,
-        )
+    def _predictions(
+        self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[torch.Tensor, float]]:
+        masks, ious = self._decoder_output(features["image_embeddings"], size, prompts)
         scores, best = ious.float().max(dim=1)
         for index, score in enumerate(scores.tolist()):
             if not np.isfinite(score):
@@ -119,36 +113,42 @@ class SegmentAnythingSegmenter:
                 )
             # One mask at a time: logits of the original size take the most memory here.
             logits = masks[index, best[index]][None, None]
-            (mask,) = model.postprocess_masks(logits, self._input_size(size), size)[0] > model.mask_threshold
-            yield Prediction(mask.cpu().numpy(), score)
+            scaled = self._model.postprocess_masks(logits, self._input_size(size), size)
+            yield scaled[0, 0] > self._model.mask_threshold, score
+
+    def _decoder_output(
+        self, features: torch.Tensor, size: tuple[int, int], prompts: Sequence[Prompt]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [P, C, 256, 256] and predicted IoUs [P, C] of the C masks of P prompts."""
+        sparse, dense = self._model.prompt_encoder(**self._prompt_tensors(size, prompts), masks=None)
+        return self._model.mask_decoder(
+            image_embeddings=features,
+            image_pe=self._image_pe,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=self._multimask,
+        )
 
     def _prompt_tensors(self, size: tuple[int, int], prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The decoder's inputs for P prompts of one form, as the package's predictor makes them.
 
         Points are [P, N, 2] XY with labels [P, N], boxes are [P, 4], all in pixels of the model's input (1024).
         """
-        transform = self._predictor.transform
         points = boxes = None
         if prompts[0].points:
-            coordinates = transform.apply_coords(np.array([prompt.points for prompt in prompts]), size)
+            coordinates = self._transform.apply_coords(np.array([prompt.points for prompt in prompts]), size)
             labels = torch.tensor([prompt.labels for prompt in prompts], dtype=torch.int, device=self._device)
             points = (torch.as_tensor(coordinates, dtype=torch.float, device=self._device), labels)
         if prompts[0].box is not None:
-            corners = transform.apply_boxes(np.array([prompt.box for prompt in prompts]), size)
+            corners = self._transform.apply_boxes(np.array([prompt.box for prompt in prompts]), size)
             boxes = torch.as_tensor(corners, dtype=torch.float, device=self._device)
         return {"points": points, "boxes": boxes}
 
-    @property
-    def _side(self) -> int:
-        return self._predictor.model.image_encoder.img_size
-
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) that an image of `size` (H, W) fills in the model's input."""
-        return self._predictor.transform.get_preprocess_shape(*size, self._side)
+        return self._transform.get_preprocess_shape(*size, self._transform.target_length)
 
-    def _autocast(self) -> torch.autocast:
-        half = self._dtype != torch.float32
-        return torch.autocast(self._device.type, self._dtype if half else None, enabled=half)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._dtype == torch.float32 else torch.autocast(self._device.type, self._dtype)
 
 
 def _load(path: Path) -> Any:

@@ -24,10 +24,11 @@ import transformers
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from samr1_verl.config import ConfigError, SegmenterConfig, hub_id_or_folder
-from samr1_verl.geometry.images import ImageError, sha256_of
+from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
-from samr1_verl.segmenters.torch_common import batch_size, decode_by_form, device_problems, torch_device
+from samr1_verl.segmenters.base import SegmenterError
+from samr1_verl.segmenters.torch_common import torch_problems
+from samr1_verl.segmenters.torch_segmenter import Features, TorchSegmenter
 
 # Classes by model_type. The Auto classes are not used: for sam2_video they give a video processor, and transformers
 # 5.9's Sam2VideoConfig reads mask_decoder_config into the prompt encoder's class.
@@ -48,7 +49,7 @@ def problems(config: SegmenterConfig) -> Iterator[str]:
 
     Loads no weights and does not contact the hub: a hub id that is not in the cache is assumed to exist.
     """
-    yield from device_problems(config.device)
+    yield from torch_problems(config)
     place = hub_id_or_folder(config.path)
     if isinstance(place, Path):
         yield from _folder_problems(place)
@@ -73,101 +74,89 @@ def load(config: SegmenterConfig) -> TransformersSegmenter:
     folder = place if isinstance(place, Path) else _download(place)
     if faults := list(_folder_problems(folder)):
         raise ConfigError("\n".join(faults))
-    return TransformersSegmenter(folder, config.device, config.dtype, config.multimask)
+    return TransformersSegmenter(folder, config.device, config.dtype, config.multimask, config.encoder_precision)
 
 
-class TransformersSegmenter:
-    """The segmenter of one folder; implements `base.Segmenter`.
+class TransformersSegmenter(TorchSegmenter):
+    """The segmenter of one folder; implements `base.DeviceSegmenter`.
+
+    The arrays of its embeddings are the decoder's inputs, in the model's dtype; bfloat16 is stored as its bits in
+    uint16. SAM: `image_embeddings.0` [1, 256, 64, 64]. SAM 2: `image_embeddings.0` [1, 32, 256, 256], `.1`
+    [1, 64, 128, 128] and `.2` [1, 256, 64, 64], together 16.8 MB in float32. SAM-HQ: as SAM, and
+    `intermediate_embeddings.0` [1, 64, 64, C] of the encoder's first global block.
 
     Args:
         folder: has config.json, *.safetensors and the processor's configuration.
-        device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
+        device, multimask, encoder_precision: as for `TorchSegmenter`. On a GPU the image is preprocessed there.
         dtype: float32, float16 or bfloat16: dtype of weights and embeddings. Coordinates are at least float32 until the
             model has normalised them to [-1, 1].
-        multimask: the best of three masks by predicted IoU; false: the decoder's single mask.
 
     Raises:
-        ConfigError: the weights do not fit the model, or the device does not exist.
+        ConfigError: the weights do not fit the model, or the device does not exist or has no such precision.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", multimask: bool = True) -> None:
-        self._device, self._dtype, self._multimask = torch_device(device), getattr(torch, dtype), multimask
-        self.batch, self.device = batch_size(self._device), str(self._device)
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "auto",
+        dtype: str = "float32",
+        multimask: bool = True,
+        encoder_precision: str = "float32",
+    ) -> None:
+        super().__init__(device, dtype, multimask, encoder_precision)
         model_type = _model_type(folder / CONFIG)
         model, processor = (getattr(transformers, name) for name in CLASSES[model_type])
         self._processor = processor.from_pretrained(folder)
         self._model = _load(model, folder, self._dtype).to(self._device)
         # SAM and SAM-HQ scale the longest side to this length; None: SAM 2 and 3 scale both sides to the input's side.
         self._longest_side: int | None = self._processor.image_processor.size.get("longest_edge")
-        self.identity = f"{model_type}-{_digest(folder, dtype)}"
+        self.identity = f"{model_type}-{_digest(folder, dtype, encoder_precision)}"
 
-    def encode(self, image: np.ndarray) -> Embedding:
-        """The embedding of an image, HxWx3 uint8 RGB in the original frame. Raises ImageError for a too thin image.
-
-        Its arrays are the decoder's inputs with a batch size of 1, in the model's dtype; bfloat16 is stored as its bits
-        in uint16, since NumPy has no bfloat16. SAM: `image_embeddings.0` [1, 256, 64, 64]. SAM 2:
-        `image_embeddings.0` [1, 32, 256, 256], `.1` [1, 64, 128, 128] and `.2` [1, 256, 64, 64], together 16.8 MB in
-        float32. SAM-HQ: as SAM, and `intermediate_embeddings.0` [1, 64, 64, C] of the encoder's first global block.
-        """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 HxWx3, RGB")
-        size = (image.shape[0], image.shape[1])
-        if not all(self._input_size(size)):
-            raise ImageError(
-                f"{size[1]}x{size[0]} pixels: too thin, the short side would have no pixel with a long side of "
-                f"{self._longest_side}"
-            )
-        # A copy, because an array of a PIL image is read-only and torch does not take it.
+    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        # Copies, because an array of a PIL image is read-only and torch does not take it.
+        place = {} if self._device.type == "cpu" else {"device": self._device}
         inputs = self._processor.image_processor(
-            np.array(image), input_data_format="channels_last", return_tensors="pt"
+            [np.array(image) for image in images], input_data_format="channels_last", return_tensors="pt", **place
         )
-        with torch.inference_mode():
-            features = self._model.get_image_embeddings(inputs["pixel_values"].to(self._device, self._dtype))
+        return inputs["pixel_values"].to(self._device, self._dtype)
+
+    def _features(self, pixels: torch.Tensor) -> Features:
+        features = self._model.get_image_embeddings(pixels)
         if isinstance(features, tuple):  # SAM-HQ; its decoder reads the first of the intermediate embeddings
             named = {"image_embeddings": [features[0]], "intermediate_embeddings": features[1][:1]}
         else:
             named = {"image_embeddings": [features] if isinstance(features, torch.Tensor) else features}
-        arrays = {
-            f"{name}.{level}": _to_array(tensor)
+        return {
+            f"{name}.{level}": tensor.to(self._dtype)
             for name, tensors in named.items()
             for level, tensor in enumerate(tensors)
         }
-        return Embedding(arrays, size)
 
-    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """One mask per prompt, in order, HxW bool in the original frame: the pixels whose logit is above 0.
+    def _predictions(
+        self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[torch.Tensor, float]]:
+        inputs = self._decoder_inputs(features) | self._prompt_tensors(size, prompts)
+        output = self._model(**inputs, multimask_output=self._multimask)
+        scores, best = output.iou_scores[0].float().max(dim=-1)
+        for index, score in enumerate(scores.tolist()):
+            if not np.isfinite(score):
+                raise SegmenterError(
+                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32"
+                )
+            # One mask at a time: logits of the original size take the most memory here.
+            logits = output.pred_masks[0, index, best[index]][None, None]
+            yield self._original_mask(logits, size), score
 
-        On a GPU, prompts of one form share a decoder call. Raises SegmenterError for a predicted IoU of NaN.
-        """
-        features = self._features(embedding)
-        return decode_by_form(prompts, self.batch, lambda form: self._decode_batch(features, embedding.size, form))
-
-    def _decode_batch(
-        self, features: dict[str, Any], size: tuple[int, int], prompts: Sequence[Prompt]
-    ) -> Iterator[Prediction]:
-        with torch.inference_mode():
-            output = self._model(**features, **self._prompt_tensors(size, prompts), multimask_output=self._multimask)
-            scores, best = output.iou_scores[0].float().max(dim=-1)
-            for index, score in enumerate(scores.tolist()):
-                if not np.isfinite(score):
-                    raise SegmenterError(
-                        f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to "
-                        "float32"
-                    )
-                # One mask at a time: logits of the original size take the most memory here.
-                logits = output.pred_masks[0, index, best[index]][None, None]
-                yield Prediction(self._original_mask(logits, size), score)
-
-    def _features(self, embedding: Embedding) -> dict[str, Any]:
+    def _decoder_inputs(self, features: Features) -> dict[str, Any]:
         levels: dict[str, list[torch.Tensor]] = {}
-        for name, array in embedding.arrays.items():
-            levels.setdefault(name.split(".")[0], []).append(_to_tensor(array, self._dtype).to(self._device))
-        features: dict[str, Any] = dict(levels)
+        for name, tensor in features.items():
+            levels.setdefault(name.split(".")[0], []).append(tensor)
+        inputs: dict[str, Any] = dict(levels)
         if self._longest_side is not None:
-            features["image_embeddings"] = features["image_embeddings"][0]
-        return features
+            inputs["image_embeddings"] = inputs["image_embeddings"][0]
+        return inputs
 
-    def _prompt_tensors(self, size: tuple[int, int], prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    def _prompt_tensors(self, size: tuple[int, int], prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The decoder's inputs for P prompts of one form, bit-identical to the processor's.
 
         They are in pixels of the model's input: input_points [1, P, N, 2] XY, input_labels [1, P, N] int64 and
@@ -187,17 +176,16 @@ class TransformersSegmenter:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of an image of `size` (H, W) in the model's input, without padding."""
         if self._longest_side is None:
             return self._processor.target_size, self._processor.target_size
         scale = self._longest_side / max(size)
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
-    def _original_mask(self, logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    def _original_mask(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """The mask, HxW bool in the original frame, of the decoder's logits [1, 1, h, w]."""
         padded = () if self._longest_side is None else ([self._input_size(size)],)
         (mask,) = self._processor.post_process_masks([logits.float()], [size], *padded)
-        return mask[0, 0].cpu().numpy()
+        return mask[0, 0]
 
 
 def _folder_problems(folder: Path) -> Iterator[str]:
@@ -261,18 +249,9 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _digest(folder: Path, dtype: str) -> str:
-    """Digest of everything that an embedding depends on: the files' content, the dtype and transformers' version."""
+def _digest(folder: Path, dtype: str, encoder_precision: str) -> str:
+    """Digest of everything that an embedding depends on: the files' content, dtypes and transformers' version."""
     files = sorted([*folder.glob(WEIGHTS), *(folder / name for name in (CONFIG, *PROCESSOR_CONFIGS))])
     content = "".join(f"{path.name} {sha256_of(path)}\n" for path in files if path.is_file())
-    return hashlib.sha256(f"{content}{dtype} {transformers.__version__}".encode()).hexdigest()[:32]
-
-
-def _to_array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.cpu().contiguous()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _to_tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+    dtypes = dtype if encoder_precision == "float32" else f"{dtype} {encoder_precision}"
+    return hashlib.sha256(f"{content}{dtypes} {transformers.__version__}".encode()).hexdigest()[:32]

@@ -24,7 +24,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.segmenters.base import SegmenterError
-from samr1_verl.service.engine import Engine, UnknownImageError
+from samr1_verl.service.embeddings import UnknownImageError
+from samr1_verl.service.engine import Engine
 from samr1_verl.service.guard import Guard, error_response
 from samr1_verl.service.images import Images, OutsideRootsError
 from samr1_verl.service.wire import (

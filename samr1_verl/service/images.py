@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from samr1_verl.geometry.images import ImageError
-from samr1_verl.service.engine import UnknownImageError
+from samr1_verl.service.embeddings import UnknownImageError
 
 
 class OutsideRootsError(PermissionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.segmenters import Prompt, load_segmenter, segmenter_problems
 from samr1_verl.segmenters import segment_anything as backend
+from samr1_verl.segmenters.base import CPU_LIMITS
 from tests.reward_fns.scoring import SERVICE
 from tests.segmenters.test_transformers import FORMS, equal, image_of
 from tests.segmenters.tiny_sams import random_weights
@@ -101,7 +103,7 @@ def test_a_group_decoded_together_as_on_a_gpu_has_the_librarys_masks(checkpoint,
     """Kernels round by the batch's size, so a pixel whose logit is as good as 0 may differ: IoU and not bits."""
     segmenter, embedding = segmenter_of(checkpoint), encoded(checkpoint, (48, 90))
     predictor = predictor_of(checkpoint, (48, 90))
-    monkeypatch.setattr(segmenter, "batch", 64)
+    monkeypatch.setattr(segmenter, "limits", replace(CPU_LIMITS, prompts=64))
     prompts = [Prompt((index, index / 2, 40 + index, 40), ((30, 20),), (1,)) for index in range(8)]
     masks, scores = library(predictor, prompts)
     for prediction, mask, score in zip(segmenter.decode(embedding, prompts), masks, scores, strict=True):

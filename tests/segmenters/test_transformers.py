@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.preflight.inputs import check_segmenter
 from samr1_verl.segmenters import Embedding, Prompt, SegmenterError, load_segmenter, segmenter_problems
 from samr1_verl.segmenters import transformers as backend
-from samr1_verl.segmenters.torch_common import GPU_BATCH, batch_size
+from samr1_verl.segmenters.base import CPU_LIMITS
+from samr1_verl.segmenters.torch_common import GPU_LIMITS, limits_of
 from samr1_verl.service.client import get_client
 from samr1_verl.service.engine import Counters, Engine
 from tests.composing import compose_recipe
 from tests.reward_fns.scoring import SERVICE
-from tests.segmenters.tiny_sams import CLASSES, library, save_sam, save_sam2, save_sam3
+from tests.segmenters.tiny_sams import KINDS, library
 
-KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")
 FORMS = {
     "box": [Prompt((10.3, 5, 60, 40.7))],
     "point": [Prompt(None, ((40.2, 20.6),), (1,))],
@@ -43,16 +44,6 @@ FORMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("sams")
-    for kind in ("sam", "sam_hq"):
-        save_sam(CLASSES[kind], root / kind)
-    save_sam2(root / "sam2", root / "sam2_video")
-    save_sam3(root / "sam3_tracker")
-    return {kind: root / kind for kind in (*KINDS, "sam2_video")}
-
-
 def config_of(path: Path | str, **changes: Any) -> SegmenterConfig:
     values = {"backend": "transformers", "path": str(path), "device": "cpu", "dtype": "float32"}
     return SegmenterConfig.model_validate(values | {"service": SERVICE} | changes)
@@ -61,7 +52,7 @@ def config_of(path: Path | str, **changes: Any) -> SegmenterConfig:
 @lru_cache
 def segmenter_of(folder: Path, dtype: str = "float32", multimask: bool = True) -> Any:
     segmenter = load_segmenter(config_of(folder, dtype=dtype, multimask=multimask))
-    segmenter.batch = GPU_BATCH  # as the library batches: kernels round by the batch's size
+    segmenter.limits = replace(CPU_LIMITS, prompts=64)  # as the library batches: kernels round by the batch's size
     return segmenter
 
 
@@ -145,9 +136,9 @@ def test_prompts_of_one_form_share_a_call_and_masks_come_in_the_prompts_order(sa
 
 
 def test_a_cpu_decodes_one_prompt_at_a_time(sam, folders, embedding, calls, monkeypatch):
-    monkeypatch.setattr(sam, "batch", batch_size(torch.device("cpu")))
+    monkeypatch.setattr(sam, "limits", limits_of(torch.device("cpu")))
     predictions = sam.decode(embedding, FORMS["several"])
-    assert calls == [1, 1] and batch_size(torch.device("cuda:0")) == GPU_BATCH
+    assert calls == [1, 1] and limits_of(torch.device("cuda:0")) is GPU_LIMITS
     for prediction, prompt in zip(predictions, FORMS["several"], strict=True):
         equal([prediction], *library("sam", folders["sam"], image_of((48, 90)), [prompt]))
 

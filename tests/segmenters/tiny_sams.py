@@ -16,6 +16,7 @@ from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMas
 from samr1_verl.segmenters import Prompt
 
 CLASSES = {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2", "sam3_tracker": "Sam3Tracker"}
+KINDS = tuple(CLASSES)
 SIDE = 64  # of the models' input
 
 
@@ -96,6 +97,15 @@ def save_sam3(folder: Path) -> None:
     random_weights(transformers.Sam3TrackerModel(config), seed=1).save_pretrained(folder)
     images = transformers.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
     transformers.Sam3TrackerProcessor(images).save_pretrained(folder)
+
+
+def save_all(root: Path) -> dict[str, Path]:
+    """A folder for each of KINDS, and for a video model of SAM 2."""
+    for kind in ("sam", "sam_hq"):
+        save_sam(CLASSES[kind], root / kind)
+    save_sam2(root / "sam2", root / "sam2_video")
+    save_sam3(root / "sam3_tracker")
+    return {kind: root / kind for kind in (*KINDS, "sam2_video")}
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from PIL import Image
 from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.segmenters import Embedding, Prompt, SegmenterError
 from samr1_verl.service.cache import halved, restored
-from samr1_verl.service.engine import UnknownImageError
+from samr1_verl.service.embeddings import UnknownImageError
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.test_engine import BOX
 
