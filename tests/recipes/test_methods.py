@@ -82,3 +82,10 @@ def test_the_preflight_tells_a_reward_that_does_not_fit_its_data(tmp_path, name,
         name, f"data.train_files={write_rows(tmp_path / 'b.parquet', make_record(tmp_path, **good))}"
     )
     assert list(check_reward(fitting)) == []
+
+
+@pytest.mark.parametrize("name", ["seg_zero", "vision_reasoner"])
+def test_a_method_without_masks_asks_no_segmenter_to_encode(name: str) -> None:
+    """Where the segmenter is an application of the cluster, the first question would start it, with its weights."""
+    assert compose_recipe(name).data.encode_ahead is None
+    assert compose_recipe("samr1").data.encode_ahead is not None
