@@ -222,3 +222,28 @@ def test_the_tiny_world_fits_its_measured_peak():
     size = host_stage(config, samr1_config(config).segmenter, shape_of(config), (512, 32)).size
     assert 9.5e9 < size < 13e9  # README: the peak of all processes is 9.5 GB
     assert host_memory.PROCESS < 10**9
+
+
+# GB of a GPU, of host memory and of disk for which a recipe is sized; docs/gpus.md shows the same.
+SIZED = {
+    "samr1": (80, 256, 250),
+    "samr1_3b_1x80": (80, 160, 100),
+    "samr1_3b_4x24": (24, 256, 100),
+    "samr1_7b_lora_4x48": (48, 256, 100),
+    "samr1_qwen3vl_8b": (80, 256, 250),
+    "seg_zero": (80, 256, 250),
+    "star": (80, 384, 100),
+    "vision_reasoner": (80, 256, 250),
+}
+
+
+def test_every_recipe_for_gpus_has_a_size():
+    assert {name for name in NAMES if not name.endswith("_tiny")} == SIZED.keys()
+
+
+@pytest.mark.parametrize("recipe", SIZED)
+def test_a_recipe_fits_the_size_that_it_is_for(recipe, monkeypatch):
+    monkeypatch.setattr(plan, "row_counts", lambda config: (3000, 512))
+    config = compose_recipe(recipe)
+    findings = list(examine_memory(config, samr1_config(config), NO_GPU, Given(*SIZED[recipe])))
+    assert [problem for finding in findings for problem in finding.problems] == []
