@@ -245,8 +245,10 @@ def _transfer(config: DictConfig, shape: Shape) -> Iterator[Term]:
         "vLLM's weights",
         rollout_weights(config, shape),
         f"{shape.size.parameters:,} parameters, {config.actor_rollout_ref.rollout.dtype}",
+        f"raise {ROLLOUT}.tensor_model_parallel_size, which splits them",
     )
-    yield Term("buffer", bucket, "checkpoint_engine.update_weights_bucket_megabytes")
+    key = f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes"
+    yield Term("buffer", bucket, key, f"lower {key}")
     yield Term(
         "largest tensor",
         2 * max(shape.size.tensors) * shape.param,

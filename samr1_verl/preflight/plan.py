@@ -77,7 +77,7 @@ def examine_memory(
         yield _finding("memory per GPU", stages, _gpu(report, given), problems)
     rows = row_counts(config)
     yield _finding("host memory per node", [host_stage(config, segmenter, shape, rows)], _host(given))
-    disk = Room("given", int(given.disk_gb * GB)) if given.disk_gb is not None else None
+    disk = Room("--disk-gb", int(given.disk_gb * GB)) if given.disk_gb is not None else None
     folder = str(config.trainer.default_local_dir)
     yield _finding(
         "disk", [disk_stage(config, shape, rows[0])], disk or Room(f"the disk of {folder}", free_disk(folder))

@@ -198,7 +198,7 @@ def test_a_plan_that_does_not_fit_names_the_keys(samr1):
         for p in gpu
     )
     assert "GB needed, 100.00 GB free (--host-gb)" in host[0] and "ref.fsdp_config.model_dtype=bf16" in host[0]
-    assert "199.01 GB needed, 150.00 GB free (given)" in disk[0] and "trainer.default_local_dir" in disk[0]
+    assert "199.01 GB needed, 150.00 GB free (--disk-gb)" in disk[0] and "trainer.default_local_dir" in disk[0]
 
 
 def test_gpus_of_this_machine_are_judged_by_their_free_memory(samr1):
