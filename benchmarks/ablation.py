@@ -64,26 +64,29 @@ def run_folder(name: str, seed: int, steps: int) -> Path:
     return ROOT / f"{steps}_steps" / name / str(seed)
 
 
-def train(name: str, seed: int, steps: int) -> dict[str, float]:
-    """Figures on the held-out test split of one run; the missing part of it is trained first."""
-    folder = run_folder(name, seed, steps)
-    if result := stored(folder / "result.json"):
-        return result
+def trained(folder: Path, title: str, overrides: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
+    """Train the missing part of a run. Returns the figures on the held-out test split, and the run's curves."""
     overrides = (
-        *VARIANTS[name].overrides,
-        f"data.seed={seed}",
-        f"trainer.total_training_steps={steps}",
+        *overrides,
         f"trainer.default_local_dir={folder}",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
     )
     recipe = compose_recipe(RECIPE, overrides)
     folder.mkdir(parents=True, exist_ok=True)
-    console.rule(f"{name}, seed {seed}")
+    console.rule(title)
     training = Training(overrides, recipe, folder, console)
     training.finish()
-    result = figures(score_policy(training.policy_folder(), recipe, folder / "after.json"))
-    curves = read_curves(folder)
+    return figures(score_policy(training.policy_folder(), recipe, folder / "after.json")), read_curves(folder)
+
+
+def train(name: str, seed: int, steps: int) -> dict[str, float]:
+    """Figures on the held-out test split of one run; the missing part of it is trained first."""
+    folder = run_folder(name, seed, steps)
+    if result := stored(folder / "result.json"):
+        return result
+    overrides = (*VARIANTS[name].overrides, f"data.seed={seed}", f"trainer.total_training_steps={steps}")
+    result, curves = trained(folder, f"{name}, seed {seed}", overrides)
     for key, tag in LOGGED.items():
         result[key] = statistics.fmean(curves[tag].values())
     (folder / "result.json").write_text(json.dumps(result, indent=2))

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.ablation import spread
+from benchmarks.ablation import spread, trained
 from benchmarks.demo import figures, score_policy
-from benchmarks.demo_training import RECIPE, Training, stored
+from benchmarks.demo_training import RECIPE, stored
 from samr1_verl.policies.inference_config import compose_recipe
-from samr1_verl.report.run import read_curves
 
-console = Console()
 RUNS = Path("runs/dynamic_sampling")
 VARIANTS = {"every_group": (), "filter_groups": ("algorithm.filter_groups.enable=true",)}
 EQUAL = "critic/groups/zero_advantage_frac"
@@ -35,28 +32,12 @@ def train(name: str, seed: int, steps: int) -> dict[str, Any]:
     folder = RUNS / f"{steps}_steps" / name / str(seed)
     if result := stored(folder / "result.json"):
         return result
-    overrides = (
-        *VARIANTS[name],
-        f"data.seed={seed}",
-        f"trainer.total_training_steps={steps}",
-        f"trainer.default_local_dir={folder}",
-        "trainer.test_freq=-1",
-        "trainer.val_before_train=false",
-    )
-    recipe = compose_recipe(RECIPE, overrides)
-    folder.mkdir(parents=True, exist_ok=True)
-    console.rule(f"{name}, seed {seed}")
-    training = Training(overrides, recipe, folder, console)
-    training.finish()
-    curves = read_curves(folder)
+    overrides = (*VARIANTS[name], f"data.seed={seed}", f"trainer.total_training_steps={steps}")
+    result, curves = trained(folder, f"{name}, seed {seed}", overrides)
     groups = curves.get("critic/groups/drawn", curves["critic/groups/count"])
-    rollouts = sum(groups.values()) * recipe.actor_rollout_ref.rollout.n
-    result = {
-        **figures(score_policy(training.policy_folder(), recipe, folder / "after.json")),
-        "rollouts": rollouts,
-        "with_gradient_in_batch": 1 - statistics.fmean(curves[EQUAL].values()),
-        "with_gradient_in_batch_last_half": 1 - statistics.fmean(list(curves[EQUAL].values())[steps // 2 :]),
-    }
+    result["rollouts"] = sum(groups.values()) * compose_recipe(RECIPE).actor_rollout_ref.rollout.n
+    result["with_gradient_in_batch"] = 1 - statistics.fmean(curves[EQUAL].values())
+    result["with_gradient_in_batch_last_half"] = 1 - statistics.fmean(list(curves[EQUAL].values())[steps // 2 :])
     (folder / "result.json").write_text(json.dumps(result, indent=2))
     return result
 
