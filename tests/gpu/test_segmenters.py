@@ -20,6 +20,7 @@ from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, load_segmenter
 from samr1_verl.service.engine import Engine
 from tests.gpu.conftest import show
+from tests.gpu.copies import copied, counted_copies
 from tests.segmenters.test_transformers import FORMS, config_of, image_of
 from tests.segmenters.tiny_sams import KINDS, random_weights, save_all
 
@@ -100,13 +101,35 @@ def test_a_group_is_encoded_once_and_counted_where_it_was_decoded(device: str, s
     decoded = time.perf_counter()
     again = asyncio.run(group())
     warm = time.perf_counter() - decoded
+    with counted_copies(device, tmp_path) as copies:
+        asyncio.run(group())
     show("times", device, encode_s=encoded - started, group_s=decoded - encoded, warm_group_s=warm)
+    show("copies of a group", device, embedding_bytes=segmenter.encode(image_of((480, 640))).nbytes, **copies)
     assert [one.pixels for one in first] == [one.pixels for one in again]
     assert engine.counters().encodes == 1
-    if device == "cuda":
+    if device == "cpu":
+        assert set(copies.values()) == {0}
+    else:
         assert segmenter.uploads == 0, "the embedding stayed on the GPU"
+        assert 0 < copies["to_device_bytes"] < 8 * 1.1 * mask.size, "of true masks and prompts, at most one a request"
+        assert 0 < copies["to_host_bytes"] < mask.size, "of counts and scores, and of no mask"
         used = torch.cuda.max_memory_allocated() / 1e9
         show("memory", device, peak_gb=used)
+
+
+def test_copies_are_read_from_a_trace() -> None:
+    kernel = {"cat": "kernel", "name": "gemm", "args": {}}
+    copies = [
+        {"cat": "gpu_memcpy", "name": f"Memcpy {direction}", "args": {"bytes": size}}
+        for direction, size in (
+            ("HtoD (Pageable -> Device)", 307200),
+            ("HtoD (Pinned -> Device)", 16),
+            ("DtoH (Device -> Pageable)", 24),
+            ("DtoD (Device -> Device)", 9999),
+        )
+    ]
+    sums = copied({"traceEvents": [kernel, *copies, {"ph": "M", "name": "process_name"}]})
+    assert sums == {"to_device_copies": 2, "to_device_bytes": 307216, "to_host_copies": 1, "to_host_bytes": 24}
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
