@@ -38,7 +38,7 @@ from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils import tensordict_utils as tu
 
 from samr1_verl.training.draws import Draws
-from samr1_verl.training.guard import Guard
+from samr1_verl.training.guard import Guard, LostRolloutsError
 from samr1_verl.training.validation import Validated
 
 POLL_S = 0.2  # seconds between two checks for finished rollouts; verl's 2 s are up to a sixth of a tiny recipe's step
@@ -163,7 +163,15 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
             self._draws.start()
         if self._guard is not None:
             self._guard.start()
-        batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        try:
+            batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        except LostRolloutsError:
+            raise
+        except RuntimeError:  # verl's, where every rollout was lost, and without the fault
+            if self._guard is not None and partition_id in (tags := tq.kv_list(partition_id) or {}):
+                self._guard.read_faults(tags[partition_id])
+                self._guard.check(partition_id, global_steps, batch_size, 0)
+            raise
         _one_row_each(batch.keys)
         if self._guard is not None:
             metrics |= self._guard.check(partition_id, global_steps, batch_size, len(batch.keys))

@@ -96,7 +96,12 @@ def test_the_doctor_shows_the_nodes(cluster, config, monkeypatch):
     assert "only_here.png" in result.output
 
 
-def test_a_cluster_that_does_not_answer_is_a_problem_with_its_address(config):
+def test_a_cluster_that_does_not_answer_is_a_problem_with_its_address(config, monkeypatch):
+    def unreachable(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")  # Ray's; `auto` would find another test's
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", unreachable)
     OmegaConf.update(config, "ray_kwargs.ray_init.address", "auto", force_add=True)
     (finding,) = examine_cluster(config, samr1_config(config))
     assert "ray_kwargs.ray_init.address (or RAY_ADDRESS) is auto" in finding.problems[0]

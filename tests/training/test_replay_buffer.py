@@ -227,6 +227,14 @@ def test_a_lost_rollout_ends_the_run_with_its_fault(transfer_queue: None) -> Non
     tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")
 
 
+def test_a_step_that_lost_every_rollout_ends_with_the_fault_too(transfer_queue: None) -> None:
+    for _ in range(2):
+        put_group("train", [], [], status="failure", **{FAULT: "ActorDiedError: the reward worker"})
+    with pytest.raises(LostRolloutsError, match=r"4 of 4 rollouts were lost.*The first fault: ActorDiedError"):
+        guarded().sample(global_steps=3, partition_id="train", batch_size=2)
+    tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")
+
+
 def test_an_allowed_loss_is_counted(transfer_queue: None) -> None:
     put_group("train", UNEQUAL, [1, 1])
     put_group("train", UNEQUAL[:1], [1], status="failure", **{FAULT: "SegmenterError: no memory"})
