@@ -130,7 +130,11 @@ class Embeddings:
             together = [encode, *urgent[: self._limits.images - 1]]
             for one in together:
                 one.started = True
-        for one, embedding in zip(together, self._make(together), strict=True):
+        try:
+            made = self._make(together)
+        except Exception as error:  # such as a batch with too few embeddings; without an answer its requests would hang
+            made = [error] * len(together)
+        for one, embedding in zip(together, made, strict=True):
             self._finish(one, embedding)
 
     def _finish(self, encode: _Encode, embedding: Embedding | Exception) -> None:

@@ -84,6 +84,15 @@ async def test_an_image_that_fails_does_not_fail_the_others_of_its_batch(make_en
     assert any(len(batch) > 1 and bad in batch for batch in segmenter.batches)
 
 
+async def test_a_batch_with_too_few_embeddings_is_an_error_and_no_silence(make_engine, tmp_path, monkeypatch):
+    segmenter = GpuBoxes(seconds=0.05)
+    whole = segmenter.encode_batch
+    monkeypatch.setattr(segmenter, "encode_batch", lambda images: whole(images)[:2])
+    images = images_in(tmp_path, 1, 2, 3, 4, 5)
+    results = await asyncio.wait_for(ask(make_engine(segmenter), images), 20)
+    assert sum(isinstance(result, ValueError) for result in results) >= 3
+
+
 async def test_a_missing_file_does_not_fail_the_others_of_its_batch(make_engine, tmp_path):
     segmenter = GpuBoxes(seconds=0.05, images=8)
     images = images_in(tmp_path, 1, 2, 3, 4)
