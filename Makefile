@@ -4,7 +4,7 @@
 #   make test          all tests that need neither a GPU nor vLLM
 #   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
 #   make test-gpu      the tests that need one GPU, with the figures that they measure
-#   make test-fast     the tests that start no Ray, no verl training and no browser: about 3 minutes on 2 cores
+#   make test-fast     the tests that start no Ray, no verl training and no browser: some minutes on 2 cores
 #   make lint          ruff, its formatter, mypy, and import-linter, which holds the rooms
 
 SHELL := /bin/bash

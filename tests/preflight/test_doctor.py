@@ -40,8 +40,11 @@ def imported(monkeypatch) -> None:
     monkeypatch.setattr(doctor, "_probe", probe.probe)
 
 
+SIZES = ("--host-gb", "100", "--disk-gb", "100")  # what is free here depends on the tests beside this one
+
+
 def run(recipe: str, *overrides: str):
-    result = CliRunner().invoke(app, ["doctor", "--recipe", recipe, *overrides])
+    result = CliRunner().invoke(app, ["doctor", "--recipe", recipe, *SIZES, *overrides])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
