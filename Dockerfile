@@ -1,6 +1,6 @@
 # samr1-verl for GPUs, with the tested versions of constraints-gpu.txt:
 #   docker build -t samr1-verl .
-#   docker run --gpus all --ipc=host -v $PWD/data:/work/data -v $PWD/runs:/work/runs samr1-verl samr1 doctor
+#   docker run --gpus all --ipc=host -v $PWD/data:/workspace/data -v $PWD/runs:/workspace/runs samr1-verl samr1 doctor
 #
 # The wheels of torch and vLLM bring CUDA's libraries, so a plain Python image is enough; the host has the driver.
 FROM python:3.11-slim-bookworm
@@ -19,5 +19,5 @@ COPY samr1_verl samr1_verl
 RUN pip install --no-cache-dir -c constraints-gpu.txt '.[vllm,service,data,report]'
 
 # Data, models and runs are mounted here; the recipes' paths are relative to it.
-WORKDIR /work
+WORKDIR /workspace
 CMD ["samr1", "doctor"]
