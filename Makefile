@@ -57,7 +57,7 @@ test-vllm: weights
 
 # An environment with constraints-gpu.txt and the extras of the README, in which these are installed as well.
 test-gpu:
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-gpu.txt pytest pytest-asyncio onnxruntime segment-anything
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-gpu.txt pytest pytest-asyncio onnxruntime-gpu segment-anything
 	$(PYTHON) data/fetch_sam.py --out $(SMALL_SAM)
 	$(PYTHON) -m pytest tests/gpu -m gpu -s
 

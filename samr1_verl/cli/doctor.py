@@ -19,10 +19,11 @@ def doctor(
         typer.Option(min=1, help="plan memory for GPUs of this size in GB; default: the GPUs of this machine"),
     ] = None,
     host_gb: Annotated[
-        float | None, typer.Option(min=1, help="host memory per node in GB; default: what is free on this machine")
+        float | None, typer.Option(min=1, help="host memory per node in GB; default: free memory of this machine")
     ] = None,
     disk_gb: Annotated[
-        float | None, typer.Option(min=1, help="free disk in GB for checkpoints; default: what is free on this machine")
+        float | None,
+        typer.Option(min=1, help="free disk in GB for checkpoints; default: free space on this machine's disk"),
     ] = None,
 ) -> None:
     """Check that this environment can run a recipe, and plan its memory. Exit status 0: no problem."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from samr1_verl.cli.options import errors_end_the_command
+
+if TYPE_CHECKING:
+    from samr1_verl.rehearsal.rehearse import Result  # imports torch and verl
 
 
 def rehearse(
@@ -37,10 +40,7 @@ def rehearse(
     raise typer.Exit(0 if result.ok else 1)
 
 
-def _show(result: object, console: Console) -> None:
-    from samr1_verl.rehearsal.rehearse import Result
-
-    assert isinstance(result, Result)
+def _show(result: Result, console: Console) -> None:
     console.print("seconds of the parts of a step, per start:")
     for times in result.times:
         console.print("  " + "; ".join(f"{part} {', '.join(map(str, values))}" for part, values in times.items()))

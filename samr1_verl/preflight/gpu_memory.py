@@ -148,14 +148,7 @@ def _update(config: DictConfig, shape: Shape) -> list[Term]:
         if model.enable_gradient_checkpointing
         else "set actor_rollout_ref.model.enable_gradient_checkpointing=true",
     )
-    terms = [activations, max(stages, key=lambda term: term.size)]
-    terms.append(
-        Term(
-            "pixel values",
-            batch.rows * shape.image_bytes,
-            f"{batch.rows} images x {shape.patches} patches x {shape.size.patch_values} x 4 bytes",
-        )
-    )
+    terms = [activations, max(stages, key=lambda term: term.size), _pixel_values(batch, shape)]
     return [*terms, *_gathered(shape, training=True), _slack(terms)]
 
 
@@ -164,15 +157,16 @@ def _log_probs(config: DictConfig, shape: Shape) -> list[Term]:
     batches = [micro_batch(config, shape, section) for section in sections]
     batch = max(batches, key=lambda each: each.tokens)
     stages = _stages(config, shape, batch, FORWARD, LOGIT_ENTROPY, CHUNK_FORWARD)
-    terms = [max(stages, key=lambda term: term.size)]
-    terms.append(
-        Term(
-            "pixel values",
-            batch.rows * shape.image_bytes,
-            f"{batch.rows} images x {shape.patches} patches x {shape.size.patch_values} x 4 bytes",
-        )
-    )
+    terms = [max(stages, key=lambda term: term.size), _pixel_values(batch, shape)]
     return [*terms, *_gathered(shape, training=False), _slack(terms)]
+
+
+def _pixel_values(batch: MicroBatch, shape: Shape) -> Term:
+    return Term(
+        "pixel values",
+        batch.rows * shape.image_bytes,
+        f"{batch.rows} images x {shape.patches} patches x {shape.size.patch_values} x 4 bytes",
+    )
 
 
 def _saved(checkpointing: bool, tower: Tower, tokens: int) -> int:

@@ -60,7 +60,10 @@ def save_policy(config: DictConfig, rows: Sequence[Path], folder: Path, device: 
     options = dict(config.data.get("mm_processor_kwargs") or {})
     size = PolicySize(processor, prompt.policy_size, options)
     largest_wh = max((size(original_wh) for _, original_wh in chats), key=size.tokens)
-    count = lambda text: len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+
+    def count(text: str) -> int:
+        return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     form = form_of(prompt.prompt, prompt.frame, largest_wh, count, config.data.max_response_length)
 
     torch.manual_seed(seed)

@@ -161,10 +161,13 @@ def die_with_parent() -> None:
 def helper() -> Iterator[ProcessPoolExecutor]:
     """A process for work whose memory, on a GPU too, is free again afterwards. An exception or signal here ends it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the new process: waiting threads sleep
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=die_with_parent) as pool:
-        try:
-            yield pool
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=die_with_parent) as pool, contextlib.ExitStack() as interrupted:
+        interrupted.callback(_end_children)
+        yield pool
+        interrupted.pop_all()  # it came to its end
+
+
+def _end_children() -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()

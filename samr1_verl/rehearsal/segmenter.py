@@ -24,11 +24,12 @@ PUBLISHED = {
     "facebook/sam2": "sam2", "facebook/sam2.1": "sam2", "facebook/sam-vit": "sam", "facebook/sam3": "sam3_tracker",
 }  # fmt: skip
 # Encoders with few narrow layers; all other values stay as they are.
+WIDTHS = [16, 32, 64, 128]  # of the four stages of SAM 2's encoder
 SMALL_HIERA = {
     "hidden_size": 16,
     "num_attention_heads": 1,
     "blocks_per_stage": [1, 1, 2, 1],
-    "embed_dim_per_stage": [16, 32, 64, 128],
+    "embed_dim_per_stage": WIDTHS,
     "num_attention_heads_per_stage": [1, 1, 2, 2],
     "global_attention_blocks": [3],
 }
@@ -88,7 +89,7 @@ def _small(full: PretrainedConfig) -> PretrainedConfig:
     vision = values["vision_config"]
     if full.model_type == "sam2":
         vision["backbone_config"] |= SMALL_HIERA
-        vision["backbone_channel_list"] = SMALL_HIERA["embed_dim_per_stage"][::-1]  # type: ignore[index]
+        vision["backbone_channel_list"] = WIDTHS[::-1]
     elif full.model_type.startswith("sam3"):
         vision["backbone_config"] |= {**SMALL_VIT, "intermediate_size": 64}
     else:

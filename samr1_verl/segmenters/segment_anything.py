@@ -22,7 +22,6 @@ from torchvision.transforms.functional import resize
 from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.segmenters.torch_common import torch_problems
 from samr1_verl.segmenters.torch_segmenter import Features, TorchSegmenter
 
@@ -101,33 +100,21 @@ class SegmentAnythingSegmenter(TorchSegmenter):
     def _features(self, pixels: torch.Tensor) -> Features:
         return {"image_embeddings": self._model.image_encoder(pixels).float()}
 
-    def _predictions(
-        self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[torch.Tensor, float]]:
-        masks, ious = self._decoder_output(features["image_embeddings"], size, prompts)
-        scores, best = ious.float().max(dim=1)
-        for index, score in enumerate(scores.tolist()):
-            if not np.isfinite(score):
-                raise SegmenterError(
-                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32"
-                )
-            # One mask at a time: logits of the original size take the most memory here.
-            logits = masks[index, best[index]][None, None]
-            scaled = self._model.postprocess_masks(logits, self._input_size(size), size)
-            yield scaled[0, 0] > self._model.mask_threshold, score
-
     def _decoder_output(
-        self, features: torch.Tensor, size: tuple[int, int], prompts: Sequence[Prompt]
+        self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [P, C, 256, 256] and predicted IoUs [P, C] of the C masks of P prompts."""
         sparse, dense = self._model.prompt_encoder(**self._prompt_tensors(size, prompts), masks=None)
         return self._model.mask_decoder(
-            image_embeddings=features,
+            image_embeddings=features["image_embeddings"],
             image_pe=self._image_pe,
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=self._multimask,
         )
+
+    def _original_mask(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        scaled = self._model.postprocess_masks(logits, self._input_size(size), size)
+        return scaled[0, 0] > self._model.mask_threshold
 
     def _prompt_tensors(self, size: tuple[int, int], prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The decoder's inputs for P prompts of one form, as the package's predictor makes them.

@@ -16,7 +16,7 @@ import torch
 
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.segmenters.base import DevicePrediction, Embedding, Prediction
+from samr1_verl.segmenters.base import DevicePrediction, Embedding, Prediction, SegmenterError
 from samr1_verl.segmenters.torch_common import check_precision, decode_by_form, float32_as, limits_of, torch_device
 
 Features = dict[str, torch.Tensor]  # an embedding's arrays, by the same names, on the device
@@ -90,14 +90,32 @@ class TorchSegmenter(ABC):
         """The embedding's tensors for B images, [B, ...] on the device, in the dtype in which they are stored."""
 
     @abstractmethod
-    def _predictions(
+    def _decoder_output(
         self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[torch.Tensor, float]]:
-        """Mask (HxW bool on the device, original frame) and predicted IoU per prompt; the prompts have one form."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [P, C, h, w] and predicted IoUs [P, C] of the C masks of P prompts, which have one form."""
+
+    @abstractmethod
+    def _original_mask(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The mask, HxW bool on the device in the original frame, of a mask's logits [1, 1, h, w]."""
 
     @abstractmethod
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of an image of `size` (H, W) in the model's input, without padding."""
+
+    def _predictions(
+        self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[torch.Tensor, float]]:
+        """Mask (HxW bool on the device, original frame) and predicted IoU per prompt; the prompts have one form."""
+        masks, ious = self._decoder_output(features, size, prompts)
+        scores, best = ious.float().max(dim=1)
+        for index, score in enumerate(scores.tolist()):
+            if not np.isfinite(score):
+                raise SegmenterError(
+                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32"
+                )
+            # One mask at a time: logits of the original size take the most memory here.
+            yield self._original_mask(masks[index, best[index]][None, None], size), score
 
     def _check(self, image: np.ndarray) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

@@ -26,7 +26,6 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from samr1_verl.config import ConfigError, SegmenterConfig, hub_id_or_folder
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.segmenters.torch_common import torch_problems
 from samr1_verl.segmenters.torch_segmenter import Features, TorchSegmenter
 
@@ -132,20 +131,12 @@ class TransformersSegmenter(TorchSegmenter):
             for level, tensor in enumerate(tensors)
         }
 
-    def _predictions(
+    def _decoder_output(
         self, features: Features, size: tuple[int, int], prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[torch.Tensor, float]]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._decoder_inputs(features) | self._prompt_tensors(size, prompts)
         output = self._model(**inputs, multimask_output=self._multimask)
-        scores, best = output.iou_scores[0].float().max(dim=-1)
-        for index, score in enumerate(scores.tolist()):
-            if not np.isfinite(score):
-                raise SegmenterError(
-                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32"
-                )
-            # One mask at a time: logits of the original size take the most memory here.
-            logits = output.pred_masks[0, index, best[index]][None, None]
-            yield self._original_mask(logits, size), score
+        return output.pred_masks[0], output.iou_scores[0]
 
     def _decoder_inputs(self, features: Features) -> dict[str, Any]:
         levels: dict[str, list[torch.Tensor]] = {}
@@ -182,7 +173,6 @@ class TransformersSegmenter(TorchSegmenter):
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
     def _original_mask(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The mask, HxW bool in the original frame, of the decoder's logits [1, 1, h, w]."""
         padded = () if self._longest_side is None else ([self._input_size(size)],)
         (mask,) = self._processor.post_process_masks([logits.float()], [size], *padded)
         return mask[0, 0]

@@ -62,7 +62,7 @@ def get_client(segmenter: Any) -> Client:
 
 def service_problems(service: ServiceConfig) -> Iterator[str]:
     """The packages that the chosen mode needs and that are not installed, in one message."""
-    needed = {"embedded": (), "ray": ("mmh3", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
+    needed = {"embedded": (), "ray": ("mmh3", "pynvml", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         yield (
             f"samr1.segmenter.service.mode is {service.mode}, and {', '.join(missing)} is not installed. "

@@ -72,7 +72,7 @@ class Guard:
             self._ping()
 
     def _ping(self) -> None:
-        """Ask every worker for a sign of life, without waiting: a busy worker answers later, a dead one at once."""
+        """Ask every worker for a sign of life, and wait at most a second: a dead one answers at once."""
         waiting = set(self._pings.values())
         for name, actor in self._workers.items():
             if name not in waiting:

@@ -86,20 +86,21 @@ def with_text_only_batches_repaired(embed: Callable[..., Any]) -> Callable[..., 
 
     @functools.wraps(embed)
     def _get_input_embeds(model: Any, *args: Any, **kwargs: Any) -> Any:
-        return embed(_TensorVision(model), *args, **kwargs)
+        # verl's function reads nothing else of the model.
+        parts = {"config": model.config, "get_input_embeddings": model.get_input_embeddings}
+        return embed(SimpleNamespace(visual=_TensorVision(model.visual), **parts), *args, **kwargs)
 
     return _get_input_embeds
 
 
-class _TensorVision(SimpleNamespace):
-    """A view of the model whose `visual` returns a tensor; verl's function reads nothing else of the model."""
+class _TensorVision:
+    """The vision tower with a tensor as its result."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, visual: Any) -> None:
+        self._visual, self.dtype = visual, visual.dtype
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         from verl.utils.transformers_compat import unpack_visual_output
 
-        def visual(*args: Any, **kwargs: Any) -> torch.Tensor:
-            embeddings: torch.Tensor = unpack_visual_output(model.visual(*args, **kwargs))[0]
-            return embeddings
-
-        visual.dtype = model.visual.dtype  # type: ignore[attr-defined]
-        super().__init__(visual=visual, config=model.config, get_input_embeddings=model.get_input_embeddings)
+        embeddings: torch.Tensor = unpack_visual_output(self._visual(*args, **kwargs))[0]
+        return embeddings
