@@ -17,7 +17,7 @@ from samr1_verl.preflight.checks import check_micro_batches
 REF = "actor_rollout_ref.ref"
 RAY = "ray_kwargs.ray_init"
 ROLLOUTS = 32  # per step, at least
-RATE = 1.0e-4  # learning rate, see `shared`
+RATE, ADAPTER_RATE = 1.0e-4, 1.0e-3  # learning rates, see `shared`; an adapter starts as a product with zero
 LONGEST_ANSWER = 512  # tokens, without a GPU; the lessons have about 230 to 300
 STEPS = 2  # of the first start; the second start resumes and trains one more
 LOCAL_LOGGERS = ("console", "tensorboard", "file")
@@ -69,7 +69,8 @@ def shared(replacements: Replacements, run: Path) -> None:
     put("trainer.resume_mode", "auto", why)
     _batches(replacements)
     put("data.val_max_samples", 4, "few validation rows")
-    put(f"{ACTOR}.optim.lr", RATE, "one update must change the answers, or a stale rollout would not be seen")
+    rate = ADAPTER_RATE if config.actor_rollout_ref.model.get("lora_rank", 0) else RATE
+    put(f"{ACTOR}.optim.lr", rate, "one update must change the answers, or a stale rollout would not be seen")
     put(f"{ACTOR}.optim.lr_warmup_steps", 0, "the first update must have its full size")
     put(f"{ROLLOUT}.calculate_log_probs", True, "the rollout's log-probs are compared with the actor's")
     why = "greedy answers are compared before and after an update, and after the resume"

@@ -89,6 +89,12 @@ def test_vllm_without_a_gpu_is_kept_where_it_was_asked_for() -> None:
     assert "VLLM_CPU_KVCACHE_SPACE" not in dict(environment(replaced("samr1")[0]))
 
 
+@pytest.mark.parametrize(("recipe", "rate"), [("samr1", 1e-4), ("star", 1e-3)])
+def test_an_adapter_learns_faster_so_that_its_updates_change_answers(recipe: str, rate: float) -> None:
+    config, _ = replaced(recipe)
+    assert config.actor_rollout_ref.actor.optim.lr == rate
+
+
 def test_loggers_on_servers_are_left_out() -> None:
     config, _ = replaced("samr1", "trainer.logger=[console,wandb]", cpu=False)
     assert config.trainer.logger == ["console", "file"]
