@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile
 
 
 def read_image(image: Path, sha256: str, max_pixels: int | None) -> np.ndarray:
@@ -21,21 +19,12 @@ def read_image(image: Path, sha256: str, max_pixels: int | None) -> np.ndarray:
 
     Raises:
         ImageError: the file is missing, unreadable, too large, or its digest differs from `sha256`.
+        OSError: as `ImageFile.read`.
     """
-    if (actual := sha256_of(image)) != sha256:
+    file = ImageFile.read(image)
+    if file.sha256 != sha256:
         raise ImageError(
-            f"{image}: its SHA-256 is {actual}, the row says {sha256}. The file changed after the data was "
+            f"{image}: its SHA-256 is {file.sha256}, the row says {sha256}. The file changed after the data was "
             "prepared: put the original back, or prepare the data again"
         )
-    if max_pixels is not None:
-        _check_pixels(image, max_pixels)
-    return np.asarray(open_image(image))
-
-
-def _check_pixels(image: Path, limit: int) -> None:
-    with (
-        suppress(OSError, Image.DecompressionBombError),
-        Image.open(image) as header,
-    ):  # reads the header only; open_image raises for other faults
-        if header.width * header.height > limit:
-            raise ImageError(f"{image}: {header.width}x{header.height} pixels, the limit is {limit}")
+    return np.asarray(file.rgb(max_pixels))

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from samr1_verl import Samr1Error
 from samr1_verl.geometry.frames import turn_box, turn_mask
-from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import MaskError, box_of, decode_rle, encode_rle, inscribed_points
 from samr1_verl.rows.convert.options import Exif
 from samr1_verl.rows.record import Record
@@ -79,8 +79,9 @@ def _by(size_wh: tuple[int, int]) -> str:
 def open_picture(path: Path) -> Picture:
     """Decode an image file and compute its digest. Raises Flaw where the file is missing, incomplete or no image."""
     try:
-        orientation, stored_wh = orientation_of(path)
-        return Picture(path, sha256_of(path), open_image(path).size, stored_wh, orientation)
+        file = ImageFile.read(path)
+        orientation, stored_wh = file.orientation()
+        return Picture(path, file.sha256, file.rgb().size, stored_wh, orientation)
     except ImageError as error:
         raise Flaw("image", str(error)) from error
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from samr1_verl.geometry.images import ImageFile
 from samr1_verl.rows.convert.annotations import Flaw
 from samr1_verl.rows.convert.options import BoxFormat
 
@@ -22,7 +21,8 @@ def label_image(mask: Any) -> np.ndarray:
     """
     try:
         if isinstance(mask, dict) and (mask.get("bytes") or mask.get("path")):
-            with Image.open(io.BytesIO(mask["bytes"]) if mask.get("bytes") else mask["path"]) as image:
+            file = ImageFile("the mask", mask["bytes"]) if mask.get("bytes") else ImageFile.read(mask["path"])
+            with file.opened() as image:
                 labels = np.asarray(image)
         else:
             labels = np.asarray(mask)

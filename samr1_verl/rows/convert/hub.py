@@ -8,16 +8,14 @@ RLE, of one object or a list of objects), or a box. Images inside the data set a
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-
 from samr1_verl.geometry.frames import turn_mask
+from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.rows.convert.annotations import (
     Flaw,
@@ -123,9 +121,10 @@ class HubConvert:
             return open_picture(Path(image["path"]))
         data = image["bytes"]
         try:
-            suffix = (Image.open(io.BytesIO(data)).format or "image").lower()
-        except (UnidentifiedImageError, OSError) as error:
-            raise Flaw("image", f"its {len(data)} bytes are not an image ({error})") from error
+            with ImageFile(f"an image of {len(data)} bytes", data).opened() as picture:
+                suffix = (picture.format or "image").lower()
+        except ImageError as error:
+            raise Flaw("image", str(error)) from error
         path = self.folder / "images" / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
         if not path.is_file():
             with complete(path) as partial:

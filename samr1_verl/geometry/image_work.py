@@ -1,0 +1,85 @@
+"""Limits of the work that an image file costs before its pixels: parts that a decoder walks through one by one.
+
+The number of pixels does not bound this work. A progressive JPEG of 0.3 MB with 2,000 scans takes Pillow a minute, and
+a TIFF file of 60 MB with 30 million offsets takes 1.5 GB. Photographs stay far below each limit.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# As libtiff's own limit for JPEG data in TIFF files. Encoders write about ten.
+JPEG_SCANS = 100
+# Segments before the first scan; a colour profile or an extended XMP packet takes one for each 64 kB.
+JPEG_SEGMENTS = 2_000
+JPEG_JUNK = 65_536  # bytes that are skipped before the first scan
+PNG_CHUNKS = 65_536  # those with pixels often hold 8 kB
+PNG_OTHER_CHUNKS = 1_000  # chunks without pixels; libpng's own limit
+TIFF_VALUES = 262_144  # values per field: offsets of 50 megapixels in tiles of 16x16
+TIFF_TEXT = 1 << 26  # bytes per field of text or raw bytes
+_PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM"
+_JPEG_ALONE = (0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE))  # markers without a length, for Pillow
+_TIFF_BYTES = (1, 2, 6, 7)  # types of fields that hold bytes or text
+
+
+def excess_of(content: bytes) -> str | None:
+    """The reason why decoding an image file's bytes takes too much work, or None. Reads each part's header at most."""
+    if content.startswith(_JPEG):
+        return _jpeg_excess(content)
+    if content.startswith(_PNG):
+        return _png_excess(content)
+    if content.startswith(_BMP) and content[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+        return "a BMP file with run lengths, which Pillow decodes in Python"
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _tiff_excess(content)
+    return None
+
+
+def _jpeg_excess(content: bytes) -> str | None:
+    # In coded pixels a byte 0xFF is followed by 0 or by a restart marker, so this counts scans, and those of a
+    # thumbnail in the metadata.
+    if (scans := content.count(b"\xff\xda")) > JPEG_SCANS:
+        return f"{scans} scans, the limit is {JPEG_SCANS}"
+    position, steps, junk = 2, 0, 0
+    while 0 <= (start := content.find(b"\xff", position)) < len(content) - 3 and content[start + 1] != 0xDA:
+        steps, junk = steps + 1, junk + start - position
+        if steps > JPEG_SEGMENTS or junk > JPEG_JUNK:
+            return f"more than {JPEG_SEGMENTS} segments, or {JPEG_JUNK} bytes of no segment, before its pixels"
+        marker, length = content[start + 1], int.from_bytes(content[start + 2 : start + 4], "big")
+        if marker == 0xFF:  # fill byte
+            position = start + 1
+        elif marker in _JPEG_ALONE:
+            position = start + 2
+        else:
+            position = start + 2 + max(2, length)
+    return None
+
+
+def _png_excess(content: bytes) -> str | None:
+    position, chunks, others = len(_PNG), 0, 0
+    while position + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        chunks, others = chunks + 1, others + (kind != b"IDAT")
+        if chunks > PNG_CHUNKS or others > PNG_OTHER_CHUNKS:
+            return f"more than {PNG_CHUNKS} chunks, or {PNG_OTHER_CHUNKS} without pixels"
+        position += 12 + length
+    return None
+
+
+def _tiff_excess(content: bytes) -> str | None:
+    """Fields of the first directory, the only one that is read, that are too long. Faults are left to the decoder."""
+    order, big = "<" if content.startswith(b"II") else ">", content[2:4] in (b"+\0", b"\0+")
+    head, number, entry = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
+    try:
+        (start,) = struct.unpack_from(order + head, content, 8 if big else 4)
+        (fields,) = struct.unpack_from(order + number, content, start)
+        start += struct.calcsize(number)
+        step = struct.calcsize(order + entry)
+        for index in range(min(fields, 65_536)):
+            tag, kind, count, _ = struct.unpack_from(order + entry, content, start + index * step)
+            limit = TIFF_TEXT if kind in _TIFF_BYTES else TIFF_VALUES
+            if count > limit:
+                return f"{count} values in its field {tag}, the limit is {limit}"
+    except (struct.error, OverflowError):
+        return None
+    return f"{fields} fields" if fields > 65_536 else None
