@@ -109,12 +109,14 @@ def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Ex
     ) -> dict[str, Any]:
         """The policy's answer about the image file in the request's body."""
         body = await request.body()
-        path, _ = await images.add(hashlib.sha256(body).hexdigest(), _once(body))
-        began = time.monotonic()
-        async with turn:
-            sample = await predictor.predict(path, sentence.strip())
-        gallery = Gallery(images=1, long_side=LONG_SIDE)
-        shown = await asyncio.to_thread(gallery.sample, sample)
+        sha256 = hashlib.sha256(body).hexdigest()
+        with images.held(sha256):
+            path, _ = await images.add(sha256, _once(body))
+            began = time.monotonic()
+            async with turn:
+                sample = await predictor.predict(path, sentence.strip())
+            gallery = Gallery(images=1, long_side=LONG_SIDE)
+            shown = await asyncio.to_thread(gallery.sample, sample)
         return {**gallery.as_json(), "sample": shown, "seconds": time.monotonic() - began}
 
 

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,11 +92,21 @@ class Embeddings:
         finally:
             self._tally.add(wait_seconds=counted * (time.perf_counter() - started))
 
-    def prefetch(self, image: Path | None, sha256: str) -> None:
-        """Queue the encode of an image that later requests will name. Returns at once."""
+    def prefetch(self, image: Path | None, sha256: str, done: Callable[[], None] | None = None) -> None:
+        """Queue the encode of an image that later requests will name. Returns at once.
+
+        `done` is called when the encode ended, or at once where the embedding is in memory.
+        """
+        encode = None
         with self._lock:
-            if sha256 not in self._memory and sha256 not in self._encodes:
-                self._queue(image, sha256, Priority.AHEAD)
+            if sha256 not in self._memory:
+                encode = self._encodes.get(sha256) or self._queue(image, sha256, Priority.AHEAD)
+        if done is None:
+            return
+        if encode is None:
+            done()
+        else:
+            encode.future.add_done_callback(lambda _: done())
 
     def nbytes(self) -> int:
         """Size of the embeddings in memory."""

@@ -7,7 +7,7 @@ free. Requests may come from any thread and any event loop. `prefetch` starts an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,12 +83,15 @@ class Engine:
         embedding = await self._embeddings.get(_path(image), sha256)
         return await self._decodes.answer(_path(image), sha256, embedding, prompts, truth)
 
-    async def prefetch(self, image: str | Path | None, sha256: str) -> None:
+    async def prefetch(self, image: str | Path | None, sha256: str, done: Callable[[], None] | None = None) -> None:
         """Queue the encode of an image that later requests will name, behind all work that a request waits for.
 
         Returns at once. A failed encode is logged, and the request for the image encodes it again.
+
+        Args:
+            done: called, in any thread, when the image is no longer needed: its embedding is made, or failed.
         """
-        self._embeddings.prefetch(_path(image), sha256)
+        self._embeddings.prefetch(_path(image), sha256, done)
 
     async def size(self, image: str | Path | None, sha256: str) -> tuple[int, int]:
         """(H, W) of an image. Encodes it where needed; the call is not in the counters. Raises as `segment`."""

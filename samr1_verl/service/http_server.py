@@ -27,7 +27,7 @@ from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.embeddings import UnknownImageError
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.guard import Guard, error_response
-from samr1_verl.service.images import Images, OutsideRootsError
+from samr1_verl.service.images import Images, OutsideRootsError, UploadsFullError, UploadTooLargeError
 from samr1_verl.service.wire import (
     Accepted,
     Digest,
@@ -35,7 +35,6 @@ from samr1_verl.service.wire import (
     ErrorCode,
     Health,
     ImageAnswer,
-    ImageRef,
     PrefetchRequest,
     SegmentAnswer,
     SegmentRequest,
@@ -49,6 +48,8 @@ REFUSALS: tuple[tuple[type[Exception], int, ErrorCode], ...] = (
     (OutsideRootsError, 403, "outside_roots"),
     (ImageError, 422, "image"),
     (MaskError, 422, "truth"),
+    (UploadTooLargeError, 413, "body_too_large"),
+    (UploadsFullError, 503, "busy"),
     (SegmenterError, 500, "segmenter"),
 )
 
@@ -88,15 +89,16 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
 
 
 def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: CollectorRegistry, limits: Limits) -> None:
-    async def find(image: ImageRef) -> Path | None:
-        return await asyncio.to_thread(images.find, image.path, image.sha256)
-
     @app.post("/v1/segment")
     async def segment(request: SegmentRequest) -> SegmentAnswer:
         """Masks of prompts, their overlap with the true masks, or both."""
         if request.truth is None and not request.masks:
             raise HTTPException(422, "nothing is asked for: set truth, masks or both")
-        path, sha256 = await find(request.image), request.image.sha256
+        async with images.use(request.image.path, request.image.sha256) as path:
+            return await answer_about(path, request)
+
+    async def answer_about(path: Path | None, request: SegmentRequest) -> SegmentAnswer:
+        sha256 = request.image.sha256
         size = await engine.size(path, sha256)
         for index, prompt in enumerate(request.prompts):
             if not prompt.within(size):
@@ -119,8 +121,14 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
     @app.post("/v1/prefetch", status_code=202)
     async def prefetch(request: PrefetchRequest) -> Accepted:
         """Start to encode an image that later requests will name."""
-        await engine.prefetch(await find(request.image), request.image.sha256)
+        sha256 = request.image.sha256
+        async with images.use(request.image.path, sha256) as path:
+            await encode_ahead(path, sha256)
         return Accepted()
+
+    async def encode_ahead(path: Path | None, sha256: str) -> None:
+        images.hold(sha256)  # until its embedding is made
+        await engine.prefetch(path, sha256, lambda: images.release(sha256))
 
     @app.put(
         "/v1/images/{sha256}",
@@ -129,8 +137,9 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
     )
     async def upload(sha256: Digest, request: Request) -> ImageAnswer:
         """Upload an image file that the server cannot read by path, and start to encode it."""
-        path, size = await images.add(sha256, request.stream())
-        await engine.prefetch(path, sha256)
+        with images.held(sha256):
+            path, size = await images.add(sha256, request.stream())
+            await encode_ahead(path, sha256)
         return ImageAnswer(sha256=sha256, size=size)
 
     @app.get("/health")
@@ -151,7 +160,7 @@ def add_refusals(app: FastAPI) -> None:
     for kind, status, code in REFUSALS:
 
         async def refuse(_: Request, error: Exception, status: int = status, code: ErrorCode = code) -> Response:
-            return error_response(status, code, str(error))
+            return error_response(status, code, str(error), {"Retry-After": "1"} if status == 503 else None)
 
         app.add_exception_handler(kind, refuse)
 
