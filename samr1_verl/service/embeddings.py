@@ -188,8 +188,12 @@ class Embeddings:
                     f"the image with SHA-256 {sha256} is not known here. Upload it, or send its path"
                 )
             return read_image(image, sha256, self._max_pixels)
-        except Exception as error:
+        except ImageError as error:
             return error
+        except Exception as error:  # a fault of the machine, such as too many open files: another attempt may succeed
+            fault = SegmenterError(f"{image}: not read ({error})")
+            fault.__cause__ = error
+            return fault
 
     def _encode(self, images: Sequence[tuple[_Encode, np.ndarray]]) -> list[Embedding | Exception]:
         started = time.perf_counter()
@@ -206,11 +210,20 @@ class Embeddings:
             fault.__cause__ = error
             return [fault]
         self._tally.add(encodes=len(images), encode_seconds=time.perf_counter() - started)
-        embeddings = [halved(embedding) for embedding in embeddings] if self._halve else embeddings
+        return [self._kept(encode, embedding) for (encode, _), embedding in zip(images, embeddings, strict=True)]
+
+    def _kept(self, encode: _Encode, embedding: Embedding) -> Embedding | SegmenterError:
+        """A new embedding in the form in which it is kept, after it is stored in the folder; or its fault."""
+        if (name := embedding.not_finite()) is not None:
+            return SegmenterError(
+                f"{encode.image}: {self._segmenter.identity} made an embedding whose array {name} has values that are "
+                "no numbers. Set samr1.segmenter.dtype and encoder_precision to float32; if they are, get the weights "
+                "again"
+            )
+        embedding = halved(embedding) if self._halve else embedding
         if self._folder is not None:
-            for (encode, _), embedding in zip(images, embeddings, strict=True):
-                self._folder.put(encode.sha256, embedding)
-        return list(embeddings)
+            self._folder.put(encode.sha256, embedding)
+        return embedding
 
     def _encoder(self, images: Sequence[np.ndarray]) -> list[Embedding]:
         if len(images) > 1:
