@@ -1,0 +1,220 @@
+"""Hostile image files: each is refused with its name, at once, without more memory than an image takes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import socket
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import EpsImagePlugin, Image, ImageOps
+
+from samr1_verl.geometry import images
+from samr1_verl.geometry.images import FORMATS, ImageError, ImageFile, open_image, sha256_of
+from samr1_verl.segmenters import Prompt, SegmenterError
+from samr1_verl.service.source import read_image
+from tests.attack.mutate_images import accepted_files, foreign_files
+from tests.attack.mutations import run
+from tests.service.fake import BoxSegmenter, image_file
+
+BOX = Prompt((2, 1, 8, 5))
+
+
+def test_500_mutated_files_are_read_or_refused():
+    report = run("tests.attack.mutate_images", 500, seed=0)
+    assert report.escapes == []
+    assert report.outcomes["accepted"] > 50 and report.outcomes["refused"] > 200
+    assert report.peak < 400e6
+
+
+def test_the_count_of_mutations_sees_exceptions_crashes_and_hangs():
+    report = run("tests.attack.mutate_badly", 8, seed=0, seconds=1)
+    assert report.outcomes == {"accepted": 4, "refused": 1, "escaped": 3}
+    assert report.escapes == [
+        "input 2: KeyError: 'second'",
+        "input 4: the process ended with -6",
+        "input 6: no answer in 1 s",
+    ]
+
+
+@pytest.fixture(params=["fifo", "device", "folder", "socket", "loop", "long", "null", "inside"])
+def no_file(request, tmp_path: Path) -> str:
+    path = tmp_path / request.param
+    if request.param == "fifo":
+        os.mkfifo(path)
+    elif request.param == "folder":
+        path.mkdir()
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    elif request.param == "loop":
+        path.symlink_to(path)
+    elif request.param == "device":
+        path.symlink_to("/dev/zero")
+    elif request.param == "inside":  # a file where a folder should be
+        (tmp_path / "file").write_bytes(b"")
+        return str(tmp_path / "file" / "a.png")
+    return {"long": str(tmp_path / ("x" * 300)), "null": f"{tmp_path}/a\0.png"}.get(request.param, str(path))
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(no_file):
+    for read in (open_image, sha256_of, ImageFile.read, lambda path: read_image(path, "0" * 64, None)):
+        with pytest.raises(ImageError) as caught:
+            read(no_file)
+        assert no_file in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+    path, _ = image_file(tmp_path, 7)
+    path.chmod(0)
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)  # root reads everything
+    try:
+        for read in (open_image, sha256_of):
+            with pytest.raises(ImageError, match=r"7\.png: unreadable .*Permission denied"):
+                read(path)
+    finally:
+        os.seteuid(own)
+
+
+def test_a_file_beyond_the_limit_of_bytes_is_refused_unread(tmp_path):
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(1 << 40)  # takes no space
+    with pytest.raises(ImageError, match=r"large\.png: larger than"):
+        open_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("content", foreign_files(), ids=lambda content: repr(content[:8]))
+def test_other_formats_are_refused_before_their_reader_runs(content, tmp_path, monkeypatch):
+    def executed(*_):
+        raise AssertionError("Ghostscript")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", executed)
+    with Image.open(io.BytesIO(content)) as image:  # Pillow itself opens it
+        assert image.format not in (*FORMATS, "MPO")
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(
+        ImageError, match=r"a\.png: unreadable as an image \(it is none of JPEG, PNG, WEBP, BMP, TIFF\)"
+    ):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("content", accepted_files(), ids=range(len(accepted_files())))
+def test_the_formats_of_data_sets_are_read_as_pillow_reads_them(content):
+    with Image.open(io.BytesIO(content)) as image:
+        turned = ImageOps.exif_transpose(image)
+        expected = turned.convert("RGB") if not turned.mode.startswith("I") else None
+    found = ImageFile("a", content).rgb()
+    assert found.mode == "RGB" and found.size == turned.size
+    assert expected is None or found.tobytes() == expected.tobytes()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(before: bytes = b"", pixels: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0))
+    pixels = pixels or chunk(b"IDAT", zlib.compress(b"\0" * 14))
+    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + chunk(b"IEND", b"")
+
+
+def jpeg(before: bytes = b"", scans: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:2] + before + content[2:-2] + last * scans + content[-2:]
+
+
+def tiff(field: int, kind: int, count: int, rest: bytes = b"") -> bytes:
+    fields = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: 8, 279: 64}
+    entries = [(tag, 3, 1, value) for tag, value in fields.items() if tag != field] + [(field, kind, count, 200)]
+    directory = b"".join(struct.pack("<HHIHH", *entry, 0) for entry in sorted(entries))
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory).ljust(200, b"\0") + rest
+
+
+def bmp_with_runs() -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 2000, 0, 0, 54 + 1024) + header + b"\0" * 1024 + b"\1\0" * 4096
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (jpeg(scans=200), "206 scans, the limit is 100"),
+        (jpeg(b"\xff\xe1\0\x02" * 3000), "more than 2000 segments"),
+        (jpeg(b"\xff\xff" * 3000), "more than 2000 segments"),
+        (jpeg(b"\xff\x00" * 3000), "more than 2000 segments"),
+        (jpeg(b"\xff\xd9" + b"\0" * 70_000), "65536 bytes of no segment"),
+        (png(chunk(b"tEXt", b"a\0b") * 2000), "1000 without pixels"),
+        (png(chunk(b"abCd", b"") * 2000), "1000 without pixels"),
+        (png(pixels=chunk(b"IDAT", b"") * 70_000), "more than 65536 chunks"),
+        (png(chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
+        (png(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
+        (tiff(273, 3, 30_000_000), "30000000 values in its field 273"),
+        (tiff(258, 3, 2**32 - 1), "4294967295 values in its field 258"),
+        (tiff(34675, 7, 2**32 - 1), "4294967295 values in its field 34675"),
+        (bmp_with_runs(), "run lengths"),
+        (b"\xff\xd8\xff", "it is none of"),
+        (b"", "it is none of"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_that_cost_more_than_their_pixels_are_refused(content, message, tmp_path):
+    (tmp_path / "bomb").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"bomb: unreadable as an image \(.*{message}"):
+        open_image(tmp_path / "bomb")
+
+
+def test_ordinary_metadata_is_no_bomb():
+    segments = b"\xff\xe2" + struct.pack(">H", 60_002) + b"x" * 60_000
+    assert ImageFile("a", jpeg(segments * 100)).rgb().size == (64, 64)  # a colour profile of 6 MB
+    assert ImageFile("a", png(chunk(b"tEXt", b"a\0b") * 900)).rgb().size == (2, 2)
+
+
+def test_the_number_of_pixels_is_checked_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda *_, **__: pytest.fail("decoded"))
+    for content in accepted_files():
+        with pytest.raises(ImageError, match="the limit is 100"):
+            ImageFile("a", content).rgb(100)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), struct.error("short"), zlib.error("broken"), RecursionError(), OverflowError(), KeyError(3)],
+)
+def test_every_exception_of_pillow_is_an_image_error(fault, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", fail)
+    path, _ = image_file(tmp_path, 7)
+    with pytest.raises(ImageError, match=r"7\.png: unreadable as an image \(.+\)"):
+        open_image(path)
+
+
+def test_digest_and_pixels_are_of_the_same_bytes(tmp_path):
+    path, digest = image_file(tmp_path, 7)
+    file = ImageFile.read(path)
+    image_file(tmp_path, 9)[0].replace(path)
+    assert file.sha256 == digest and file.rgb().getpixel((0, 0)) == (7, 7, 7)
+
+
+async def test_too_many_open_files_are_a_fault_of_the_service_and_not_of_the_image(make_engine, monkeypatch, tmp_path):
+    path, digest = image_file(tmp_path, 7)
+    engine = make_engine(BoxSegmenter())
+
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "open_regular", full)
+        with pytest.raises(SegmenterError, match=r"7\.png: not read .*Too many open files"):
+            await engine.segment(path, digest, [BOX])
+    assert len(await engine.segment(path, digest, [BOX])) == 1
