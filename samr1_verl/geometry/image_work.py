@@ -6,11 +6,12 @@ a TIFF file of 60 MB with 30 million offsets takes 1.5 GB. Photographs stay far 
 
 from __future__ import annotations
 
+import re
 import struct
 
 # As libtiff's own limit for JPEG data in TIFF files. Encoders write about ten.
 JPEG_SCANS = 100
-# Segments before the first scan; a colour profile or an extended XMP packet takes one for each 64 kB.
+# Segments, of which a colour profile or an extended XMP packet takes one for each 64 kB.
 JPEG_SEGMENTS = 2_000
 JPEG_JUNK = 65_536  # bytes that are skipped before the first scan
 PNG_CHUNKS = 65_536  # those with pixels often hold 8 kB
@@ -19,6 +20,8 @@ TIFF_VALUES = 262_144  # values per field: offsets of 50 megapixels in tiles of 
 TIFF_TEXT = 1 << 26  # bytes per field of text or raw bytes
 _PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM"
 _JPEG_ALONE = (0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE))  # markers without a length, for Pillow
+_JPEG_ANY = re.compile(rb"\xff[\x00-\xff]")
+_JPEG_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # coded pixels have 0xFF before 0 and restart markers only
 _TIFF_BYTES = (1, 2, 6, 7)  # types of fields that hold bytes or text
 
 
@@ -36,22 +39,23 @@ def excess_of(content: bytes) -> str | None:
 
 
 def _jpeg_excess(content: bytes) -> str | None:
-    # In coded pixels a byte 0xFF is followed by 0 or by a restart marker, so this counts scans, and those of a
-    # thumbnail in the metadata.
-    if (scans := content.count(b"\xff\xda")) > JPEG_SCANS:
-        return f"{scans} scans, the limit is {JPEG_SCANS}"
-    position, steps, junk = 2, 0, 0
-    while 0 <= (start := content.find(b"\xff", position)) < len(content) - 3 and content[start + 1] != 0xDA:
-        steps, junk = steps + 1, junk + start - position
-        if steps > JPEG_SEGMENTS or junk > JPEG_JUNK:
-            return f"more than {JPEG_SEGMENTS} segments, or {JPEG_JUNK} bytes of no segment, before its pixels"
-        marker, length = content[start + 1], int.from_bytes(content[start + 2 : start + 4], "big")
-        if marker == 0xFF:  # fill byte
-            position = start + 1
-        elif marker in _JPEG_ALONE:
-            position = start + 2
+    position, segments, scans, junk = 2, 0, 0, 0
+    while (marker := (_JPEG_IN_SCAN if scans else _JPEG_ANY).search(content, position)) is not None:
+        kind, segments = marker[0][1], segments + 1
+        junk += 0 if scans else marker.start() - position
+        scans += kind == 0xDA
+        if scans > JPEG_SCANS:
+            return f"more than {JPEG_SCANS} scans"
+        if segments > JPEG_SEGMENTS or junk > JPEG_JUNK:
+            return f"more than {JPEG_SEGMENTS} segments, or {JPEG_JUNK} bytes of no segment"
+        if scans and kind == 0xD9:  # the end; a camera may have appended a film
+            return None
+        if kind == 0xFF:  # fill byte
+            position = marker.start() + 1
+        elif kind in _JPEG_ALONE:
+            position = marker.end()
         else:
-            position = start + 2 + max(2, length)
+            position = marker.end() + max(2, int.from_bytes(content[marker.end() : marker.end() + 2], "big"))
     return None
 
 
