@@ -103,7 +103,8 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
         for index, prompt in enumerate(request.prompts):
             if not prompt.within(size):
                 raise HTTPException(422, f"prompts.{index} lies outside the image of {size[1]}x{size[0]} pixels")
-        prompts, answer = [prompt.prompt() for prompt in request.prompts], SegmentAnswer(size=size)
+        prompts = [prompt.prompt() for prompt in request.prompts]
+        answer = SegmentAnswer(segmenter=engine.identity, size=size)
         if request.truth is not None:
             overlap = await engine.overlap(path, sha256, prompts, request.truth)
             pixels = overlap.pixels
@@ -124,7 +125,7 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
         sha256 = request.image.sha256
         async with images.use(request.image.path, sha256) as path:
             await encode_ahead(path, sha256)
-        return Accepted()
+        return Accepted(segmenter=engine.identity)
 
     async def encode_ahead(path: Path | None, sha256: str) -> None:
         images.hold(sha256)  # until its embedding is made
@@ -140,7 +141,7 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
         with images.held(sha256):
             path, size = await images.add(sha256, request.stream())
             await encode_ahead(path, sha256)
-        return ImageAnswer(sha256=sha256, size=size)
+        return ImageAnswer(segmenter=engine.identity, sha256=sha256, size=size)
 
     @app.get("/health")
     async def health() -> Health:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
@@ -17,6 +17,8 @@ MAX_PROMPTS = 256  # per request
 MAX_POINTS = 1000  # per prompt
 Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file")]
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(H, W) of the image")]
+Identity = Annotated[str, Field(min_length=1, max_length=1000, description="identity of weights and preprocessing")]
 
 
 class _Wire(BaseModel):
@@ -84,7 +86,7 @@ class PrefetchRequest(_Wire):
 class WirePrediction(_Wire):
     """The mask of one prompt and the IoU that the segmenter predicts for it."""
 
-    score: float = Field(description="predicted IoU")
+    score: FiniteFloat = Field(description="predicted IoU")
     mask: str = Field(description="compressed COCO RLE counts of the image's size")
 
 
@@ -95,27 +97,30 @@ class WireOverlap(_Wire):
     union: NonNegativeInt = Field(description="pixels")
     ignored: NonNegativeInt = Field(description="pixels that do not count")
     ignored_predicted: NonNegativeInt = Field(description="ignored pixels that are in the prompts' masks")
-    iou: NonNegativeFloat = Field(description="0 where the union is empty")
-    score: float = Field(description="mean of the IoUs that the segmenter predicts")
+    iou: float = Field(ge=0, le=1, description="0 where the union is empty")
+    score: FiniteFloat = Field(description="mean of the IoUs that the segmenter predicts")
 
 
 class SegmentAnswer(_Wire):
-    size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) of the image")
+    segmenter: Identity
+    size: Size
     predictions: list[WirePrediction] | None = None
     overlap: WireOverlap | None = None
 
 
 class ImageAnswer(_Wire):
+    segmenter: Identity
     sha256: Digest
-    size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) of the image")
+    size: Size
 
 
 class Accepted(_Wire):
+    segmenter: Identity
     accepted: Literal[True] = True
 
 
 class Health(_Wire):
-    segmenter: str = Field(description="identity of weights and preprocessing")
+    segmenter: Identity
     busy_seconds: float = Field(description="seconds since the running computation started; 0: idle")
 
 

@@ -86,7 +86,11 @@ async def test_an_uploaded_image_is_known_by_its_digest(server, image, tmp_path)
     path, digest = image_file(tmp_path, 9)
     await refused(server, 404, "unknown_image", digest, json=body_of({"sha256": digest}))
     answer = await server.put(f"/v1/images/{digest}", content=path.read_bytes())
-    assert answer.status_code == 201 and answer.json() == {"sha256": digest, "size": [10, 20]}
+    assert answer.status_code == 201 and answer.json() == {
+        "segmenter": "boxes/1",
+        "sha256": digest,
+        "size": [10, 20],
+    }
     await alive(server, {"sha256": digest})
 
 
