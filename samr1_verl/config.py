@@ -82,6 +82,11 @@ class HttpServiceConfig(_Section):
     addresses: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
         strict=False, min_length=1, description="such as http://10.0.0.5:8765; requests for an image go to one address"
     )
+    identity: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the servers' segmenter, as /health names it; null: a process takes its first answer's",
+    )
 
 
 class ServiceConfig(_Section):
