@@ -12,10 +12,12 @@ import struct
 # As libtiff's own limit for JPEG data in TIFF files. Encoders write about ten.
 JPEG_SCANS = 100
 # Segments, of which a colour profile or an extended XMP packet takes one for each 64 kB.
-JPEG_SEGMENTS = 2_000
+JPEG_SEGMENTS = 500
 JPEG_JUNK = 65_536  # bytes that are skipped before the first scan
 PNG_CHUNKS = 65_536  # those with pixels often hold 8 kB
 PNG_OTHER_CHUNKS = 1_000  # chunks without pixels; libpng's own limit
+PNG_OTHER_BYTES = 1 << 24
+EXIF_BYTES = 1 << 20  # one segment of a JPEG file has 65,536; each value becomes a Python object
 TIFF_VALUES = 262_144  # values per field: offsets of 50 megapixels in tiles of 16x16
 TIFF_TEXT = 1 << 26  # bytes per field of text or raw bytes
 _PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM"
@@ -39,7 +41,7 @@ def excess_of(content: bytes) -> str | None:
 
 
 def _jpeg_excess(content: bytes) -> str | None:
-    position, segments, scans, junk = 2, 0, 0, 0
+    position, segments, scans, junk, exif = 2, 0, 0, 0, 0
     while (marker := (_JPEG_IN_SCAN if scans else _JPEG_ANY).search(content, position)) is not None:
         kind, segments = marker[0][1], segments + 1
         junk += 0 if scans else marker.start() - position
@@ -55,17 +57,23 @@ def _jpeg_excess(content: bytes) -> str | None:
         elif kind in _JPEG_ALONE:
             position = marker.end()
         else:
-            position = marker.end() + max(2, int.from_bytes(content[marker.end() : marker.end() + 2], "big"))
+            length = max(2, int.from_bytes(content[marker.end() : marker.end() + 2], "big"))
+            position = marker.end() + length
+            exif += length if kind == 0xE1 and content[marker.end() + 2 : marker.end() + 6] == b"Exif" else 0
+            if exif > EXIF_BYTES:
+                return f"more than {EXIF_BYTES} bytes of EXIF data"
     return None
 
 
 def _png_excess(content: bytes) -> str | None:
-    position, chunks, others = len(_PNG), 0, 0
+    position, chunks, others, size = len(_PNG), 0, 0, 0
     while position + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
-        chunks, others = chunks + 1, others + (kind != b"IDAT")
-        if chunks > PNG_CHUNKS or others > PNG_OTHER_CHUNKS:
-            return f"more than {PNG_CHUNKS} chunks, or {PNG_OTHER_CHUNKS} without pixels"
+        chunks += 1
+        if kind != b"IDAT":
+            others, size = others + 1, size + length
+        if chunks > PNG_CHUNKS or others > PNG_OTHER_CHUNKS or size > PNG_OTHER_BYTES:
+            return f"more than {PNG_CHUNKS} chunks, or {PNG_OTHER_CHUNKS} or {PNG_OTHER_BYTES} bytes without pixels"
         position += 12 + length
     return None
 

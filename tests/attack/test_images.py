@@ -140,6 +140,12 @@ def tiff(field: int, kind: int, count: int, rest: bytes = b"") -> bytes:
     return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory).ljust(200, b"\0") + rest
 
 
+def webp_with_exif(size: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP", exif=b"Exif\0\0" + b"\0" * size)
+    return buffer.getvalue()
+
+
 def bmp_with_runs() -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 2000, 0, 0, 54 + 1024) + header + b"\0" * 1024 + b"\1\0" * 4096
@@ -149,12 +155,15 @@ def bmp_with_runs() -> bytes:
     ("content", "message"),
     [
         (jpeg(scans=200), "more than 100 scans"),
-        (jpeg(b"\xff\xe1\0\x02" * 3000), "more than 2000 segments"),
-        (jpeg(b"\xff\xff" * 3000), "more than 2000 segments"),
-        (jpeg(b"\xff\x00" * 3000), "more than 2000 segments"),
+        (jpeg(b"\xff\xe1\0\x02" * 3000), "more than 500 segments"),
+        (jpeg(b"\xff\xff" * 3000), "more than 500 segments"),
+        (jpeg(b"\xff\x00" * 3000), "more than 500 segments"),
+        (jpeg((b"\xff\xe1\xff\xffExif\0\0" + b"\0" * 65527) * 20), "more than 1048576 bytes of EXIF data"),
+        (webp_with_exif(2_000_000), "more than 1048576 bytes of EXIF data"),
+        (png(chunk(b"eXIf", b"\0" * 20_000_000)), "16777216 bytes without pixels"),
         (jpeg(b"\xff\xd9" + b"\0" * 70_000), "65536 bytes of no segment"),
-        (png(chunk(b"tEXt", b"a\0b") * 2000), "1000 without pixels"),
-        (png(chunk(b"abCd", b"") * 2000), "1000 without pixels"),
+        (png(chunk(b"tEXt", b"a\0b") * 2000), "1000 or 16777216 bytes without pixels"),
+        (png(chunk(b"abCd", b"") * 2000), "1000 or 16777216 bytes without pixels"),
         (png(pixels=chunk(b"IDAT", b"") * 70_000), "more than 65536 chunks"),
         (png(chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
         (png(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
