@@ -161,6 +161,7 @@ async def test_an_upload_that_is_removed_while_its_encode_waits_is_asked_for_aga
         async with images.use(None, "0" * 64) as path:
             assert path is None
             raise ImageError("gone: no such image")
+    images._folder.cleanup()
 
 
 async def test_a_file_that_the_server_may_not_read_is_asked_for(serve, tmp_path):
