@@ -15,13 +15,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
+from samr1_verl.config import HttpServiceConfig
 from samr1_verl.geometry.images import ImageError
+from samr1_verl.segmenters import Prompt
 from samr1_verl.service.embeddings import UnknownImageError
+from samr1_verl.service.http_client import HttpClient
 from samr1_verl.service.http_server import Limits, create_app
 from samr1_verl.service.images import Images
 from tests.service.fake import BoxSegmenter, image_file
+from tests.service.servers import free_port
 
 BYTES = 3000  # at most, of each image here
 
@@ -212,3 +217,22 @@ async def test_the_server_answers_others_while_it_reads_an_uploads_header(serve,
         await asyncio.sleep(0.1)
         assert (await server.get("/health")).status_code == 200 and not running.done()
         assert (await running).status_code == 201
+
+
+@pytest.mark.parametrize("cache_bytes", [20_000, 1])  # 1: no embedding is kept, so every answer needs the upload
+async def test_the_client_gets_every_answer_of_a_server_with_little_space(make_engine, tmp_path, cache_bytes):
+    app = create_app(make_engine(BoxSegmenter(seconds=0.01), cache_bytes), [], None, Limits(upload_bytes=300))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        config = HttpServiceConfig(addresses=[f"http://127.0.0.1:{port}"])
+        client = HttpClient(config, timeout_s=60, attempt_s=20)
+        images = [image_file(tmp_path, grey) for grey in range(10)]  # about 80 bytes each: three fit
+        answers = await asyncio.gather(*(client.segment(*image, [Prompt((2, 1, 8, 5))]) for image in images))
+        assert [prediction.mask.sum() for (prediction,) in answers] == [24] * 10
+    finally:
+        server.should_exit = True
+        await serving
