@@ -77,7 +77,7 @@ class ImageFile:
         """
         with _as_image_error(path), open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
+            content = file.read(size + 1) if size <= MAX_BYTES else b""
             if size > MAX_BYTES or len(content) > MAX_BYTES:
                 raise ImageError(f"{path}: larger than {MAX_BYTES} bytes, the limit of an image file")
             return cls(path, content)
