@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -33,3 +34,12 @@ def open_regular(path: str | Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_regular(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises OSError and ValueError as `open_regular`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, the limit is {limit}")
+        return file.read(size)  # of that many bytes: a read allocates as many as it is asked for

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samr1_verl import Samr1Error
-from samr1_verl.geometry.files import open_regular
+from samr1_verl.geometry.files import open_regular, read_regular
 from samr1_verl.geometry.image_work import EXIF_BYTES, excess_of
 
 # Pillow knows forty formats more. One of them, PostScript, is a program that another program executes.
@@ -75,12 +74,8 @@ class ImageFile:
             ImageError: the file is missing, not readable, no regular file, or too large.
             OSError: this process has too many open files, or another fault of the machine that may pass.
         """
-        with _as_image_error(path), open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(size + 1) if size <= MAX_BYTES else b""
-            if size > MAX_BYTES or len(content) > MAX_BYTES:
-                raise ImageError(f"{path}: larger than {MAX_BYTES} bytes, the limit of an image file")
-            return cls(path, content)
+        with _as_image_error(path):
+            return cls(path, read_regular(path, MAX_BYTES))
 
     @cached_property
     def sha256(self) -> str:

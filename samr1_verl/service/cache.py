@@ -14,7 +14,7 @@ import numpy as np
 from cachetools import LRUCache
 from safetensors.numpy import load, save
 
-from samr1_verl.geometry.files import open_regular
+from samr1_verl.geometry.files import read_regular
 from samr1_verl.rows.files import complete
 from samr1_verl.segmenters.base import Embedding
 
@@ -76,8 +76,7 @@ class FolderCache:
         """The embedding of the image with this SHA-256; None: not stored, unreadable, or not this image's."""
         path = self._path(digest)
         try:
-            with open_regular(path) as file:
-                content = file.read(_MAX_BYTES)
+            content = read_regular(path, _MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:  # may pass: the file stays
