@@ -215,6 +215,9 @@ def hub(
     ] = None,
     category: Annotated[str | None, typer.Option(help="column of the category")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="column of the example's own id")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="folder that image paths may not leave; default: the data set's own folder")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="configuration of the data set")] = None,
     split: Annotated[str, typer.Option(help="split of the data set")] = "train",
     name: DataSource = "hub",
@@ -231,7 +234,7 @@ def hub(
     from samr1_verl.rows.convert.hub import Columns, HubConvert, convert_hub
 
     columns = Columns(image, sentence, mask, segmentation, box, category, id_column)
-    to = HubConvert(dataset, columns, box_format, ignore_value, out.parent, name, exif)
+    to = HubConvert(dataset, images, columns, box_format, ignore_value, out.parent, name, exif)
     options = _options(strict, workers)
     report_and_exit(lambda: convert_hub(to, config, split, out, options))
 

@@ -21,6 +21,7 @@ from samr1_verl.rows.files import complete
 SCHEMA_VERSION = 1
 _VERSION_KEY = b"samr1_schema_version"
 _ROW_GROUP = 1024
+MAX_PIXELS = 178_956_970  # of a row's image: Pillow opens no larger one. A mask takes a byte per pixel
 
 
 class DataError(Samr1Error, ValueError):
@@ -47,6 +48,8 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
+        if self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"{self.height}x{self.width} (HxW) are more than {MAX_PIXELS} pixels")
         for name in ("boxes", "points"):
             if getattr(self, name) and self.masks and len(getattr(self, name)) != len(self.masks):
                 raise ValueError(f"{name} holds {len(getattr(self, name))} objects, masks {len(self.masks)}")
@@ -146,7 +149,7 @@ def count_rows(path: str | Path) -> int:
 def _readable(path: str | Path) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}). Prepare the data again") from error
 
 
@@ -156,10 +159,10 @@ def _checked(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: no such data file. Make it with samr1 data convert, or correct the path")
     with _readable(path):
         file = pq.ParquetFile(path)
-    schema = file.schema_arrow
+        schema = file.schema_arrow
     version = (schema.metadata or {}).get(_VERSION_KEY)
-    if version is not None and version.decode() != str(SCHEMA_VERSION):
-        raise DataError(_other_version(path, version.decode()))
+    if version is not None and version != str(SCHEMA_VERSION).encode():
+        raise DataError(_other_version(path, version.decode(errors="replace")[:80]))
     for field in SCHEMA:
         if field.name not in schema.names:
             raise DataError(
@@ -202,7 +205,7 @@ def parse_record(row: dict, path: str | Path, index: int) -> Record:
             f"{path}: row {index}, field {field!r}: {first['msg']}; found {str(first['input'])[:200]!r}. "
             "Correct the source data and prepare the file again"
         ) from error
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: row {index}, field 'source': not a JSON object ({error})") from error
 
 
