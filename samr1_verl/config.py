@@ -101,7 +101,10 @@ class ServiceConfig(_Section):
     cache_gb: PositiveFloat = Field(description="maximum size of the embedding cache in host memory, per replica")
     cache_dir: str | None = Field(description="folder that keeps embeddings for later runs; null: memory only")
     cache_dtype: Literal["float32", "float16"] = Field(default="float32", description="dtype of cached embeddings")
-    timeout_s: PositiveFloat = Field(default=600.0, description="ray, http: seconds before an answer counts as failed")
+    timeout_s: PositiveFloat = Field(
+        default=600.0,
+        description="seconds before an answer counts as failed; embedded: of the running computation, without the queue",
+    )
     attempt_s: PositiveFloat = Field(
         default=120.0, description="ray, http: seconds before an attempt is abandoned and tried elsewhere"
     )

@@ -8,9 +8,10 @@ import itertools
 import json
 import os
 import random
+import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
+from samr1_verl.service import client as client_module
+from samr1_verl.service import engine as engine_module
 from samr1_verl.service import http_client
+from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_client import HttpClient
 from samr1_verl.service.http_pool import Reply
 from samr1_verl.service.retry import ServiceError
 from tests.attack.hostile_server import Behaviour, answer, hostile_server
-from tests.service.fake import image_file
+from tests.service.fake import BoxSegmenter, image_file
 
 SIZE = (10, 20)
 BOX = Prompt((2, 1, 8, 5))
@@ -335,6 +340,62 @@ async def test_cookies_of_a_server_are_not_kept(tmp_path: Path) -> None:
         for _ in range(5):
             assert await client.overlap(*image_file(tmp_path, 7), [BOX], TRUTH) == RIGHT
         assert len((await client._pool.client()).cookies) == 0
+
+
+class Hanging(BoxSegmenter):
+    """Its encode or its decode waits until it is released."""
+
+    def __init__(self, in_decode: bool) -> None:
+        super().__init__()
+        self.released, self._in_decode = threading.Event(), in_decode
+
+    def encode(self, image: np.ndarray) -> Embedding:
+        if not self._in_decode:
+            self.released.wait(60)
+        return super().encode(image)
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        if self._in_decode:
+            self.released.wait(60)
+        return super().decode(embedding, prompts)
+
+
+@pytest.mark.parametrize("in_decode", [False, True], ids=["encode", "decode"])
+async def test_an_embedded_segmenter_that_hangs_is_a_fault_that_names_the_key(
+    in_decode: bool, make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    segmenter = Hanging(in_decode)
+    engine, image = make_engine(segmenter, timeout_s=0.5), image_file(tmp_path, 7)
+    try:
+        for first in (True, False):
+            started = time.monotonic()
+            with pytest.raises(SegmenterError, match=r"raise samr1\.segmenter\.service\.timeout_s"):
+                await asyncio.gather(engine.overlap(*image, [BOX], TRUTH), engine.segment(*image, [BOX]))
+            assert (time.monotonic() - started >= 0.4) == first, "later requests do not wait again"
+            assert engine.busy_seconds() >= 0.5
+    finally:
+        segmenter.released.set()
+    while engine.busy_seconds():
+        await asyncio.sleep(0.01)
+    assert await engine.overlap(*image, [BOX], TRUTH) == RIGHT
+
+
+async def test_a_long_queue_of_short_computations_is_no_fault(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine, images = make_engine(BoxSegmenter(seconds=0.1), timeout_s=1.0), [image_file(tmp_path, n) for n in range(12)]
+    found = await asyncio.gather(*(engine.overlap(*image, [BOX], TRUTH) for image in images))
+    assert found == [RIGHT] * 12
+
+
+def test_the_recipes_limit_reaches_the_embedded_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "load_segmenter", lambda config: BoxSegmenter())
+    monkeypatch.setattr(client_module, "_clients", {})
+    service = {"mode": "embedded", "cache_gb": 1, "cache_dir": None, "timeout_s": 7.0}
+    segmenter = {"backend": "onnx", "path": "w", "device": "cpu", "dtype": "float32", "service": service}
+    client = client_module.get_client(segmenter)
+    assert isinstance(client, Engine) and client._timeout_s == 7.0
+    client.close()
 
 
 VALUES = [None, True, -1, 0, 1, 200, 201, 10**9, 2**63, 10**400, 0.5, 1e308, float("nan"), float("-inf"), "", "0", []]
