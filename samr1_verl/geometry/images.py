@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ MAX_BYTES = 1 << 29  # of an image file: 16 bits, four channels and 64 megapixel
 ORIENTATION = 0x0112  # EXIF tag; 1: as stored, 5 to 8: width and height are swapped
 # Faults of the machine, which may pass, and not of the file.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+# Pillow warns of each damaged EXIF value. A file of 1 MB would write 60,000 lines, and Python keeps each text that it
+# has shown. Faults that matter are exceptions.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(Samr1Error, ValueError):

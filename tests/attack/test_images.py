@@ -7,6 +7,8 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -21,6 +23,15 @@ from samr1_verl.service.source import read_image
 from tests.attack.mutate_images import accepted_files, foreign_files
 from tests.attack.mutations import run
 from tests.service.fake import BoxSegmenter, image_file
+from tests.service.servers import environment
+
+READER = """
+import resource, sys
+from samr1_verl.geometry.images import ImageFile
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+print(ImageFile.read(sys.argv[1]).rgb().size)
+"""
+
 
 BOX = Prompt((2, 1, 8, 5))
 
@@ -180,6 +191,20 @@ def test_files_that_cost_more_than_their_pixels_are_refused(content, message, tm
     (tmp_path / "bomb").write_bytes(content)
     with pytest.raises(ImageError, match=rf"bomb: unreadable as an image \(.*{message}"):
         open_image(tmp_path / "bomb")
+
+
+def test_values_that_share_their_bytes_take_no_memory_and_fill_no_log(tmp_path):
+    """Each of 60,000 EXIF values lies in the same 250 kB."""
+    values = [(0x0112, 3, 1, 6), *((tag, 7, 250_000, 720_100) for tag in range(2000, 62_000))]
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(values))
+    exif = (exif + b"".join(struct.pack("<HHII", *value) for value in values)).ljust(720_106, b"\0") + b"\1" * 250_000
+    content = webp_with_exif(1).replace(b"Exif\0\0\0", b"")
+    start = content.index(b"EXIF")
+    body = content[12:start] + b"EXIF" + struct.pack("<I", len(exif)) + exif
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body)
+    command = [sys.executable, "-c", READER, str(tmp_path / "a.webp")]
+    reader = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=60)
+    assert (reader.stdout, reader.stderr) == ("(8, 8)\n", "")
 
 
 def test_ordinary_metadata_is_no_bomb():
