@@ -1,4 +1,5 @@
-"""The engine behind HTTP, as `samr1 serve` runs it. The address /docs shows its OpenAPI page.
+"""The engine behind HTTP, as `samr1 serve` runs it. The address /docs shows its OpenAPI page,
+whose files come from this server.
 
 Every answer other than a success is an ErrorAnswer with a code for programs. A bad request is refused with status 4xx,
 a fault of the segmenter is status 500; neither becomes a score.
@@ -16,6 +17,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -81,7 +83,7 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
         status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 422, 500, 503)
     }
     scheme = [Depends(HTTPBearer(auto_error=False, description="checked before the request is read"))]
-    app = FastAPI(title="samr1 segmenter", responses=errors, dependencies=scheme)
+    app = FastAPIOffline(redoc_url=None, title="samr1 segmenter", responses=errors, dependencies=scheme)
     app.add_middleware(Guard, token=token, max_body=limits.max_body, max_queue=limits.max_queue, registry=registry)
     _add_routes(app, engine, images, registry, limits)
     add_refusals(app)
@@ -171,7 +173,8 @@ def add_refusals(app: FastAPI) -> None:
         return error_response(422, "request", "; ".join(lines)[:2000])
 
     async def refuse_request(_: Request, error: StarletteHTTPException) -> Response:
-        code: ErrorCode = "body_too_large" if error.status_code == 413 else "request"
+        codes: dict[int, ErrorCode] = {413: "body_too_large", 503: "busy"}
+        code = codes.get(error.status_code, "request")
         return error_response(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
     app.add_exception_handler(RequestValidationError, refuse_values)  # type: ignore[arg-type]

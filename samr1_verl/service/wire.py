@@ -125,7 +125,16 @@ class Health(_Wire):
 
 
 ErrorCode = Literal[
-    "request", "token", "outside_roots", "unknown_image", "image", "truth", "body_too_large", "busy", "segmenter"
+    "request",
+    "token",
+    "origin",
+    "outside_roots",
+    "unknown_image",
+    "image",
+    "truth",
+    "body_too_large",
+    "busy",
+    "segmenter",
 ]
 
 

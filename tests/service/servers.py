@@ -16,14 +16,15 @@ TOKEN = "secret"
 
 # Serves the fake segmenter: port, seconds an encode takes, a root.
 FAKE = """
-import sys, uvicorn
+import sys
 from pathlib import Path
+from samr1_verl.service.connections import run
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
 from tests.service.fake import BoxSegmenter
 port, seconds, root = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
 engine = Engine(BoxSegmenter(seconds=seconds), 10_000_000)
-uvicorn.run(create_app(engine, [root], None, Limits()), host="127.0.0.1", port=port, log_level="warning")
+run(create_app(engine, [root], None, Limits()), host="127.0.0.1", port=port, log_level="warning")
 engine.close()
 """
 
