@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samr1_verl import Samr1Error
 from samr1_verl.geometry.files import open_regular, read_regular
-from samr1_verl.geometry.image_work import EXIF_BYTES, excess_of
+from samr1_verl.geometry.image_work import excess_of, exif_excess
 
 # Pillow knows forty formats more. One of them, PostScript, is a program that another program executes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -101,8 +101,8 @@ class ImageFile:
             if (excess := excess_of(self.content)) is not None:
                 raise ValueError(excess)
             with Image.open(io.BytesIO(self.content), formats=FORMATS) as image:
-                if len(image.info.get("exif", b"")) > EXIF_BYTES:
-                    raise ValueError(f"more than {EXIF_BYTES} bytes of EXIF data")
+                if (excess := exif_excess(image.info)) is not None:
+                    raise ValueError(excess)
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     raise ImageError(f"{self.path}: {image.width}x{image.height} pixels, the limit is {max_pixels}")
                 yield image

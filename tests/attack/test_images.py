@@ -26,9 +26,8 @@ from tests.service.fake import BoxSegmenter, image_file
 from tests.service.servers import environment
 
 READER = """
-import resource, sys
+import sys
 from samr1_verl.geometry.images import ImageFile
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 print(ImageFile.read(sys.argv[1]).rgb().size)
 """
 
@@ -44,12 +43,12 @@ def test_500_mutated_files_are_read_or_refused():
 
 
 def test_the_count_of_mutations_sees_exceptions_crashes_and_hangs():
-    report = run("tests.attack.mutate_badly", 8, seed=0, seconds=1)
+    report = run("tests.attack.mutate_badly", 8, seed=0, seconds=3)
     assert report.outcomes == {"accepted": 4, "refused": 1, "escaped": 3}
     assert report.escapes == [
         "input 2: KeyError: 'second'",
         "input 4: the process ended with -6",
-        "input 6: no answer in 1 s",
+        "input 6: no answer in 3 s",
     ]
 
 
@@ -178,9 +177,8 @@ def bmp_with_runs() -> bytes:
         (png(pixels=chunk(b"IDAT", b"") * 70_000), "more than 65536 chunks"),
         (png(chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
         (png(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
-        (tiff(273, 3, 30_000_000), "30000000 values in its field 273"),
-        (tiff(258, 3, 2**32 - 1), "4294967295 values in its field 258"),
-        (tiff(34675, 7, 2**32 - 1), "4294967295 values in its field 34675"),
+        (tiff(273, 3, 300_000, b"\0" * 600_000), "300000 values in its field 273"),
+        (tiff(273, 3, 2**32 - 1), "."),
         (bmp_with_runs(), "run lengths"),
         (b"\xff\xd8\xff", "it is none of"),
         (b"", "it is none of"),
@@ -193,15 +191,40 @@ def test_files_that_cost_more_than_their_pixels_are_refused(content, message, tm
         open_image(tmp_path / "bomb")
 
 
-def test_values_that_share_their_bytes_take_no_memory_and_fill_no_log(tmp_path):
-    """Each of 60,000 EXIF values lies in the same 250 kB."""
-    values = [(0x0112, 3, 1, 6), *((tag, 7, 250_000, 720_100) for tag in range(2000, 62_000))]
-    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(values))
-    exif = (exif + b"".join(struct.pack("<HHII", *value) for value in values)).ljust(720_106, b"\0") + b"\1" * 250_000
-    content = webp_with_exif(1).replace(b"Exif\0\0\0", b"")
-    start = content.index(b"EXIF")
-    body = content[12:start] + b"EXIF" + struct.pack("<I", len(exif)) + exif
-    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body)
+def exif_of(values: int, kind: int, count: int, offset: int, length: int) -> bytes:
+    """EXIF data with the orientation 6 and many equal values; `length` bytes in all."""
+    entries = [(0x0112, 3, 1, 6), *((tag, kind, count, offset) for tag in range(2000, 2000 + values))]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed).ljust(length, b"\1")
+
+
+def with_exif(name: str, exif: bytes) -> bytes:
+    if name == "JPEG":
+        return jpeg(b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif)
+    if name == "MPF":
+        return jpeg(b"\xff\xe2" + struct.pack(">H", len(exif) + 6) + b"MPF\0" + exif)
+    if name == "PNG":
+        return png(chunk(b"eXIf", exif))
+    if name == "text":
+        return png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n9\n" + exif.hex().encode()))
+    content = webp_with_exif(1)
+    body = content[12 : content.index(b"EXIF")] + b"EXIF" + struct.pack("<I", len(exif)) + exif
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+@pytest.mark.parametrize("name", ["JPEG", "MPF", "PNG", "text", "WEBP"])
+def test_exif_values_that_share_their_bytes_are_refused(name):
+    """Each of 4,000 values lies in the same 15 kB; as Python objects they would take 1 GB."""
+    content = with_exif(name, exif_of(4_000, 3, 7_500, 49_000, 65_000))
+    with pytest.raises(ImageError, match="more than 16777216 bytes of values in its directory"):
+        ImageFile("a", content).rgb()
+    single = with_exif(name, exif_of(3, 3, 7_500, 49_000, 65_000))  # single values that do are none
+    if name != "MPF":
+        assert ImageFile("a", single).orientation()[0] == 6
+
+
+def test_damaged_exif_values_fill_no_log(tmp_path):
+    (tmp_path / "a.webp").write_bytes(with_exif("WEBP", exif_of(60_000, 7, 250_000, 1 << 30, 721_000)))
     command = [sys.executable, "-c", READER, str(tmp_path / "a.webp")]
     reader = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=60)
     assert (reader.stdout, reader.stderr) == ("(8, 8)\n", "")
