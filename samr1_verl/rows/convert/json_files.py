@@ -82,15 +82,21 @@ def read_stream(path: Path, prefix: str) -> Iterator[Any]:
     """
     import ijson  # only here: it belongs to the extra `data`
 
+    count = 0
     try:
         with open_regular(path) as file:
-            yield from ijson.items(JsonText(file, path, prefix.count(".") + 1), prefix, use_float=True)
+            for item in ijson.items(JsonText(file, path, prefix.count(".") + 1), prefix, use_float=True):
+                yield item
+                count += 1
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. Unpack the data set there, or correct the option") from error
     except DataError:
         raise
     except (ijson.JSONError, ValueError, OSError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}). Download it again") from error
+        reason = " ".join(str(error).split())  # ijson shows the place in three lines
+        raise DataError(
+            f"{path}: not readable as JSON after {count} of {prefix} ({reason}). Download it again"
+        ) from error
 
 
 def check_json_file(path: Path) -> None:

@@ -19,7 +19,7 @@ from samr1_verl.rows.convert.referring import Files, Sample, convert_splits, ref
 from samr1_verl.rows.record import DataError
 
 LARGEST = 1 << 28  # bytes of a pickle; the published ones have 60 MB at most
-MOST_PARTS = 10_000_000  # lists and dictionaries; the published ones have half a million. Each takes 64 bytes
+MOST_PARTS = 5_000_000  # lists and dictionaries; the published ones have less than a million. Each takes 64 bytes
 # Exceptions that Python raises for bytes that are not a pickle, or only half of one.
 _BROKEN = (
     pickle.UnpicklingError,
