@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class WrongAnswerError(TransientError):
     """An answer that no segmenter gives to this request. Another address, or another attempt, may do better."""
 
 
-def sound_overlap(overlap: Overlap, truth: GroundTruth) -> Overlap:
+def sound_overlap(overlap: Any, truth: GroundTruth) -> Overlap:
     """The overlap, where it is one of masks of `truth.size` with `truth`.
 
     Raises:
@@ -33,6 +34,8 @@ def sound_overlap(overlap: Overlap, truth: GroundTruth) -> Overlap:
             U + G <= H·W, 0 <= P <= G; a count or score is no number; U is 0 although `truth` has pixels.
         MaskError: a true mask does not decode. Checked only where U is 0.
     """
+    if not isinstance(overlap, Overlap):
+        raise WrongAnswerError(f"the answer is {str(overlap)[:100]}, expected an overlap")
     pixels, area = overlap.pixels, truth.size[0] * truth.size[1]
     ordered = 0 <= pixels.intersection <= pixels.union <= area - pixels.ignored
     if not (ordered and 0 <= pixels.ignored_predicted <= pixels.ignored and math.isfinite(overlap.score)):
@@ -48,22 +51,22 @@ def sound_overlap(overlap: Overlap, truth: GroundTruth) -> Overlap:
     return overlap
 
 
-def sound_predictions(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
+def sound_predictions(predictions: Any, count: int) -> list[Prediction]:
     """The predictions, where they are those of `count` prompts about one image.
 
     Raises:
         WrongAnswerError: another number of predictions, masks that are not HxW bool of one size, or a score that is no
             number.
     """
-    if len(predictions) != count:
-        raise WrongAnswerError(f"{len(predictions)} masks for {count} prompts")
+    if not isinstance(predictions, list) or len(predictions) != count:
+        raise WrongAnswerError(f"the answer is {str(predictions)[:100]}, expected the masks of {count} prompts")
     for prediction in predictions:
         mask = prediction.mask
         if mask.dtype != np.bool_ or mask.ndim != 2 or mask.shape != predictions[0].mask.shape:
             raise WrongAnswerError(f"a mask of {mask.dtype}, {mask.shape}, expected bool, {predictions[0].mask.shape}")
         if not math.isfinite(prediction.score):
             raise WrongAnswerError(f"a mask with the score {prediction.score}")
-    return list(predictions)
+    return predictions
 
 
 def decoded(

@@ -69,14 +69,21 @@ async def persist(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:
         wait=lambda state: min(backoff(state), max(0.0, deadline - time.monotonic())),
         retry=retry_if_exception_type((TransientError, asyncio.TimeoutError)),
     )
+    told = ""  # the last fault that says more than that the time was over: the last attempt may be cut short
     try:
         async for trial in retrying:
             with trial:
                 left = max(0.01, deadline - time.monotonic())
-                return await asyncio.wait_for(attempt(), min(patience.attempt_s, left))
+                try:
+                    return await asyncio.wait_for(attempt(), min(patience.attempt_s, left))
+                except TransientError as error:
+                    told = str(error)
+                    raise
     except RetryError as error:
         last = error.last_attempt.exception()
-        fault = f"no answer in {patience.attempt_s:g} s" if isinstance(last, asyncio.TimeoutError) else str(last)
+        fault = str(last)
+        if isinstance(last, asyncio.TimeoutError):
+            fault = f"no answer in {patience.attempt_s:g} s" + (f"; before it: {told}" if told else "")
         raise ExhaustedError(error.last_attempt.attempt_number, fault) from last
     raise AssertionError("tenacity ends with a result or a RetryError")
 
