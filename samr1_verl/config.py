@@ -159,6 +159,9 @@ class RewardConfig(_Section):
         default=None, min_length=1, description="mask IoU above the key scores the value, otherwise 0"
     )
     window: WindowConfig | None = Field(default=None, description="reward_fns/dr_seg.py only")
+    strict: bool | None = Field(
+        default=None, description="published rewards without their gaps: only the one final answer counts, see docs/rewards.md"
+    )
 
     @property
     def weights(self) -> dict[str, float]:

@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 # Option, and the module whose `Attempt()` is made once in the child. Its call takes a random generator, makes an input
 # and tries it; it returns "accepted" or "refused", and raises for an escape.
-KINDS = {"images": "tests.attack.mutate_images"}
+KINDS = {"images": "tests.attack.mutate_images", "answers": "tests.attack.mutate_answers"}
 SECONDS = 20.0  # per input, on a loaded machine
 MEMORY = 1 << 30  # bytes of address space of the child
 
