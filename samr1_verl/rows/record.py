@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ SCHEMA_VERSION = 1
 _VERSION_KEY = b"samr1_schema_version"
 _ROW_GROUP = 1024
 MAX_PIXELS = 178_956_970  # of a row's image: Pillow opens no larger one. A mask takes a byte per pixel
+Coordinate = Annotated[float, Field(gt=-(1 << 31), lt=1 << 31)]  # pixels; no NaN
 
 
 class DataError(Samr1Error, ValueError):
@@ -41,8 +43,8 @@ class Record(BaseModel):
     width: int = Field(gt=0, description="width of the image after EXIF orientation, in pixels")
     masks: list[str] = Field(description="compressed COCO RLE counts, one per object; empty: no target, or boxes only")
     ignore: str | None = Field(default=None, description="compressed COCO RLE counts of pixels that do not count")
-    boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one per object")
-    points: list[list[list[float]]] = Field(default_factory=list, description="x y, any number per object")
+    boxes: list[list[Coordinate]] = Field(default_factory=list, description="x1 y1 x2 y2, one per object")
+    points: list[list[list[Coordinate]]] = Field(default_factory=list, description="x y, any number per object")
     category: str = ""
     source: dict[str, str] = Field(default_factory=dict, description="ids in the source data set")
 
