@@ -58,6 +58,11 @@ Workers = Annotated[int, typer.Option(min=0, help="number of processes; 0: one p
 DataSource = Annotated[str, typer.Option(help="data_source of the rows: the name of the data set in metrics")]
 
 
+@app.command(
+    "refcoco+",
+    help="Convert RefCOCO+ from the REFER toolkit: a row per sentence, about one object, without words of place.\n\n"
+    "Example: samr1 data convert refcoco+ --annotations refer/refcoco+ --images coco/train2014 --out data/refcoco+",
+)
 @app.command()
 def refcoco(
     annotations: ReferFolder,
@@ -81,26 +86,6 @@ def refcoco(
     drawn = None if sample is None else Sample(sample, seed)
     options = _options(strict, workers)
     report_and_exit(lambda: convert_refcoco(annotations, images, out, split_by, split or [], drawn, exif, options))
-
-
-@app.command("refcoco+")
-def refcoco_plus(
-    annotations: ReferFolder,
-    images: Train2014,
-    out: OutFolder,
-    split_by: SplitBy = "unc",
-    split: Splits = None,
-    sample: SampleSize = None,
-    seed: Seed = 42,
-    exif: ExifChoice = Exif.auto,
-    strict: Strict = False,
-    workers: Workers = 0,
-) -> None:
-    """Convert RefCOCO+ from the REFER toolkit: a row per sentence, about one object, without words of place.
-
-    Example: samr1 data convert refcoco+ --annotations refer/refcoco+ --images coco/train2014 --out data/refcoco+
-    """
-    refcoco(annotations, images, out, split_by, split, sample, seed, exif, strict, workers)
 
 
 @app.command()
@@ -299,6 +284,8 @@ def _message(error: Exception) -> str | None:
         )
     if getattr(error, "errno", None) in _FULL or "disk is full" in str(error):
         return f"the disk is full ({error}). Make room; the same command then goes on where this one stopped"
+    if isinstance(error, OSError) and error.filename is not None:  # as for an --out that may not be written
+        return f"{error.filename}: {error.strerror}. Correct the option that names it, or the file's permissions"
     return None
 
 
