@@ -27,7 +27,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 # Option, and the module whose `Attempt()` is made once in the child. Its call takes a random generator, makes an input
 # and tries it; it returns "accepted" or "refused", and raises for an escape.
-KINDS = {"images": "tests.attack.mutate_images", "answers": "tests.attack.mutate_answers"}
+KINDS = {
+    "images": "tests.attack.mutate_images",
+    "answers": "tests.attack.mutate_answers",
+    "rows": "tests.attack.mutate_rows",
+}
 SECONDS = 20.0  # per input, on a loaded machine
 MEMORY = 1 << 30  # bytes of address space of the child
 
@@ -102,7 +106,8 @@ def _read(child: subprocess.Popen[bytes], report: Report, number: int, end: int,
 
 def _child(module: str, seed: int, first: int, count: int) -> None:
     attempt = importlib.import_module(module).Attempt()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    memory = getattr(attempt, "memory", MEMORY)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for number in range(first, first + count):
         message, started = "", time.perf_counter()
         try:
