@@ -103,7 +103,7 @@ class ServiceConfig(_Section):
     cache_dtype: Literal["float32", "float16"] = Field(default="float32", description="dtype of cached embeddings")
     timeout_s: PositiveFloat = Field(
         default=600.0,
-        description="seconds before an answer counts as failed; embedded: of the running computation, without the queue",
+        description="seconds before an answer counts as failed; embedded: of one computation, without the queue",
     )
     attempt_s: PositiveFloat = Field(
         default=120.0, description="ray, http: seconds before an attempt is abandoned and tried elsewhere"
@@ -160,7 +160,8 @@ class RewardConfig(_Section):
     )
     window: WindowConfig | None = Field(default=None, description="reward_fns/dr_seg.py only")
     strict: bool | None = Field(
-        default=None, description="published rewards without their gaps: only the one final answer counts, see docs/rewards.md"
+        default=None,
+        description="published rewards without their gaps (docs/rewards.md): only the one final answer counts",
     )
 
     @property

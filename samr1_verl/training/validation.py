@@ -53,8 +53,8 @@ def lost_rows(dataset: Sequence[Mapping[str, Any]], rows: Sequence[Validated], t
 def protocol_metrics(rows: Sequence[Validated], lost: Sequence[Mapping[str, Any]] = ()) -> dict[str, float]:
     """gIoU and cIoU, in [0, 1], per data source and protocol.
 
-    A lost rollout counts as a mask that finds nothing. Where the reward compares no masks, no row has pixel counts, and there are
-    no metrics.
+    A lost rollout counts as a mask that finds nothing. Where the reward compares no masks, no row has pixel counts, and
+    there are no metrics.
     """
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:

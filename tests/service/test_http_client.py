@@ -113,7 +113,7 @@ async def test_images_that_the_server_cannot_read_are_uploaded(servers, tmp_path
     servers.append(start_fake(port, tmp_path / "root"))
     client = client_of(port)
     await ask_many(client, tmp_path, 8)
-    with pytest.raises(ImageError, match="cannot be uploaded: .*no such image"):
+    with pytest.raises(ImageError, match=r"cannot be uploaded: .*no such image"):
         await client.overlap(tmp_path / "gone.png", "0" * 64, [BOX], truth())
 
 
