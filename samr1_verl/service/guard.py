@@ -16,7 +16,7 @@ from samr1_verl.service.wire import ErrorAnswer, ErrorCode, Problem
 
 OPEN_PATHS = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")  # no token; they hold no secret
 UPLOADS = "/v1/images/"
-MAX_JSON = 8_000_000  # bytes of a request in JSON, which is parsed in the event loop
+MAX_JSON = 2_000_000  # bytes of a request in JSON, which is parsed in the event loop
 SMALL_BODY = 65_536  # bytes of a body that is read however many others are being read
 MAX_BODIES = 256_000_000  # bytes of all larger bodies in memory together
 

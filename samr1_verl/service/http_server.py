@@ -8,6 +8,7 @@ a fault of the segmenter is status 500; neither becomes a score.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import SegmenterError
+from samr1_verl.service.decodes import masks_at_once
 from samr1_verl.service.embeddings import UnknownImageError
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.guard import Guard, error_response
@@ -54,6 +57,9 @@ REFUSALS: tuple[tuple[type[Exception], int, ErrorCode], ...] = (
     (UploadsFullError, 503, "busy"),
     (SegmenterError, 500, "segmenter"),
 )
+
+MANY_BYTES = 4_000_000  # of masks, one byte per pixel; requests for more take turns
+MANY_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,24 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
             wire_overlap = WireOverlap(**asdict(pixels), iou=iou, score=overlap.score)
             answer = answer.model_copy(update={"overlap": wire_overlap})
         if request.masks:
-            predictions = await engine.segment(path, sha256, prompts)
-            masks = await asyncio.to_thread(lambda: [encode_rle(prediction.mask) for prediction in predictions])
-            scores = [prediction.score for prediction in predictions]
-            wire = [WirePrediction(score=score, mask=mask) for score, mask in zip(scores, masks, strict=True)]
+            wire: list[WirePrediction] = []
+            portion = masks_at_once(size)
+            for start in range(0, len(prompts), portion):  # the next masks are made when these are compressed
+                wire += await masks_of(path, sha256, prompts[start : start + portion], size)
             answer = answer.model_copy(update={"predictions": wire})
         return answer
+
+    many_masks = asyncio.Semaphore(MANY_AT_ONCE)
+
+    async def masks_of(
+        path: Path | None, sha256: str, prompts: list[Prompt], size: tuple[int, int]
+    ) -> list[WirePrediction]:
+        many = len(prompts) * size[0] * size[1] > MANY_BYTES
+        async with many_masks if many else contextlib.nullcontext():
+            predictions = await engine.segment(path, sha256, prompts)
+            return await asyncio.to_thread(
+                lambda: [WirePrediction(score=one.score, mask=encode_rle(one.mask)) for one in predictions]
+            )
 
     @app.post("/v1/prefetch", status_code=202)
     async def prefetch(request: PrefetchRequest) -> Accepted:

@@ -5,12 +5,12 @@ Coordinates are continuous XY pixels of the original frame. Masks are compressed
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.rows.ground_truth import GroundTruth, few_keys
 
 TOKEN_VARIABLE = "SAMR1_TOKEN"  # environment variable of server and client
 MAX_PROMPTS = 256  # per request
@@ -23,6 +23,11 @@ Identity = Annotated[str, Field(min_length=1, max_length=1000, description="iden
 
 class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        return few_keys(value)
 
 
 class ImageRef(_Wire):
@@ -38,8 +43,9 @@ class WirePrompt(_Wire):
     """A prompt in JSON: a box, points, or both. Samples store an answer's objects in the same form."""
 
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
-    points: tuple[tuple[Coordinate, Coordinate], ...] = Field(default=(), max_length=MAX_POINTS)
-    labels: tuple[Literal[0, 1], ...] = Field(
+    # FailFast: the first fault is enough; a hostile request may hold many.
+    points: Annotated[tuple[tuple[Coordinate, Coordinate], ...], FailFast()] = Field(default=(), max_length=MAX_POINTS)
+    labels: Annotated[tuple[Literal[0, 1], ...], FailFast()] = Field(
         default=(), max_length=MAX_POINTS, description="label per point: 1 on the object, 0 not on it"
     )
 
@@ -72,7 +78,7 @@ class SegmentRequest(_Wire):
     """Prompts for one image. With `truth` the answer has the overlap with it; with `masks: true` it has the masks."""
 
     image: ImageRef
-    prompts: list[WirePrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
+    prompts: Annotated[list[WirePrompt], FailFast()] = Field(min_length=1, max_length=MAX_PROMPTS)
     truth: GroundTruth | None = None
     masks: bool = False
 
