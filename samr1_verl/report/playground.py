@@ -22,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samr1_verl.policies.base import PolicyError
+from samr1_verl.prompts.templates import SentenceError
 from samr1_verl.report.gallery import Gallery, data_url
 from samr1_verl.report.page import render
 from samr1_verl.rows.record import read_table, record_at, resolve_image
@@ -88,6 +89,10 @@ def _page(title: str, examples: Sequence[Example], limits: Limits) -> str:
 
 def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Example], limits: Limits) -> None:
     images, turn = Images([], limits.upload_bytes, limits.max_pixels), asyncio.Lock()
+
+    @app.exception_handler(SentenceError)
+    async def refuse_sentence(_: Request, error: Exception) -> Response:
+        return _refusal(422, "sentence", str(error))
 
     @app.exception_handler(PolicyError)
     async def refuse(_: Request, error: Exception) -> Response:
