@@ -20,6 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from samr1_verl.cli import app
+from tests.attack import mutations
 from tests.rows.convert.sources import ARC, NAMES, instances, photographs, polygons_of, problems_of, reference, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -381,3 +382,8 @@ def test_a_folder_is_no_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "out" / "rows.parquet").mkdir(parents=True)
     status, output = coco(tmp_path, small())
     assert status == 1 and "is a folder, expected the name of a parquet file" in output
+
+
+def test_mutated_data_sets_are_converted_or_refused() -> None:
+    report = mutations.run("tests.attack.mutate_rows", 300, seed=13)
+    assert report.outcomes.total() == 300 and not report.escapes, report.escapes[:5]
