@@ -2,8 +2,7 @@
 
 uvicorn's own limits are used where it has them: the size of a header (h11), idle connections (`timeout_keep_alive`). It
 has no deadline for a header, for a body, or for a client that does not read its answer. `limit_concurrency` looks at a
-connection after its header only, so half-open connections would fill it. hypercorn and granian have no deadline for a
-body either.
+connection after its header only, so half-open connections would fill it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ bounds the headers to 100 kB. The caller bounds the time, for headers and body t
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import certifi
 import httpx
 
 from samr1_verl.service.retry import TransientError
 
+AUTHORITIES = "SSL_CERT_FILE"  # environment variable: the authorities whose certificates are trusted, as for OpenSSL
 REFUSAL_BYTES = 65_536  # of an answer that is no success; a longer one is cut there
 
 
@@ -52,6 +56,7 @@ def open_client(headers: Mapping[str, str], timeout: httpx.Timeout, limits: http
         limits=limits,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # else every answer could add one
         trust_env=False,  # a proxy of the environment is for the internet, not for the next rack
+        verify=ssl.create_default_context(cafile=os.environ.get(AUTHORITIES) or certifi.where()),
     )
 
 

@@ -40,14 +40,14 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
-def start(command: list[str], port: int, **variables: str) -> subprocess.Popen[bytes]:
+def start(command: list[str], port: int, scheme: str = "http", **variables: str) -> subprocess.Popen[bytes]:
     """Start a server; returns when it is healthy."""
     process = subprocess.Popen([sys.executable, *command], env=environment(**variables), cwd=ROOT)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server ended with {process.returncode}"
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success:
+            if httpx.get(f"{scheme}://127.0.0.1:{port}/health", timeout=5).is_success:
                 return process
         except httpx.HTTPError:
             time.sleep(0.05)
