@@ -20,6 +20,7 @@ from samr1_verl.segmenters.base import Embedding
 
 _log = logging.getLogger(__name__)
 _SIZE = "original_size"  # "H W", in a file's metadata
+_ORDER = "arrays"  # their names in order, as JSON: a segmenter may read them by their place
 _SEAL = re.compile(rb'"checksum":"([0-9a-f]{8})"')
 _HEADER = 1 << 16  # bytes of a file that contain its checksum
 _MAX_BYTES = 1 << 30  # of a file; the embedding of SAM 2 has 20 MB
@@ -115,8 +116,8 @@ class FolderCache:
 def _packed(embedding: Embedding, about: dict[str, str]) -> tuple[bytes | memoryview, ...]:
     """The parts of a file. `about`: what it is the embedding of."""
     arrays = {name: np.ascontiguousarray(array) for name, array in embedding.arrays.items()}
-    size = " ".join(map(str, embedding.size))
-    content = memoryview(save(arrays, {**about, _SIZE: size, "checksum": "0" * 8}))
+    size, order = " ".join(map(str, embedding.size)), json.dumps(list(arrays))
+    content = memoryview(save(arrays, {**about, _SIZE: size, _ORDER: order, "checksum": "0" * 8}))
     before, _, after = _parted(content)
     return before, _checksum(before, after), after
 
@@ -131,7 +132,10 @@ def _unpacked(content: bytes, about: dict[str, str]) -> Embedding:
         if metadata[name] != expected:
             raise ValueError(f"its {name} is {metadata[name]}, expected {expected}")
     height, width = map(int, metadata[_SIZE].split())
-    embedding = Embedding(load(content), (height, width))
+    arrays = load(content)  # in no order
+    embedding = Embedding({name: arrays.pop(name) for name in json.loads(metadata[_ORDER])}, (height, width))
+    if arrays:
+        raise ValueError(f"it has further arrays: {', '.join(arrays)}")
     if (array := embedding.not_finite()) is not None:
         raise ValueError(f"{array} has values that are no numbers")
     return embedding

@@ -118,3 +118,13 @@ async def test_what_is_no_file_costs_the_folder_only(make_engine, tmp_path):
     place.unlink()
     place.mkdir()
     assert len(await make_engine(BoxSegmenter(), cache_dir=tmp_path / "cache").segment(path, digest, [BOX])) == 1
+
+
+def test_arrays_come_back_in_their_order(tmp_path):
+    """SAM 2's backend reads its levels by their place, and the file's format has no order."""
+    arrays = {f"level.{number}": np.full(3, number, np.float32) for number in (5, 0, 3, 1, 4, 2)}
+    cache = FolderCache(tmp_path, "sam")
+    cache.put(DIGEST, Embedding(arrays, (10, 20)))
+    for _ in range(20):
+        found = cache.get(DIGEST)
+        assert found is not None and list(found.arrays) == list(arrays)

@@ -115,7 +115,7 @@ def test_bad_input_ends_with_what_to_do(options: list[str], drawn: Path, tmp_pat
     assert "no such data file" in refused(tmp_path / "none.parquet")
     assert "no such folder. Name a model folder" in refused(file, "--policy", tmp_path / "gone")
     nobody = f"http://127.0.0.1:{free_port()}/v1"
-    assert "does not answer" in refused(file, "--server", nobody, "--model", "m")
+    assert "no list of models" in refused(file, "--server", nobody, "--model", "m")
 
     table = pq.read_table(file)
     other = tmp_path / "other.parquet"
