@@ -21,7 +21,6 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
@@ -29,7 +28,7 @@ from typing import Any, NoReturn
 import json_repair
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from samr1_verl.geometry.prompt import Box, Point, Prompt
+from samr1_verl.geometry.prompt import Box, OutsideError, Point, Prompt, distinct
 
 # Limits of text for json-repair, which takes quadratic time: up to 0.7 s for the worst known 1,000 characters.
 _REPAIR_CHARACTERS, _REPAIR_DEPTH = 1000, 8
@@ -143,7 +142,7 @@ def parse_answer(text: str, caps: Caps = CAPS, *, lenient: bool = False) -> Answ
             raise _Refusal(Reason.NO_OBJECT, f"expected an object or a list of objects, found {_short(value)}")
         if len(objects) > caps.objects:
             raise _Refusal(Reason.MANY_OBJECTS, f"{len(objects)} objects, expected at most {caps.objects}")
-        return Answer(_distinct(_object(entry, lenient, caps.points) for entry in objects))
+        return Answer(distinct(_object(entry, lenient, caps.points) for entry in objects))
     except _Refusal as refusal:
         return refusal.unusable
 
@@ -155,19 +154,10 @@ def within(answer: Answer, extent_wh: tuple[float, float]) -> Answer | Unusable:
     the image, or a point outside it, makes the answer unusable, with the reason `outside`. A point on the border is
     inside.
     """
-    width, height = extent_wh
-    clipped = []
-    for target in answer.objects_policy:
-        box = target.box
-        if box is not None:
-            box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-            if box[0] >= box[2] or box[1] >= box[3]:
-                return Unusable(Reason.OUTSIDE, f"box {target.box} is outside the {width:g}x{height:g} image")
-        for x, y in target.points:
-            if not (0 <= x <= width and 0 <= y <= height):
-                return Unusable(Reason.OUTSIDE, f"point ({x:g}, {y:g}) is outside the {width:g}x{height:g} image")
-        clipped.append(Prompt(box, target.points, target.labels))
-    return Answer(tuple(clipped))
+    try:
+        return Answer(tuple(target.clipped(extent_wh) for target in answer.objects_policy))
+    except OutsideError as error:
+        return Unusable(Reason.OUTSIDE, str(error))
 
 
 def _answer_text(text: str) -> str:
@@ -242,28 +232,7 @@ def _object(entry: dict[str, Any], lenient: bool, max_points: int) -> Prompt:
         raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected one for each of {len(points)} points")
     if any(isinstance(label, bool) or label not in (0, 1) for label in labels):
         raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected 0 or 1 each")
-    return _prompt(box, points, [int(label) for label in labels])
-
-
-def _distinct(objects: Iterable[Prompt]) -> tuple[Prompt, ...]:
-    """The objects without repetitions, the first of equal ones."""
-    first: dict[tuple[Any, ...], Prompt] = {}
-    for target in objects:
-        box = None if target.box is None else _rounded(target.box)
-        first.setdefault((box, frozenset(zip(map(_rounded, target.points), target.labels, strict=True))), target)
-    return tuple(first.values())
-
-
-def _prompt(box: Box | None, points: Sequence[Point], labels: Sequence[int]) -> Prompt:
-    """An object without repeated points, the first of equal ones."""
-    first: dict[tuple[Any, ...], tuple[Point, int]] = {}
-    for point, label in zip(points, labels, strict=True):
-        first.setdefault((_rounded(point), label), (point, label))
-    return Prompt(box, tuple(point for point, _ in first.values()), tuple(label for _, label in first.values()))
-
-
-def _rounded(numbers: Sequence[float]) -> tuple[int, ...]:
-    return tuple(map(round, numbers))
+    return Prompt.without_repeats(box, points, [int(label) for label in labels])
 
 
 def _box(entry: dict[str, Any], lenient: bool) -> Box | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,15 +26,15 @@ def open_regular(path: str | Path) -> BinaryIO:
         ValueError: the path holds a null character.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with ExitStack() as refused:
+        refused.callback(os.close, descriptor)
         # Of the open file: the path may name another one by now.
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:
             raise OSError(f"it is {_KINDS.get(kind, 'no file')}, expected a regular file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+        file = os.fdopen(descriptor, "rb")
+        refused.pop_all()
+    return file
 
 
 def read_regular(path: str | Path, limit: int) -> bytes:

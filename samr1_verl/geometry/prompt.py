@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
 Point = tuple[float, float]  # x y
+
+
+class OutsideError(ValueError):
+    """A box without common area with the image, or a point outside it."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +33,42 @@ class Prompt:
             raise ValueError("a prompt needs a box or a point, this one has neither")
         if len(self.points) != len(self.labels):
             raise ValueError(f"{len(self.points)} points and {len(self.labels)} labels, expected one label per point")
+
+    @classmethod
+    def without_repeats(cls, box: Box | None, points: Sequence[Point], labels: Sequence[int]) -> Prompt:
+        """A prompt with the first of equal points: they have one label, and round to the same whole numbers."""
+        first: dict[tuple[tuple[int, ...], int], Point] = {}
+        for point, label in zip(points, labels, strict=True):
+            first.setdefault((_rounded(point), label), point)
+        return cls(box, tuple(first.values()), tuple(label for _, label in first))
+
+    def clipped(self, extent_wh: tuple[float, float]) -> Prompt:
+        """The prompt with its box clipped to the image, whose (W, H) in the prompt's frame is `extent_wh`.
+
+        Raises:
+            OutsideError: the box has no common area with the image, or a point is outside it. Its border is inside.
+        """
+        width, height = extent_wh
+        box = self.box
+        if box is not None:
+            box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
+            if box[0] >= box[2] or box[1] >= box[3]:
+                raise OutsideError(f"box {self.box} is outside the {width:g}x{height:g} image")
+        for x, y in self.points:
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise OutsideError(f"point ({x:g}, {y:g}) is outside the {width:g}x{height:g} image")
+        return Prompt(box, self.points, self.labels)
+
+
+def distinct(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The first of equal prompts: boxes and points round to the same whole numbers, in any order of the points."""
+    first: dict[tuple[object, ...], Prompt] = {}
+    for prompt in prompts:
+        box = None if prompt.box is None else _rounded(prompt.box)
+        points = frozenset(zip(map(_rounded, prompt.points), prompt.labels, strict=True))
+        first.setdefault((box, points), prompt)
+    return tuple(first.values())
+
+
+def _rounded(numbers: Sequence[float]) -> tuple[int, ...]:
+    return tuple(map(round, numbers))

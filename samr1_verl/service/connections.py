@@ -12,7 +12,7 @@ import logging
 import resource
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -45,8 +45,8 @@ class Connection(H11Protocol):
     deadlines, max_connections = Deadlines(), MAX_CONNECTIONS
     _timer: asyncio.TimerHandle
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
         self._received, self._since, self._amount = 0, self.loop.time(), 0
         self._seen: tuple[Any, ...] = ()
         self._timer = self.loop.call_later(self.deadlines.check_s, self._check)

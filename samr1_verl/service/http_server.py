@@ -1,5 +1,4 @@
-"""The engine behind HTTP, as `samr1 serve` runs it. The address /docs shows its OpenAPI page,
-whose files come from this server.
+"""The engine behind HTTP, as `samr1 serve` runs it. Its address /docs is the OpenAPI page, with files of this server.
 
 Every answer other than a success is an ErrorAnswer with a code for programs. A bad request is refused with status 4xx,
 a fault of the segmenter is status 500; neither becomes a score.

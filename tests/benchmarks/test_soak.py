@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ def test_twenty_seconds(tmp_path: Path) -> None:
 
 
 def tally(**changes: list[str]) -> Tally:
-    return Tally(seconds=[1.0], hostile={name: {"422": 3} for name in ATTACKS}, **changes)  # type: ignore[arg-type]
+    hostile = defaultdict(Counter, {name: Counter({"422": 3}) for name in ATTACKS})
+    return replace(Tally(seconds=[1.0], hostile=hostile), **changes)
 
 
 MEMORY = [(second, 100) for second in range(600)]
@@ -40,7 +43,7 @@ def test_a_lost_or_wrong_answer_is_a_failure(change: dict) -> None:
 @pytest.mark.parametrize("outcome", ["200", "500", "no answer", "still open", None])
 def test_a_hostile_request_that_was_not_refused_or_not_tried_is_a_failure(outcome: str | None) -> None:
     bad = tally()
-    bad.hostile["bomb"] = {} if outcome is None else {"422": 3, outcome: 1}  # type: ignore[assignment]
+    bad.hostile["bomb"] = Counter() if outcome is None else Counter({"422": 3, outcome: 1})
     found = figures(bad, MEMORY, 600.0)
     assert not found["ok"] and list(found["not_survived"]) == ["bomb"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from samr1_verl import Samr1Error
 
@@ -38,23 +38,24 @@ def short(value: Any) -> str:
 
 def checked_id(value: Any, field: str) -> int | str:
     """An id: a whole number of 64 bits, or text. Raises Flaw with the name of the `field` for all else."""
-    if isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
-        return value
-    if isinstance(value, str) and len(value) <= LONGEST_PATH and _is_utf8(value):
+    whole = isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+    if whole or _is_text(value):
         return value
     raise Flaw(field, f"found {short(value)}, expected a whole number of at most 64 bits, or text")
 
 
 def checked_text(value: Any, field: str) -> str:
     """Text that UTF-8 can hold. Raises Flaw with the name of the `field` for all else."""
-    if isinstance(value, str) and len(value) <= LONGEST_PATH and _is_utf8(value):
+    if _is_text(value):
         return value
     raise Flaw(field, f"found {short(value)}, expected text of at most {LONGEST_PATH} characters in UTF-8")
 
 
-def _is_utf8(text: str) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
+    if not isinstance(value, str) or len(value) > LONGEST_PATH:
+        return False
     try:
-        text.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
     return True
@@ -88,7 +89,7 @@ def path_below(folder: Path, name: Any) -> Path:
     Raises:
         Flaw: it leaves the folder, or is no path.
     """
-    if not isinstance(name, str) or not name or len(name) > LONGEST_PATH or not _is_utf8(name) or "\0" in name:
+    if not _is_text(name) or not name or "\0" in name:
         raise Flaw("image", f"found {short(name)}, expected the path of an image below {folder}")
     try:
         root = folder.resolve()
