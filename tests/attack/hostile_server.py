@@ -79,7 +79,9 @@ def _request(connection: socket.socket) -> tuple[str, bytes]:
     head, body = received.split(b"\r\n\r\n", 1)
     lengths = [line for line in head.lower().splitlines() if line.startswith(b"content-length:")]
     while lengths and len(body) < int(lengths[0].split(b":")[1]):
-        body += connection.recv(65536)
+        if not (more := connection.recv(65536)):
+            raise OSError("half a body")
+        body += more
     return head.splitlines()[0].decode(), body
 
 
