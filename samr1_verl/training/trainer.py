@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
-from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.core_algos import kl_penalty
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
@@ -33,6 +32,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from samr1_verl.config import ACTOR, samr1_config
 from samr1_verl.training import replay_buffer
+from samr1_verl.training.agent_loop import AgentLoopManager
 from samr1_verl.training.guard import Guard
 from samr1_verl.training.objective import reduce_tokens
 from samr1_verl.training.validation import SampleWriter, first_of_each, lost_rows, protocol_metrics
@@ -131,7 +131,8 @@ class Trainer(PPOTrainerSync):
         return buffer
 
     def fit(self, agent_loop_manager: AgentLoopManager) -> None:
-        """verl's `fit`, which ends when a worker dies."""
+        """verl's `fit`, which ends when a worker dies, and whose batches do not depend on who answered first."""
+        self.replay_buffer.order(agent_loop_manager.numbers)
         self._guard.add_workers("agent loop worker", agent_loop_manager.agent_loop_workers)
         self._guard.add_workers("reward worker", self.get_reward_handles() or [])
         for replica in self.llm_server_manager.get_replicas():
