@@ -5,10 +5,9 @@ as the prompt of a group, is encoded once, images included. Its keys and values 
 
 Log-probs are defined as in verl's actor: log softmax(logits / temperature) over the whole vocabulary. So rollout and
 actor agree on every token. top_p, top_k and the ban of vision tokens restrict the choice of a token but not its
-log-prob. A token is drawn from the policy renormalised over the allowed tokens, with random numbers of its request's own
-`seed`, so that an answer does not depend on the other requests' draws. The log-prob of that distribution and
+log-prob. A token is drawn from the policy renormalised over the allowed tokens. The log-prob of that distribution and
 the returned log-prob differ by the log of the allowed probability, which is 0 for a policy that has learned not to
-write vision tokens.
+write vision tokens. A request with a seed has its own random numbers, so that other requests do not change its draws.
 
 Legend: B requests, U unique prompts, L prompt tokens after left padding, T new tokens, V vocabulary.
 """

@@ -30,7 +30,7 @@ class AgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # verl has decora
         self.repeats = rollout.full_determinism
         if self.repeats:
             servers = trainer.nnodes * trainer.n_gpus_per_node if rollout.name in repeat.TOGETHER else 1
-            self.llm_client = repeat.Client(self.llm_client, servers, rollout.max_num_seqs)
+            self.llm_client: Any = repeat.Client(self.llm_client, servers, rollout.max_num_seqs)
 
     async def generate_sequences(self, batch: TensorDict) -> None:
         if self.repeats:

@@ -102,7 +102,9 @@ class Client:
     async def generate(self, request_id: str, *, sampling_params: dict[str, Any], **request: Any) -> Any:
         """verl's `generate` with the seed of the rollout. The first request of a rollout waits for the others'."""
         rollout = current.get()
-        request.pop("priority", None)  # verl's request ids are made of it, and are equal under its trainers of version 1
+        request.pop(
+            "priority", None
+        )  # verl's request ids are made of it, and are equal under its trainers of version 1
         request["sampling_params"] = {**sampling_params, "seed": rollout.seed}
         if rollout.gathering is None or rollout.asked:
             return await self._client.generate(rollout.name, **request)
