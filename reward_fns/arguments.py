@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from reward_fns.terms import TERMS, weigh
-from samr1_verl.answers import CAPS, Caps
+from reward_fns.terms import TERMS, reasons, think, weigh
+from samr1_verl.answers import CAPS, Caps, final_answer
 from samr1_verl.config import ConfigError, RewardConfig, once_per_object, reward_config
 from samr1_verl.scoring.rollout import Rollout, with_masks
 
@@ -33,6 +33,17 @@ class Arguments:
     def term_of_masks(self) -> str | None:
         """Name of the first further term that compares masks; None: no further term does."""
         return next((name for name in self.further if TERMS[name].compares_masks), None)
+
+    def graded(self, rollout: Rollout) -> Rollout:
+        """The rollout whose text a published rule reads: with `strict`, the one final answer and nothing else."""
+        if not self.config.strict:
+            return rollout
+        answer = final_answer(rollout.text)
+        return replace(rollout, text="" if answer is None else f"<answer>{answer}</answer>")
+
+    def think(self, rollout: Rollout) -> float:
+        """The published `think`; with `strict`, the thinking must not be blank."""
+        return reasons(rollout) if self.config.strict else think(rollout)
 
     async def score(
         self, rollout: Rollout, components: Mapping[str, float], segmenter: Any, **more: float

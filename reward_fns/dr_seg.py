@@ -35,14 +35,14 @@ import numpy as np
 
 from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import Pairs, best_matching, format_of, pairs_of
-from reward_fns.terms import non_repetition, think
+from reward_fns.terms import non_repetition
 from samr1_verl.config import ConfigError, WindowConfig
 from samr1_verl.rows.files import complete
 from samr1_verl.scoring.rollout import read_rollout
 
 RANKED = ("iou", "count", "point")
 WEIGHTS = dict.fromkeys(("think", "format", "look", *RANKED, "non_repetition"), 1.0)  # the code sums them
-ARGUMENTS = ArgumentReader(WEIGHTS, reads=["window"])
+ARGUMENTS = ArgumentReader(WEIGHTS, reads=["window", "strict"])
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ async def compute_score(
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.vision_reasoner.compute_score`.
-        reward: the recipe's `samr1.reward`: `window`, `terms` and `caps`. `window.step` is the number of rollouts per
-            training step, `window.path` the file that keeps the window; None: memory only.
+        reward: the recipe's `samr1.reward`: `window`, `terms`, `caps` and `strict`. `window.step` is the number of
+            rollouts per training step, `window.path` the file that keeps the window; None: memory only.
         segmenter: as in `reward_fns.vision_reasoner.compute_score`.
         verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
@@ -180,10 +180,11 @@ async def compute_score(
         )
     window = get_window(config)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
-    metrics = metrics_of(pairs_of(rollout))
+    graded = arguments.graded(rollout)
+    metrics = metrics_of(pairs_of(graded))
     components = {
-        "think": think(rollout),
-        "format": format_of(rollout.text, 1.0, 1.0),
+        "think": arguments.think(rollout),
+        "format": format_of(graded.text, 1.0, 1.0),
         "look": looks(rollout.text),
         **dict(zip(RANKED, window.rank(metrics), strict=True)),
         "non_repetition": non_repetition(rollout),

@@ -2,7 +2,9 @@
 
     R = R_seg + R_think + R_format
 
-A frozen promptable segmenter turns the answer's box and points into a mask. In a recipe:
+A frozen promptable segmenter turns the answer's box and points into a mask. On a row without an object, which the paper
+does not have, the answer `[]` counts as a mask with IoU 1, and every other answer as one with IoU 0 (unpublished). In a
+recipe:
 
     reward.custom_reward_function:
       path: pkg://reward_fns.samr1
@@ -17,13 +19,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reward_fns.arguments import ArgumentReader
-from reward_fns.terms import think, usable
+from reward_fns.terms import no_target, reasons, usable
 from samr1_verl.answers import Caps
 from samr1_verl.scoring.rollout import overlap, read_rollout
 
 WEIGHTS = {
     "seg": 1.0,  # of R_seg, a tier of CONSTANTS; the paper sums the three
-    "think": 1.0,  # of R_think, 1 where the reasoning format is kept, else 0; the value is unpublished
+    "think": 1.0,  # of R_think, 1 where the reasoning format is kept and the reasoning not blank; unpublished
     "format": 1.0,  # of R_format, 1 where box and points are valid, else 0; the value is unpublished
 }
 
@@ -78,9 +80,10 @@ async def compute_score(
 
     Returns:
         Always the same keys, all floats: `score`, the weighted sum of `seg`, `think`, `format` and further terms; each
-        of them before its weight; `acc`, the mask IoU, or 0 where there is no mask; `intersection`, `union`,
-        `ignored` and `ignored_predicted`, the pixels of `samr1_verl.geometry.giou.PixelCounts`; `answer/<reason>`, 1
-        for the reason why the answer is unusable, else 0. An unusable answer counts as an empty mask.
+        of them before its weight; `acc`, the mask IoU: 0 where there is no mask, but 1 for `[]` on a row without an
+        object; `intersection`, `union`, `ignored` and `ignored_predicted`, the pixels of
+        `samr1_verl.geometry.giou.PixelCounts`; `answer/<reason>`, 1 for the reason why the answer is unusable, else 0.
+        An unusable answer counts as an empty mask.
 
     Raises:
         ConfigError: a keyword argument is invalid, or the segmenter cannot be loaded.
@@ -91,9 +94,9 @@ async def compute_score(
     arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     pixels = await overlap(rollout, segmenter)
-    iou = pixels.intersection / pixels.union if pixels.union else 0.0
+    iou = pixels.intersection / pixels.union if pixels.union else no_target(rollout)
     tiers = arguments.config.tiers or CONSTANTS.tiers
-    components = {"seg": tier_of(iou, tiers), "think": think(rollout), "format": usable(rollout)}
+    components = {"seg": tier_of(iou, tiers), "think": reasons(rollout), "format": usable(rollout)}
     scores = await arguments.score(rollout, components, segmenter, acc=iou)
     return {**scores, **{name: float(count) for name, count in asdict(pixels).items()}}
 

@@ -24,7 +24,6 @@ import numpy as np
 
 from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import MALFORMED, inclusive_iou
-from reward_fns.terms import think
 from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.scoring.rollout import Rollout, read_rollout
 
@@ -41,7 +40,7 @@ class Constants:
 
 
 CONSTANTS = Constants()
-ARGUMENTS = ArgumentReader(WEIGHTS)
+ARGUMENTS = ArgumentReader(WEIGHTS, reads=["strict"])
 
 
 async def compute_score(
@@ -60,7 +59,7 @@ async def compute_score(
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has one box
             with two points, and needs neither masks nor an image.
         segmenter: the recipe's `samr1.segmenter`; needed for terms that compare masks.
-        reward: the recipe's `samr1.reward`: `terms` and `caps`; None: the reward's own values.
+        reward: the recipe's `samr1.reward`: `terms`, `caps` and `strict`; None: the reward's own values.
         verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
@@ -74,12 +73,13 @@ async def compute_score(
     """
     arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
-    components, iou = components_of(rollout)
+    components, iou = components_of(arguments.graded(rollout))
+    components["think"] = arguments.think(rollout)
     return await arguments.score(rollout, components, segmenter, acc=iou)
 
 
 def components_of(rollout: Rollout) -> tuple[dict[str, float], float]:
-    """The five components by name, and the IoU of the boxes in [0, 1].
+    """The components except `think` by name, and the IoU of the boxes in [0, 1].
 
     Raises:
         RowError: the row does not have one box with two points.
@@ -92,7 +92,6 @@ def components_of(rollout: Rollout) -> tuple[dict[str, float], float]:
     true_boxes, true_points = rollout.true_boxes(), rollout.true_points(2)[0]
     iou = _term(lambda: float(inclusive_iou(_box(rollout)[None], true_boxes)[0, 0]))
     components = {
-        "think": think(rollout),
         "format": _term(lambda: _format(rollout.text)),
         "box_iou": float(iou > CONSTANTS.box_iou),
         "box_l1": _term(lambda: np.abs(_box(rollout) - true_boxes[0]).mean() < CONSTANTS.box_l1),

@@ -12,6 +12,7 @@ with the weights {mask: 2, box_iou: 0, box_l1: 0, point: 0, count: 0}. In a reci
       name: compute_score
       reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 
+On a row without an object the answer `[]` earns every component in full (unpublished); StAR's rows all have objects.
 An object with an inverted box or with a point outside the image has an empty mask; StAR's code would reorder and clamp
 its coordinates.
 """
@@ -28,7 +29,7 @@ from pycocotools import mask as coco_mask
 from reward_fns.arguments import ArgumentReader, Arguments
 from reward_fns.boxes import CONSTANTS as BOXES
 from reward_fns.boxes import Pairs, best_matching, format_of, objects_of, pairs_of
-from reward_fns.terms import non_repetition, think
+from reward_fns.terms import no_target, non_repetition
 from samr1_verl.geometry.masks import MaskError, coco_rle, decode_rle
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import RowError
@@ -50,7 +51,7 @@ class Constants:
 
 
 CONSTANTS = Constants()
-ARGUMENTS = ArgumentReader(WEIGHTS, reads=["thresholds"], masks=True)
+ARGUMENTS = ArgumentReader(WEIGHTS, reads=["thresholds", "strict"], masks=True)
 
 
 async def compute_score(
@@ -67,10 +68,11 @@ async def compute_score(
 
     Args:
         data_source, solution_str, ground_truth, extra_info: as in `reward_fns.samr1.compute_score`; the row has a mask,
-            a box and at least one point per object. The terms over matched objects are 0 where the row has no object.
+            a box and at least one point per object. Where the row has no object, the terms over matched objects are 0,
+            except for the answer `[]`.
         segmenter: the recipe's `samr1.segmenter`.
-        reward: the recipe's `samr1.reward`: `thresholds`, the tiers of mask IoU, `terms` and `caps`; None: StAR's own
-            values.
+        reward: the recipe's `samr1.reward`: `thresholds`, the tiers of mask IoU, `terms`, `caps` and `strict`; None:
+            StAR's own values.
         verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
@@ -82,10 +84,12 @@ async def compute_score(
     """
     arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
-    matched = await _matched(rollout, arguments, segmenter)
+    graded = arguments.graded(rollout)
+    matched = await _matched(graded, arguments, segmenter)
+    parts = (CONSTANTS.box, CONSTANTS.point, CONSTANTS.label)
     components = {
-        "think": think(rollout),
-        "format": format_of(rollout.text, CONSTANTS.box, CONSTANTS.point, CONSTANTS.label),
+        "think": arguments.think(rollout),
+        "format": format_of(graded.text, *parts) if not no_target(rollout) else sum(parts),
         **{name: matched[name] for name in (*PAIR_TERMS, "count")},
         "non_repetition": non_repetition(rollout),
     }
@@ -95,11 +99,14 @@ async def compute_score(
 async def _matched(rollout: Rollout, arguments: Arguments, segmenter: Any) -> dict[str, float]:
     """`mask`, `box_iou`, `box_l1`, `point`, `count` and `acc` of the best matching; all 0 for an unreadable answer."""
     image_of(rollout)  # a row without an image is an error for every answer
+    tiers = arguments.config.tiers or CONSTANTS.tiers
+    if no_target(rollout):
+        return {**dict.fromkeys((*PAIR_TERMS, "count", "acc"), 1.0), "mask": max(score for _, score in tiers)}
     pairs, truth = pairs_of(rollout), _true_masks(rollout)
     if pairs is None:
         return dict.fromkeys((*PAIR_TERMS, "count", "acc"), 0.0)
     iou = mask_iou(_counted(rollout, await _predicted_masks(rollout, segmenter)), truth)
-    values = _pair_values(pairs, iou, arguments.config.tiers or CONSTANTS.tiers)
+    values = _pair_values(pairs, iou, tiers)
     matched = best_matching(np.sum([arguments.weights[name] * values[name] for name in PAIR_TERMS], axis=0))
     sums = {name: float(value[matched].sum()) / pairs.larger for name, value in (values | {"acc": iou}).items()}
     return sums | {"count": float(iou.shape[0] == iou.shape[1])}

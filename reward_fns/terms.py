@@ -3,6 +3,9 @@
 A term is a pure function of one response and its row, in [0, 1]. Its weight multiplies it in the score; with weight 0
 it is only logged. Terms that compare masks are 0 where the answer is unusable or its mask has no pixel of the target.
 The other terms do not check whether the answer is correct, except `no_target`, which compares it with the row.
+
+On a row without an object the answer `[]` is right. There it earns 1 in `format`, in `point_count`, and in the terms
+that compare masks, so that an invented object never earns as much (unpublished).
 """
 
 from __future__ import annotations
@@ -39,15 +42,23 @@ def think(rollout: Rollout) -> float:
     return float(has_think_format(rollout.text))
 
 
+def reasons(rollout: Rollout) -> float:
+    """`think` with a thinking that is not blank (unpublished)."""
+    return float(bool((thinking(rollout.text) or "").strip()))
+
+
 def usable(rollout: Rollout) -> float:
-    """1 where the answer's box and points are valid and lie in the image, else 0 (SAM-R1's format)."""
-    return float(isinstance(rollout.answer, Answer))
+    """1 where the answer's box and points are valid and lie in the image, else 0 (SAM-R1's format).
+
+    Also 1 for the right answer `[]` (unpublished).
+    """
+    return float(isinstance(rollout.answer, Answer) or no_target(rollout))
 
 
 def point_count(rollout: Rollout) -> float:
     """Mean over objects of exp(-(n-2)²/(2·2²)), n points; 0 for an unusable answer (SocioReasoner)."""
     if isinstance(rollout.answer, Unusable):
-        return 0.0
+        return no_target(rollout)
     off = np.array([len(target.points) - CONSTANTS.points for target in rollout.answer.objects_policy])
     return float(np.exp(-(off**2) / (2 * CONSTANTS.points_width**2)).mean())
 
@@ -76,21 +87,21 @@ def non_repetition(rollout: Rollout) -> float:
 
 def no_target(rollout: Rollout) -> float:
     """1 where the row has no object and the answer is an empty list, which says so, else 0 (Think2Seg-RS)."""
-    nothing = not rollout.truth.masks and not rollout.truth.boxes
-    return float(nothing and isinstance(rollout.answer, Unusable) and rollout.answer.reason is Reason.NO_TARGET)
+    refused = isinstance(rollout.answer, Unusable) and rollout.answer.reason is Reason.NO_TARGET
+    return float(refused and not rollout.truth.masks and not rollout.truth.boxes)
 
 
 def mask_iou(rollout: Rollout) -> float:
-    """IoU of predicted and true mask (Think2Seg-RS, SocioReasoner); 0 where both are empty."""
+    """IoU of predicted and true mask (Think2Seg-RS, SocioReasoner); where both are empty, 1 for `[]` and else 0."""
     predicted, target = _masks(rollout)
-    return _iou(predicted, target)
+    return no_target(rollout) or _iou(predicted, target)
 
 
 def s_measure(rollout: Rollout) -> float:
     """Structure measure of the predicted mask (Fan et al. 2017, equations 2 to 7; its weight in Seg-R1 is 0.3)."""
     predicted, target = _masks(rollout)
     if not (predicted & target).any():
-        return 0.0
+        return no_target(rollout)
     if target.all():
         return float(predicted.mean())
     share = CONSTANTS.structure_objects
@@ -101,7 +112,7 @@ def boundary_iou(rollout: Rollout) -> float:
     """IoU of the masks' pixels within 2 % of the image diagonal of their contours (Cheng et al. 2021, equation 2)."""
     predicted, target = _masks(rollout)
     width = max(1, round(CONSTANTS.boundary * math.hypot(*target.shape)))
-    return _iou(_boundary(predicted, width), _boundary(target, width))
+    return no_target(rollout) or _iou(_boundary(predicted, width), _boundary(target, width))
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class Term:
 
 
 TERMS: dict[str, Term] = {
-    "think": Term(think),
+    "think": Term(reasons),
     "format": Term(usable),
     "point_count": Term(point_count),
     "length": Term(length),

@@ -20,7 +20,7 @@ from typing import Any
 
 from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import best_matching, format_of, pairs_of
-from reward_fns.terms import non_repetition, think
+from reward_fns.terms import non_repetition
 from samr1_verl.scoring.rollout import Rollout, read_rollout
 
 WEIGHTS = {"think": 1.0, "format": 1.0, "accuracy": 1.0, "non_repetition": 1.0}  # the paper sums them
@@ -35,7 +35,7 @@ class Constants:
 
 
 CONSTANTS = Constants()
-ARGUMENTS = ArgumentReader(WEIGHTS)
+ARGUMENTS = ArgumentReader(WEIGHTS, reads=["strict"])
 
 
 async def compute_score(
@@ -55,7 +55,7 @@ async def compute_score(
             and at least one point per object, and needs neither masks nor an image. Accuracy is 0 where the row has no
             object.
         segmenter: the recipe's `samr1.segmenter`; needed for terms that compare masks.
-        reward: the recipe's `samr1.reward`: `terms` and `caps`; None: the reward's own values.
+        reward: the recipe's `samr1.reward`: `terms`, `caps` and `strict`; None: the reward's own values.
         verls_own: `reward_router_address` and `reward_model_tokenizer`, which verl adds where it has a reward model.
 
     Returns:
@@ -69,10 +69,11 @@ async def compute_score(
     """
     arguments = ARGUMENTS(reward, segmenter, verls_own)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
-    accuracy, iou = accuracy_of(rollout)
+    graded = arguments.graded(rollout)
+    accuracy, iou = accuracy_of(graded)
     components = {
-        "think": think(rollout),
-        "format": format_of(rollout.text, CONSTANTS.box, CONSTANTS.point),
+        "think": arguments.think(rollout),
+        "format": format_of(graded.text, CONSTANTS.box, CONSTANTS.point),
         "accuracy": accuracy,
         "non_repetition": non_repetition(rollout),
     }

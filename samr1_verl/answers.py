@@ -8,8 +8,11 @@ points in the policy frame, under one of the published key sets:
     Qwen2.5-VL,
     VisionReasoner      {"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}, or a list of these
 
-Other keys are ignored. Strict parsing is for rewards: it repairs nothing. Lenient parsing is for the evaluation of an
-untrained model. Both take time linear in the response's length, for every response.
+Other keys are ignored. Equal points of an object count once, and so do equal objects of an answer, because repeated
+points would outweigh a wrong box in the segmenter. They are equal where they round to the same whole numbers.
+
+Strict parsing is for rewards: it repairs nothing. Lenient parsing is for the evaluation of an untrained model. Both
+take time linear in the response's length, for every response.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import json
 import math
 import re
 import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
@@ -109,6 +113,14 @@ def thinking(text: str) -> str | None:
     return None if border is None else text[len(start) : border.start()]
 
 
+def final_answer(text: str) -> str | None:
+    """The text of the response's only `<answer>…</answer>`; None: there is no answer, or there are several."""
+    try:
+        return _answer_text(text)
+    except _Refusal:
+        return None
+
+
 def parse_answer(text: str, caps: Caps = CAPS, *, lenient: bool = False) -> Answer | Unusable:
     """Parse the answer of a response. Never raises, for any text.
 
@@ -131,7 +143,7 @@ def parse_answer(text: str, caps: Caps = CAPS, *, lenient: bool = False) -> Answ
             raise _Refusal(Reason.NO_OBJECT, f"expected an object or a list of objects, found {_short(value)}")
         if len(objects) > caps.objects:
             raise _Refusal(Reason.MANY_OBJECTS, f"{len(objects)} objects, expected at most {caps.objects}")
-        return Answer(tuple(_object(entry, lenient, caps.points) for entry in objects))
+        return Answer(_distinct(_object(entry, lenient, caps.points) for entry in objects))
     except _Refusal as refusal:
         return refusal.unusable
 
@@ -230,7 +242,28 @@ def _object(entry: dict[str, Any], lenient: bool, max_points: int) -> Prompt:
         raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected one for each of {len(points)} points")
     if any(isinstance(label, bool) or label not in (0, 1) for label in labels):
         raise _Refusal(Reason.BAD_POINTS, f"labels {_short(labels)}, expected 0 or 1 each")
-    return Prompt(box, points, tuple(int(label) for label in labels))
+    return _prompt(box, points, [int(label) for label in labels])
+
+
+def _distinct(objects: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The objects without repetitions, the first of equal ones."""
+    first: dict[tuple[Any, ...], Prompt] = {}
+    for target in objects:
+        box = None if target.box is None else _rounded(target.box)
+        first.setdefault((box, frozenset(zip(map(_rounded, target.points), target.labels, strict=True))), target)
+    return tuple(first.values())
+
+
+def _prompt(box: Box | None, points: Sequence[Point], labels: Sequence[int]) -> Prompt:
+    """An object without repeated points, the first of equal ones."""
+    first: dict[tuple[Any, ...], tuple[Point, int]] = {}
+    for point, label in zip(points, labels, strict=True):
+        first.setdefault((_rounded(point), label), (point, label))
+    return Prompt(box, tuple(point for point, _ in first.values()), tuple(label for _, label in first.values()))
+
+
+def _rounded(numbers: Sequence[float]) -> tuple[int, ...]:
+    return tuple(map(round, numbers))
 
 
 def _box(entry: dict[str, Any], lenient: bool) -> Box | None:

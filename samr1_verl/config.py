@@ -82,6 +82,11 @@ class HttpServiceConfig(_Section):
     addresses: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
         strict=False, min_length=1, description="such as http://10.0.0.5:8765; requests for an image go to one address"
     )
+    identity: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the servers' segmenter, as /health names it; null: a process takes its first answer's",
+    )
 
 
 class ServiceConfig(_Section):
@@ -96,7 +101,10 @@ class ServiceConfig(_Section):
     cache_gb: PositiveFloat = Field(description="maximum size of the embedding cache in host memory, per replica")
     cache_dir: str | None = Field(description="folder that keeps embeddings for later runs; null: memory only")
     cache_dtype: Literal["float32", "float16"] = Field(default="float32", description="dtype of cached embeddings")
-    timeout_s: PositiveFloat = Field(default=600.0, description="ray, http: seconds before an answer counts as failed")
+    timeout_s: PositiveFloat = Field(
+        default=600.0,
+        description="seconds before an answer counts as failed; embedded: of one computation, without the queue",
+    )
     attempt_s: PositiveFloat = Field(
         default=120.0, description="ray, http: seconds before an attempt is abandoned and tried elsewhere"
     )
@@ -151,6 +159,10 @@ class RewardConfig(_Section):
         default=None, min_length=1, description="mask IoU above the key scores the value, otherwise 0"
     )
     window: WindowConfig | None = Field(default=None, description="reward_fns/dr_seg.py only")
+    strict: bool | None = Field(
+        default=None,
+        description="published rewards without their gaps (docs/rewards.md): only the one final answer counts",
+    )
 
     @property
     def weights(self) -> dict[str, float]:

@@ -58,6 +58,11 @@ Workers = Annotated[int, typer.Option(min=0, help="number of processes; 0: one p
 DataSource = Annotated[str, typer.Option(help="data_source of the rows: the name of the data set in metrics")]
 
 
+@app.command(
+    "refcoco+",
+    help="Convert RefCOCO+ from the REFER toolkit: a row per sentence, about one object, without words of place.\n\n"
+    "Example: samr1 data convert refcoco+ --annotations refer/refcoco+ --images coco/train2014 --out data/refcoco+",
+)
 @app.command()
 def refcoco(
     annotations: ReferFolder,
@@ -81,26 +86,6 @@ def refcoco(
     drawn = None if sample is None else Sample(sample, seed)
     options = _options(strict, workers)
     report_and_exit(lambda: convert_refcoco(annotations, images, out, split_by, split or [], drawn, exif, options))
-
-
-@app.command("refcoco+")
-def refcoco_plus(
-    annotations: ReferFolder,
-    images: Train2014,
-    out: OutFolder,
-    split_by: SplitBy = "unc",
-    split: Splits = None,
-    sample: SampleSize = None,
-    seed: Seed = 42,
-    exif: ExifChoice = Exif.auto,
-    strict: Strict = False,
-    workers: Workers = 0,
-) -> None:
-    """Convert RefCOCO+ from the REFER toolkit: a row per sentence, about one object, without words of place.
-
-    Example: samr1 data convert refcoco+ --annotations refer/refcoco+ --images coco/train2014 --out data/refcoco+
-    """
-    refcoco(annotations, images, out, split_by, split, sample, seed, exif, strict, workers)
 
 
 @app.command()
@@ -215,6 +200,9 @@ def hub(
     ] = None,
     category: Annotated[str | None, typer.Option(help="column of the category")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="column of the example's own id")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="folder that image paths may not leave; default: the data set's own folder")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="configuration of the data set")] = None,
     split: Annotated[str, typer.Option(help="split of the data set")] = "train",
     name: DataSource = "hub",
@@ -231,7 +219,7 @@ def hub(
     from samr1_verl.rows.convert.hub import Columns, HubConvert, convert_hub
 
     columns = Columns(image, sentence, mask, segmentation, box, category, id_column)
-    to = HubConvert(dataset, columns, box_format, ignore_value, out.parent, name, exif)
+    to = HubConvert(dataset, images, columns, box_format, ignore_value, out.parent, name, exif)
     options = _options(strict, workers)
     report_and_exit(lambda: convert_hub(to, config, split, out, options))
 
@@ -296,6 +284,8 @@ def _message(error: Exception) -> str | None:
         )
     if getattr(error, "errno", None) in _FULL or "disk is full" in str(error):
         return f"the disk is full ({error}). Make room; the same command then goes on where this one stopped"
+    if isinstance(error, OSError) and error.filename is not None:  # as for an --out that may not be written
+        return f"{error.filename}: {error.strerror}. Correct the option that names it, or the file's permissions"
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated
@@ -41,22 +40,29 @@ def serve(
     upload_gb: Annotated[
         float, typer.Option(help="maximum size of all kept uploads, in GB; the oldest go first")
     ] = 2.0,
+    ssl_certfile: Annotated[Path | None, typer.Option(help="certificate; the server then speaks HTTPS only")] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(help="the certificate's private key")] = None,
 ) -> None:
     """Serve a segmenter over HTTP. The environment variable SAMR1_TOKEN sets the bearer token.
 
-    SIGTERM or SIGINT stops the server after it has answered all accepted requests.
+    SIGTERM or SIGINT stops the server after it has answered all accepted requests; a second one stops it at once.
     """
-    import uvicorn
-
     from samr1_verl.config import ConfigError, segmenter_config
+    from samr1_verl.service.connections import run
     from samr1_verl.service.engine import engine_of
+    from samr1_verl.service.guard import is_loopback
     from samr1_verl.service.http_server import Limits, create_app
     from samr1_verl.service.wire import TOKEN_VARIABLE
 
     token = os.environ.get(TOKEN_VARIABLE) or None
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         message = f"{host} is reachable from other machines. Set {TOKEN_VARIABLE} to a token first"
         raise typer.BadParameter(message, param_hint="--host")
+    for option, file in (("--ssl-certfile", ssl_certfile), ("--ssl-keyfile", ssl_keyfile)):
+        if (ssl_certfile is None) != (ssl_keyfile is None):
+            raise typer.BadParameter("HTTPS needs both --ssl-certfile and --ssl-keyfile", param_hint=option)
+        if file is not None and not file.is_file():
+            raise typer.BadParameter(f"{file} is no file", param_hint=option)
     limits = Limits(int(max_body_mb * 1e6), int(max_megapixels * 1e6), max_queue, int(upload_gb * GB))
     try:
         config = segmenter_config(
@@ -79,15 +85,7 @@ def serve(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        uvicorn.run(create_app(engine, root or [], token, limits), host=host, port=port, log_level="info")
+        app = create_app(engine, root or [], token, limits)
+        run(app, host=host, port=port, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile)
     finally:
         engine.close()
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,4 +1,4 @@
-"""The predictions of a running evaluation on disk, in whole blocks; a partial block of a killed run is truncated.
+"""The predictions of a running evaluation on disk, in whole blocks; an unfinished or damaged block is dropped.
 
 A block holds the rows that the policy answers together. An interrupted run therefore asks about the same batches as an
 uninterrupted run, with the same padding and seeds, and has the same figures.
@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import ValidationError
+import numpy as np
 
 from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample
 
 PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"
+CHECKSUMS = "checksums.txt"
+_log = logging.getLogger(__name__)
 INFORMATIVE = ("file",)  # settings that may differ between two starts: file_sha256 decides, not the file's path
 
 
 class Journal:
-    """Predictions of `rows` rows in blocks of `block` consecutive rows. `open_journal` makes it."""
+    """Predictions of `rows` rows in blocks of `block` consecutive rows. `open_journal` makes it.
 
-    def __init__(self, file: BinaryIO, path: Path, rows: int, block: int) -> None:
-        self._file, self._path, self._rows, self._block = file, path, rows, block
+    A second file has a line for every block: the block's first row, its place in the predictions' file and its length,
+    both in bytes, and its CRC-32, all in hexadecimal. The rows of a block that a killed run left unfinished, or that is
+    damaged, are asked again.
+    """
+
+    def __init__(self, file: BinaryIO, checksums: BinaryIO, path: Path, rows: int, block: int) -> None:
+        self._file, self._checksums, self._path, self._rows, self._block = file, checksums, path, rows, block
         self.samples: dict[int, Sample] = {}
         self._recover()
 
@@ -36,61 +45,81 @@ class Journal:
         """The blocks without predictions, in order, as ranges of row numbers."""
         for start in range(0, self._rows, self._block):
             if start not in self.samples:
-                yield range(start, min(start + self._block, self._rows))
+                yield self._rows_of(start)
 
     def append(self, samples: Sequence[Sample]) -> None:
         """Append one whole block to the file, and wait until it is on disk."""
-        self._file.write("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        place, block = self._file.tell(), _lines(samples)
+        _to_disk(self._file, block)
+        _to_disk(self._checksums, _entry(samples, place))  # last: it never stands for a block that is not on disk
         self.samples.update((sample.index, sample) for sample in samples)
 
-    def ordered(self) -> list[Sample]:
-        """All samples in the order of the rows."""
-        return [self.samples[index] for index in sorted(self.samples)]
+    def finish(self) -> list[Sample]:
+        """All samples in the order of the rows, in which the file then has them as well."""
+        blocks = [[self.samples[row] for row in self._rows_of(start)] for start in range(0, self._rows, self._block)]
+        ordered = b"".join(map(_lines, blocks))
+        self._file.seek(0)
+        if self._file.read() != ordered:
+            place = 0
+            for block in blocks:  # first: so the entries fit the file before and after it is replaced
+                _to_disk(self._checksums, _entry(block, place))
+                place += len(_lines(block))
+            with complete(self._path) as part:
+                part.write_bytes(ordered)
+        return [sample for block in blocks for sample in block]
 
     def _recover(self) -> None:
-        """Read the file and truncate it after the last whole block.
+        """Read the sound blocks, and truncate the file after the last of them."""
+        content = self._file.read()
+        damaged, end = np.ones(len(content), dtype=bool), 0
+        for entry in self._checksums.read().splitlines():
+            if (found := self._read(entry, content)) is not None:
+                place, length, samples = found
+                self.samples.update((sample.index, sample) for sample in samples)
+                damaged[place : place + length], end = False, max(end, place + length)
+        if damaged[:end].any():
+            first, last = np.flatnonzero(damaged[:end])[[0, -1]]
+            lines = [content.count(b"\n", 0, int(byte)) + 1 for byte in (first, last)]
+            _log.warning(
+                "%s: lines %d to %d do not match %s: the file was damaged or edited. Their rows are asked again",
+                *(self._path, *lines, CHECKSUMS),
+            )
+        self._file.truncate(end)
+        self._file.seek(end)
 
-        Raises:
-            DataError: the file has a fault that an interrupted run cannot cause.
-        """
-        whole = position = 0
-        pending: list[Sample] = []
-        lines = self._file.readlines()
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                break
-            position += len(line)
-            try:
-                sample = Sample.model_validate_json(line)
-            except ValidationError as error:
-                raise DataError(
-                    f"{self._path}: line {number}: {error.errors()[0]['msg']}, expected a sample as JSON. Correct or "
-                    "remove the line's block, or start again with --restart"
-                ) from error
-            expected = self._expected(pending)
-            if sample.index not in expected or sample.index in self.samples:
-                raise DataError(
-                    f"{self._path}: line {number}: holds row {sample.index}, which does not belong there. Start again "
-                    "with --restart"
-                )
-            pending.append(sample)
-            if len(pending) == len(self._rows_of(pending[0].index)):
-                self.samples.update((finished.index, finished) for finished in pending)
-                pending, whole = [], position
-        self._file.truncate(whole)
-        self._file.seek(whole)
+    def _read(self, entry: bytes, content: bytes) -> tuple[int, int, list[Sample]] | None:
+        """Place, length and samples of an entry's block; None: the entry or its block is damaged or gone."""
+        try:
+            start, place, length, checksum = (int(number, 16) for number in entry.split(b" "))
+            block = content[place : place + length]
+            if zlib.crc32(block) != checksum:
+                return None
+            samples = [Sample.model_validate_json(line) for line in block.splitlines()]
+        except ValueError:  # pydantic's as well
+            return None
+        sound = [sample.index for sample in samples] == list(self._rows_of(start))
+        return (place, length, samples) if sound else None
 
-    def _expected(self, pending: Sequence[Sample]) -> range:
-        """Rows that the next line may hold: the next row of the pending block, or else the first row of any block."""
-        if pending:
-            return range(pending[-1].index + 1, pending[-1].index + 2)
-        return range(0, self._rows, self._block)
+    def _rows_of(self, start: int) -> range:
+        """The rows of the block that begins with a row; empty: no block does."""
+        return range(start, min(start + self._block, self._rows) if start % self._block == 0 else start)
 
-    def _rows_of(self, index: int) -> range:
-        start = index - index % self._block
-        return range(start, min(start + self._block, self._rows))
+
+def _lines(samples: Sequence[Sample]) -> bytes:
+    return "".join(f"{sample.model_dump_json()}\n" for sample in samples).encode()
+
+
+def _entry(samples: Sequence[Sample], place: int) -> bytes:
+    block = _lines(samples)
+    return (
+        " ".join(f"{number:x}" for number in (samples[0].index, place, len(block), zlib.crc32(block))).encode() + b"\n"
+    )
+
+
+def _to_disk(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager
@@ -104,22 +133,28 @@ def open_journal(folder: Path, settings: Mapping[str, Any], rows: int, block: in
         restart: discard the predictions in the folder.
 
     Raises:
-        DataError: the folder has predictions with other settings, another process writes to it, or its predictions
-            were edited.
+        DataError: the folder has predictions with other settings or without checksums, or another process writes to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PREDICTIONS
-    with open(path, "a+b") as file:
+    if path.exists() and path.stat().st_size and not restart and not (folder / CHECKSUMS).exists():
+        raise DataError(
+            f"{folder / CHECKSUMS}: missing, so damage of {PREDICTIONS} could not be seen. Evaluations of version 0.1 "
+            "have none. Put the file back, choose another --out, or start again with --restart"
+        )
+    with open(folder / CHECKSUMS, "a+b") as checksums, open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"{path}: another process writes to it. Wait for it, or choose another --out") from error
         if restart:
             file.truncate(0)
+            checksums.truncate(0)
             (folder / SETTINGS).unlink(missing_ok=True)
         file.seek(0)
+        checksums.seek(0)
         _check_settings(folder, settings, empty=path.stat().st_size == 0)
-        yield Journal(file, path, rows, block)
+        yield Journal(file, checksums, path, rows, block)
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from samr1_verl.evaluation.answering import answer_all
 from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, intervals, reasons, tables
-from samr1_verl.evaluation.journal import PREDICTIONS, RESULTS, open_journal
+from samr1_verl.evaluation.journal import RESULTS, open_journal
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.rows import read_rows
 from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol
@@ -22,7 +22,7 @@ from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.policies.load import PolicyChoice
 from samr1_verl.prompts.questions import Questions
 from samr1_verl.rows.files import complete
-from samr1_verl.scoring.sample import Reader, Sample, write_samples
+from samr1_verl.scoring.sample import Reader, Sample
 from samr1_verl.segmenters.base import SegmenterError
 
 
@@ -79,9 +79,7 @@ class Evaluation:
                     for block in missing
                 )
                 asyncio.run(self._answer(policy, blocks, keep))
-            samples = journal.ordered()
-            write_samples(samples, folder / PREDICTIONS)  # in the order of the rows
-        return samples
+            return journal.finish()
 
     async def _answer(self, policy: Policy, blocks: Any, keep: Callable[[list[Sample]], None]) -> None:
         await answer_all(policy, blocks, self._judge, keep, self.seed)

@@ -32,9 +32,38 @@ def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
     Raises:
         MaskError: the counts do not decode, or their number of pixels is not H·W.
     """
+    return mask_of_runs(rle_runs(counts, size), size)
+
+
+def mask_of_runs(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mask, HxW bool, of run lengths as `rle_runs` gives them."""
     height, width = size
-    runs = _checked_runs(counts, size)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def rle_runs(counts: str, size: tuple[int, int]) -> np.ndarray:
+    """The run lengths of COCO RLE counts, int64, column by column; the first run is of pixels outside the mask.
+
+    Raises:
+        MaskError: as `decode_rle`.
+    """
+    return np.array(_checked_runs(counts, size), dtype=np.int64)
+
+
+def union_of_runs(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """The run lengths of the union of masks, each given by its run lengths; no masks: one run outside.
+
+    Takes time for the runs and not for the pixels of each mask: a short text may hold many masks of a large image.
+    """
+    height, width = size
+    edges = [np.cumsum(runs) for runs in masks]
+    ends = np.sort(np.concatenate([[], *(edge[1::2] for edge in edges)]).astype(np.int64))
+    starts = np.sort(np.concatenate([[], *(edge[0::2][: len(edge) // 2] for edge in edges)]).astype(np.int64))
+    if not len(starts):
+        return np.array([height * width], dtype=np.int64)
+    apart = starts[1:] > ends[:-1]  # at such a start, all earlier runs have ended
+    union = np.column_stack([starts[np.r_[True, apart]], ends[np.r_[apart, True]]])
+    return np.diff(union.ravel(), prepend=0, append=height * width)
 
 
 def coco_rle(counts: str, size: tuple[int, int]) -> dict[str, Any]:
@@ -78,10 +107,7 @@ def _runs(counts: str) -> list[int]:
 
 def union_rle(counts: Sequence[str], size: tuple[int, int]) -> np.ndarray:
     """Union of masks given as RLE counts, HxW bool, where `size` is (H, W); no masks: all False. Raises MaskError."""
-    union = np.zeros(size, dtype=bool)
-    for mask in counts:
-        union |= decode_rle(mask, size)
-    return union
+    return mask_of_runs(union_of_runs([rle_runs(mask, size) for mask in counts], size), size)
 
 
 def intersection_union(pred: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> tuple[int, int]:

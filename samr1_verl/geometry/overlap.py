@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.masks import MaskError
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,9 @@ def overlap_of(
     Raises:
         MaskError: the masks have different sizes.
     """
-    return Overlap(PixelCounts.of(np.logical_or.reduce(masks), truth, ignore), float(np.mean(scores)))
+    union = masks[0]
+    for mask in masks[1:]:  # one by one: numpy would copy all of them first
+        if mask.shape != union.shape:
+            raise MaskError(f"predicted masks are {union.shape} and {mask.shape}: all must be the image's HxW")
+        union = union | mask
+    return Overlap(PixelCounts.of(union, truth, ignore), float(np.mean(scores)))

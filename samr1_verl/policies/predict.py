@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.images import ImageFile
 from samr1_verl.policies.base import Policy
 from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.prompts.questions import Questions
@@ -57,14 +57,13 @@ class Predictor:
 
     def _item(self, image: Path, sentence: str, number: int) -> dict[str, Any]:
         path = image.expanduser().absolute()
-        if not path.is_file():
-            raise ImageError(f"{image}: no such image")
-        width, height = open_image(path).size
+        file = ImageFile.read(path)
+        width, height = file.rgb().size
         record = Record(
             data_source=DATA_SOURCE,
             sentence=sentence,
             image=str(path),
-            sha256=sha256_of(path),
+            sha256=file.sha256,
             height=height,
             width=width,
             masks=[],

@@ -15,19 +15,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
+from pydantic import BaseModel, Field, ValidationError
 
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.prompts.policy_image import load_policy_image
-from samr1_verl.service.retry import ExhaustedError, HttpPool, Patience, TransientError, persist
+from samr1_verl.service.http_pool import HttpPool, fetch, read
+from samr1_verl.service.retry import ExhaustedError, Patience, TransientError, persist
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_S, ANSWER_S = 10.0, 600.0  # maximum seconds to connect, and per answer
 PATIENCE = Patience(attempt_s=ANSWER_S, attempts=6, first_pause_s=0.5, longest_pause_s=30.0)
+ANSWER_BYTES, TOKEN_BYTES = 1_000_000, 1024  # maximum size of an answer: a constant, and for each of its tokens
 _PASSING = (408, 409, 425, 429)  # statuses that are retried, in addition to all from 500 up
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Completion(BaseModel):
+    """The parts of a chat completion that are read."""
+
+    choices: list[_Choice] = Field(min_length=1)
 
 
 class ServerPolicy:
     """A policy behind a server, with several questions at a time.
+
+    The server is not trusted: an answer is read up to a limit that follows from `max_new_tokens`.
 
     Args:
         address: address with the API's version, such as http://localhost:8000/v1.
@@ -75,22 +102,22 @@ class ServerPolicy:
         """The model's name, checked against the server's list of models."""
         url = f"{self._address}/models"
         try:
-            response = httpx.get(url, headers=self._headers, timeout=CONNECT_S, trust_env=False)
-            response.raise_for_status()
-            served = [entry["id"] for entry in response.json()["data"]]
-        except httpx.HTTPStatusError as error:
+            reply = fetch(url, self._headers, ANSWER_BYTES, CONNECT_S)
+        except TransientError as error:
             raise PolicyError(
-                f"server {self._address}: {url} answers with status {error.response.status_code}. The address of an "
-                f"OpenAI-compatible server ends with /v1; its key is read from {KEY_VARIABLE}"
-            ) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise PolicyError(
-                f"server {self._address}: {url} does not answer ({type(error).__name__}: {error}). Start a server, for "
+                f"server {self._address}: no list of models ({error}). Start a server, for "
                 "example: vllm serve MODEL --generation-config vllm; its address ends with /v1"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        if not reply.is_success:
             raise PolicyError(
-                f"server {self._address}: {url} answers {response.text[:100]!r}, which is no list of models. The "
+                f"server {self._address}: {url} answers with status {reply.status}. The address of an "
+                f"OpenAI-compatible server ends with /v1; its key is read from {KEY_VARIABLE}"
+            )
+        try:
+            served = [entry.id for entry in _Models.model_validate_json(reply.content).data]
+        except ValidationError as error:
+            raise PolicyError(
+                f"server {self._address}: {url} answers {reply.excerpt(100)!r}, which is no list of models. The "
                 "address of an OpenAI-compatible server ends with /v1"
             ) from error
         if model is None and len(served) == 1:
@@ -121,19 +148,17 @@ class ServerPolicy:
             raise PolicyError(f"{where}: {error}") from error
 
     async def _post(self, body: dict[str, Any]) -> str:
+        limit = ANSWER_BYTES + TOKEN_BYTES * self._max_new_tokens
+        url = f"{self._address}/chat/completions"
+        reply = await read(await self._pool.client(), "POST", url, limit, json=body)
+        if reply.status in _PASSING or reply.status >= 500:
+            raise TransientError(f"status {reply.status}, {reply.excerpt()}")
+        if not reply.is_success:
+            raise PolicyError(f"it refuses the request: status {reply.status}, {reply.excerpt()}")
         try:
-            client = await self._pool.client()
-            response = await client.post(f"{self._address}/chat/completions", json=body)
-        except httpx.HTTPError as error:
-            raise TransientError(f"{type(error).__name__} {error}") from error
-        if response.status_code in _PASSING or response.status_code >= 500:
-            raise TransientError(f"status {response.status_code}, {response.text[:300]}")
-        if not response.is_success:
-            raise PolicyError(f"it refuses the request: status {response.status_code}, {response.text[:300]}")
-        try:
-            return response.json()["choices"][0]["message"]["content"] or ""
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise PolicyError(f"{response.text[:300]!r} is no chat completion") from error
+            return _Completion.model_validate_json(reply.content).choices[0].message.content or ""
+        except ValidationError as error:
+            raise PolicyError(f"{reply.excerpt()!r} is no chat completion") from error
 
 
 def _messages(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

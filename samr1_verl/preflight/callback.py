@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from samr1_verl.config import ConfigError, samr1_config
-from samr1_verl.preflight import checks, inputs, options, policy_frame
+from samr1_verl.preflight import checks, inputs, options, policy_frame, servers
 
 EXIT_STATUS = 2
 
@@ -56,7 +56,8 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     yield "reward", reward, list(inputs.check_reward(config, sound_rows=not wrong_rows))
     if inputs.uses_segmenter(config):
         place = list(checks.check_place(config))
-        yield "segmenter", settings.segmenter.path, [*place, *inputs.check_segmenter(settings)]
+        service = [*inputs.check_segmenter(settings), *servers.check_servers(settings)]
+        yield "segmenter", settings.segmenter.path, [*place, *service]
 
 
 class Preflight(Callback):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from samr1_verl.config import ConfigError, Samr1Config, hub_id_or_folder
-from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import MaskError, decode_rle
 from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rows.ground_truth import RowError
@@ -76,12 +76,12 @@ def _first_row(path: Path, record: Record) -> Iterator[str]:
     if not image.is_file():
         return
     try:
-        if (digest := sha256_of(image)) != record.sha256:
+        if (file := ImageFile.read(image)).sha256 != record.sha256:
             yield (
-                f"{path}: row 0: {image} has the SHA-256 {digest}, the row says {record.sha256}: the file was changed "
-                "or replaced after the data was prepared. Prepare the data again"
+                f"{path}: row 0: {image} has the SHA-256 {file.sha256}, the row says {record.sha256}: the file was "
+                "changed or replaced after the data was prepared. Prepare the data again"
             )
-        elif (size := open_image(image).size) != (record.width, record.height):
+        elif (size := file.rgb().size) != (record.width, record.height):
             yield (
                 f"{path}: row 0: {image} is {size[0]}x{size[1]} pixels, the row says {record.width}x{record.height}. "
                 "Prepare the data again"

@@ -41,10 +41,14 @@ class Questions:
             )
 
     def item(self, record: Record, image: Path, index: int = 0) -> dict[str, Any]:
-        """The item of a row. Raises ImageError where the processor does not accept the image's aspect ratio.
+        """The item of a row.
 
         Args:
             image: path of the image. index: number of the row.
+
+        Raises:
+            ImageError: the processor does not accept the image's aspect ratio.
+            SentenceError: the sentence holds a token.
         """
         original_wh = (record.width, record.height)
         try:

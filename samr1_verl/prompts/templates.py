@@ -1,11 +1,15 @@
 """The prompts: one jinja template per prompt; the recipe's `samr1.prompt` names it."""
 
+import re
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
 
 from samr1_verl.config import ConfigError
+from samr1_verl.rows.record import DataError
 
+# As the tokenizers of Qwen and of many others write them: <|image_pad|>, <|im_end|>; <image> is LLaVA's and verl's.
+_TOKENS = re.compile(r"<\|[^<>|\s]{1,64}\|>|<(?:image|video|audio)>", re.IGNORECASE)
 _PACKAGE, _SUFFIX = "samr1_verl.prompts", ".jinja"
 
 
@@ -31,6 +35,18 @@ def load_prompt(name: str) -> Template:
     return Environment(undefined=StrictUndefined, autoescape=False).from_string(text)
 
 
+class SentenceError(DataError):
+    """A sentence that a policy would not read as text."""
+
+
 def as_question(sentence: str) -> str:
-    """A row's sentence in the form that prompts show: lower case, without its final dot, as in Seg-Zero's code."""
+    """A row's sentence in the form that prompts show: lower case, without its final dot, as in Seg-Zero's code.
+
+    Raises:
+        SentenceError: it holds a token of a chat or of an image, such as <|im_end|>.
+    """
+    if (token := _TOKENS.search(sentence)) is not None:
+        raise SentenceError(
+            f"sentence {sentence[:80]!r}: holds {token[0]!r}, which policies read as a token and not as text. Remove it"
+        )
     return sentence.strip().lower().removesuffix(".")

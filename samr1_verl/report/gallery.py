@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile, open_image
 from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.scoring.sample import Sample
 
@@ -124,11 +124,12 @@ class Gallery:
             size = _fitted((width, height), self._side)
             source, problem = None, None
             try:
-                if (actual := sha256_of(sample.image)) != sample.sha256:
+                file = ImageFile.read(sample.image)
+                if file.sha256 != sample.sha256:
                     raise ImageError(
-                        f"{sample.image}: the file has changed: SHA-256 {actual}, expected {sample.sha256}"
+                        f"{sample.image}: the file has changed: SHA-256 {file.sha256}, expected {sample.sha256}"
                     )
-                source = _data_url(open_image(sample.image), size)
+                source = _data_url(file.rgb(), size)
             except (ImageError, OSError) as error:
                 problem = str(error)
                 self.problems.append(problem)

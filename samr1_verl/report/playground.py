@@ -22,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samr1_verl.policies.base import PolicyError
+from samr1_verl.prompts.templates import SentenceError
 from samr1_verl.report.gallery import Gallery, data_url
 from samr1_verl.report.page import render
 from samr1_verl.rows.record import read_table, record_at, resolve_image
@@ -89,6 +90,10 @@ def _page(title: str, examples: Sequence[Example], limits: Limits) -> str:
 def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Example], limits: Limits) -> None:
     images, turn = Images([], limits.upload_bytes, limits.max_pixels), asyncio.Lock()
 
+    @app.exception_handler(SentenceError)
+    async def refuse_sentence(_: Request, error: Exception) -> Response:
+        return _refusal(422, "sentence", str(error))
+
     @app.exception_handler(PolicyError)
     async def refuse(_: Request, error: Exception) -> Response:
         return _refusal(500, "policy", str(error))
@@ -109,12 +114,14 @@ def _add_routes(app: FastAPI, predictor: Asked, page: str, examples: Sequence[Ex
     ) -> dict[str, Any]:
         """The policy's answer about the image file in the request's body."""
         body = await request.body()
-        path, _ = await images.add(hashlib.sha256(body).hexdigest(), _once(body))
-        began = time.monotonic()
-        async with turn:
-            sample = await predictor.predict(path, sentence.strip())
-        gallery = Gallery(images=1, long_side=LONG_SIDE)
-        shown = await asyncio.to_thread(gallery.sample, sample)
+        sha256 = hashlib.sha256(body).hexdigest()
+        with images.held(sha256):
+            path, _ = await images.add(sha256, _once(body))
+            began = time.monotonic()
+            async with turn:
+                sample = await predictor.predict(path, sentence.strip())
+            gallery = Gallery(images=1, long_side=LONG_SIDE)
+            shown = await asyncio.to_thread(gallery.sample, sample)
         return {**gallery.as_json(), "sample": shown, "seconds": time.monotonic() - began}
 
 

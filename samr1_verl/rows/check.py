@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samr1_verl.geometry.images import ImageError, open_image, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import MaskError, box_of, decode_rle
 from samr1_verl.rows.parallel import ordered_map
 from samr1_verl.rows.record import DataError, Record, iter_rows, parse_record, resolve_image
@@ -131,7 +131,8 @@ def _check_group(group: _Group) -> _Checked:
         if offset == 0 or image is None:
             try:
                 path = resolve_image(record, group.path)
-                image = sha256_of(path), open_image(path).size
+                file = ImageFile.read(path)
+                image = file.sha256, file.rgb().size
             except ImageError as error:
                 if offset == 0:
                     result.problems.append(Problem("image", f"{where}: {error}"))

@@ -7,19 +7,29 @@ unless a name says otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, PositiveInt, ValidationError, model_validator
 
 from samr1_verl import Samr1Error
 from samr1_verl.geometry.frames import Frame
-from samr1_verl.geometry.masks import MaskError, decode_rle, union_rle
+from samr1_verl.geometry.masks import MaskError, mask_of_runs, rle_runs, union_of_runs
 from samr1_verl.geometry.prompt import Box, Point
+
+MAX_KEYS = 32  # more than any model here has
 
 
 class RowError(Samr1Error, ValueError):
     """A row without a valid reward; it never becomes a score of 0. The message names data source, image and key."""
+
+
+def few_keys(value: Any) -> Any:
+    """The value as it is. Raises ValueError for a dict of many keys: pydantic would report each unknown one."""
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise ValueError(f"{len(value)} keys, expected at most {MAX_KEYS}")
+    return value
 
 
 class GroundTruth(BaseModel):
@@ -27,11 +37,19 @@ class GroundTruth(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # FailFast: the first fault is enough; a hostile request may hold millions.
     size: tuple[PositiveInt, PositiveInt]  # (H, W) of the image
-    masks: tuple[str, ...]  # compressed COCO RLE counts, one per object; empty: no target
+    masks: Annotated[tuple[str, ...], FailFast()]  # compressed COCO RLE counts, one per object; empty: no target
     ignore: str | None = None  # compressed COCO RLE counts of pixels that do not count
-    boxes: tuple[Box, ...] = ()  # x1 y1 x2 y2, one per object
-    points: tuple[tuple[Point, ...], ...] = ()  # (x, y), any number per object
+    boxes: Annotated[tuple[Box, ...], FailFast()] = ()  # x1 y1 x2 y2, one per object
+    points: Annotated[
+        tuple[Annotated[tuple[Point, ...], FailFast()], ...], FailFast()
+    ] = ()  # (x, y), any number per object
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        return few_keys(value)
 
     def check_size(self, image_hw: tuple[int, int]) -> None:
         """Check the size (H, W) of the image, original frame. Raises MaskError where it differs from `size`."""
@@ -41,20 +59,43 @@ class GroundTruth(BaseModel):
                 "Prepare the data again from this image"
             )
 
+    def runs(self) -> TruthRuns:
+        """The union of the objects' masks and the pixels that do not count, in a form that takes little memory.
+
+        Raises:
+            MaskError: an RLE does not decode to `size`.
+        """
+        try:
+            union = union_of_runs([rle_runs(mask, self.size) for mask in self.masks], self.size)
+        except MaskError as error:
+            raise MaskError(f"ground_truth.masks: {error}. Prepare the data again") from error
+        try:
+            ignore = None if self.ignore is None else rle_runs(self.ignore, self.size)
+        except MaskError as error:
+            raise MaskError(f"ground_truth.ignore: {error}. Prepare the data again") from error
+        return TruthRuns(self.size, union, ignore)
+
     def union_and_ignore(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The union of the objects' masks and the pixels that do not count (None: all count), HxW bool each.
 
         Raises:
             MaskError: an RLE does not decode to `size`.
         """
-        try:
-            union = union_rle(self.masks, self.size)
-        except MaskError as error:
-            raise MaskError(f"ground_truth.masks: {error}. Prepare the data again") from error
-        try:
-            return union, None if self.ignore is None else decode_rle(self.ignore, self.size)
-        except MaskError as error:
-            raise MaskError(f"ground_truth.ignore: {error}. Prepare the data again") from error
+        return self.runs().masks()
+
+
+@dataclass(frozen=True)
+class TruthRuns:
+    """Run lengths, as `geometry.masks.rle_runs` gives them, of a row's true pixels and of those that do not count."""
+
+    size: tuple[int, int]  # (H, W) of the image
+    union: np.ndarray
+    ignore: np.ndarray | None  # None: every pixel counts
+
+    def masks(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The masks, HxW bool, original frame."""
+        ignore = None if self.ignore is None else mask_of_runs(self.ignore, self.size)
+        return mask_of_runs(self.union, self.size), ignore
 
 
 class View(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -41,7 +42,7 @@ def ordered_map(
         yield from map(function, stream)
         return
     # spawn: a fork of a process with threads (a progress bar, pyarrow) may inherit a lock that is never released
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     pending: deque[Future[list[Result]]] = deque()
     try:
         while True:
@@ -54,9 +55,21 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ignore Ctrl-C in a worker. It reaches every process of a terminal, and the starting process ends its workers."""
+def _start_worker() -> None:
+    """Ignore Ctrl-C, and end with the starting process.
+
+    Ctrl-C reaches every process of a terminal, and the starting process ends its workers. Where that process was
+    killed, nothing else ends them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,8 @@ from samr1_verl.rows.files import complete
 SCHEMA_VERSION = 1
 _VERSION_KEY = b"samr1_schema_version"
 _ROW_GROUP = 1024
+MAX_PIXELS = 178_956_970  # of a row's image: Pillow opens no larger one. A mask takes a byte per pixel
+Coordinate = Annotated[float, Field(gt=-(1 << 31), lt=1 << 31)]  # pixels; no NaN
 
 
 class DataError(Samr1Error, ValueError):
@@ -40,13 +43,15 @@ class Record(BaseModel):
     width: int = Field(gt=0, description="width of the image after EXIF orientation, in pixels")
     masks: list[str] = Field(description="compressed COCO RLE counts, one per object; empty: no target, or boxes only")
     ignore: str | None = Field(default=None, description="compressed COCO RLE counts of pixels that do not count")
-    boxes: list[list[float]] = Field(default_factory=list, description="x1 y1 x2 y2, one per object")
-    points: list[list[list[float]]] = Field(default_factory=list, description="x y, any number per object")
+    boxes: list[list[Coordinate]] = Field(default_factory=list, description="x1 y1 x2 y2, one per object")
+    points: list[list[list[Coordinate]]] = Field(default_factory=list, description="x y, any number per object")
     category: str = ""
     source: dict[str, str] = Field(default_factory=dict, description="ids in the source data set")
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
+        if self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"{self.height}x{self.width} (HxW) are more than {MAX_PIXELS} pixels")
         for name in ("boxes", "points"):
             if getattr(self, name) and self.masks and len(getattr(self, name)) != len(self.masks):
                 raise ValueError(f"{name} holds {len(getattr(self, name))} objects, masks {len(self.masks)}")
@@ -146,7 +151,7 @@ def count_rows(path: str | Path) -> int:
 def _readable(path: str | Path) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}). Prepare the data again") from error
 
 
@@ -156,10 +161,10 @@ def _checked(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: no such data file. Make it with samr1 data convert, or correct the path")
     with _readable(path):
         file = pq.ParquetFile(path)
-    schema = file.schema_arrow
+        schema = file.schema_arrow
     version = (schema.metadata or {}).get(_VERSION_KEY)
-    if version is not None and version.decode() != str(SCHEMA_VERSION):
-        raise DataError(_other_version(path, version.decode()))
+    if version is not None and version != str(SCHEMA_VERSION).encode():
+        raise DataError(_other_version(path, version.decode(errors="replace")[:80]))
     for field in SCHEMA:
         if field.name not in schema.names:
             raise DataError(
@@ -202,7 +207,7 @@ def parse_record(row: dict, path: str | Path, index: int) -> Record:
             f"{path}: row {index}, field {field!r}: {first['msg']}; found {str(first['input'])[:200]!r}. "
             "Correct the source data and prepare the file again"
         ) from error
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: row {index}, field 'source': not a JSON object ({error})") from error
 
 

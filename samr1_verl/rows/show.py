@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from samr1_verl.geometry.drawing import COLOURS, draw
 from samr1_verl.geometry.images import ImageError, open_image
-from samr1_verl.geometry.masks import MaskError, decode_rle
+from samr1_verl.geometry.masks import MaskError, coco_rle, decode_rle
 from samr1_verl.rows.record import DataError, Record, count_rows, iter_rows, parse_record, resolve_image
 
 TILE, CAPTION, GAP = 360, 52, 8  # pixels
@@ -36,15 +36,15 @@ class Statistics:
     categories: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: Record) -> None:
-        """Count one row."""
+        """Count one row. Raises MaskError where a mask does not decode."""
         self.widths.append(record.width)
         self.heights.append(record.height)
         self.characters.append(len(record.sentence))
         self.words.append(len(record.sentence.split()))
         self.objects.append(len(record.masks or record.boxes))
         pixels = record.width * record.height
-        size = [record.height, record.width]
-        areas = (coco_mask.area({"size": size, "counts": counts.encode()}) for counts in record.masks)
+        size = (record.height, record.width)
+        areas = (coco_mask.area(coco_rle(counts, size)) for counts in record.masks)
         self.shares += [int(area) / pixels for area in areas]
         self.ignored += record.ignore is not None
         self.sources[record.data_source] += 1
@@ -88,12 +88,12 @@ def look(path: Path, rows: int, seed: int) -> tuple[Image.Image, Statistics]:
     statistics, tiles = Statistics(), []
     for number, row in enumerate(iter_rows(path)):
         record = parse_record(row, path, number)
-        statistics.add(record)
-        if number in chosen:
-            try:
+        try:
+            statistics.add(record)
+            if number in chosen:
                 tiles.append(_tile(record, path, number))
-            except (ImageError, MaskError) as error:
-                raise DataError(f"{path}: row {number}: {error}") from error
+        except (ImageError, MaskError) as error:
+            raise DataError(f"{path}: row {number}: {error}. samr1 data check lists all such rows") from error
     return _sheet(tiles), statistics
 
 

@@ -20,9 +20,15 @@ class SegmenterError(Samr1Error, RuntimeError):
     """The segmenter failed on valid input. The error never becomes a score."""
 
 
+_BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all of its bits are set in infinities and NaN
+
+
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The encoder's result for one image: arrays by name, and the image's `size` (H, W) in the original frame."""
+    """The encoder's result for one image: arrays by name, and the image's `size` (H, W) in the original frame.
+
+    NumPy has no bfloat16: an array of uint16 holds the bits of bfloat16 values.
+    """
 
     arrays: dict[str, np.ndarray]
     size: tuple[int, int]
@@ -31,6 +37,16 @@ class Embedding:
     def nbytes(self) -> int:
         """Size of the arrays in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
+
+    def not_finite(self) -> str | None:
+        """Name of an array with a value that is infinite or no number; None: there is none."""
+        for name, array in self.arrays.items():
+            finite = (
+                (array & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT if array.dtype == np.uint16 else np.isfinite(array)
+            )
+            if not finite.all():
+                return name
+        return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -132,6 +132,11 @@ class OnnxSegmenter:
                 f"{DECODER} made masks {masks.shape} for an image of {embedding.size}, expected one mask of that size. "
                 "Export it with --return-single-mask"
             )
+        if not (np.isfinite(scores).all() and np.isfinite(masks).all()):
+            raise SegmenterError(
+                f"{DECODER} made a mask or a predicted IoU with values that are no numbers. Get the weights again: "
+                "python data/fetch_sam.py"
+            )
         return Prediction(masks[0, 0] > 0, float(scores[0, 0]))
 
 

@@ -100,6 +100,6 @@ def _make(config: SegmenterConfig) -> Client:
         assert service.http is not None
         log_place(f"the servers {', '.join(service.http.addresses)}", config)
         return HttpClient(service.http, service.timeout_s, service.attempt_s)
-    engine = engine_of(config)
+    engine = engine_of(config, timeout_s=service.timeout_s)
     log_place(engine.place(), config)
     return engine

@@ -14,19 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cachetools import LRUCache, cached
 
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.geometry.overlap import Overlap, overlap_of
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.rows.ground_truth import GroundTruth, TruthRuns
 from samr1_verl.segmenters.base import CPU_LIMITS, DeviceSegmenter, Embedding, Prediction, Segmenter, SegmenterError
 from samr1_verl.service.cache import restored
 from samr1_verl.service.counters import Tally
 from samr1_verl.service.worker import Priority, Worker
 
-# Maximum number of requests that are decoded together: the masks of all of them, at the image's size, are in memory.
-TOGETHER = 16
+TOGETHER = 16  # maximum number of requests that are decoded together
+MASK_BYTES = 64_000_000  # of masks that are in memory together, one byte per pixel; a single mask may have more
 
 
 @dataclass(eq=False)
@@ -36,16 +37,22 @@ class _Job:
     image: Path | None
     prompts: Sequence[Prompt]
     truth: GroundTruth | None  # None: the result is the masks, else the overlap with the true masks
+    runs: TruthRuns | None  # of `truth`
     future: Future[Any] = field(default_factory=Future)
 
-    def true_masks(self, size: tuple[int, int]) -> tuple[Any, Any]:
-        """The true mask and the ignored pixels. Raises MaskError, with the image's path, as `engine.Engine.overlap`."""
-        assert self.truth is not None
-        try:
-            self.truth.check_size(size)
-            return self.truth.union_and_ignore()
-        except MaskError as error:
-            raise MaskError(f"{self.image or 'the image'}: {error}") from error
+    def true_masks(self) -> tuple[Any, Any]:
+        """The true mask and the ignored pixels."""
+        assert self.runs is not None
+        return self.runs.masks()
+
+
+def _runs_of(image: Path | None, truth: GroundTruth, size: tuple[int, int]) -> TruthRuns:
+    """The true masks as runs. Raises MaskError, with the image's path, as `engine.Engine.overlap`."""
+    try:
+        truth.check_size(size)
+        return truth.runs()
+    except MaskError as error:
+        raise MaskError(f"{image or 'the image'}: {error}") from error
 
 
 class Decodes:
@@ -75,7 +82,9 @@ class Decodes:
         truth: GroundTruth | None,
     ) -> Any:
         """The predictions of the prompts, or their overlap with `truth`. Raises as `engine.Engine.overlap`."""
-        job = _Job(image, prompts, truth)
+        # Read here and not in the segmenter's thread: long masks are read while other requests compute.
+        runs = None if truth is None else await asyncio.to_thread(_runs_of, image, truth, embedding.size)
+        job = _Job(image, prompts, truth, runs)
         with self._lock:
             if sha256 not in self._jobs:
                 self._worker.submit(Priority.DECODE, lambda: self._run(sha256, embedding))
@@ -97,13 +106,31 @@ class Decodes:
         jobs = [job for job in waiting if job.future.set_running_or_notify_cancel()]
         embedding = self._restored(embedding)
         while jobs:
-            batch, jobs = jobs[:TOGETHER], jobs[TOGETHER:]
+            count = self._together(jobs, embedding.size)
+            batch, jobs = jobs[:count], jobs[count:]
             self._answer(batch, embedding)
+
+    def _together(self, jobs: Sequence[_Job], size: tuple[int, int]) -> int:
+        """Number of the first jobs that are decoded together; at least one."""
+        prompts: set[Prompt] = set()
+        for count, job in enumerate(jobs[:TOGETHER]):
+            prompts.update(job.prompts)
+            if count and len(prompts) * size[0] * size[1] > max(MASK_BYTES, self._mask_bytes):
+                return count
+        return min(len(jobs), TOGETHER)
 
     def _answer(self, jobs: list[_Job], embedding: Embedding) -> None:
         started = time.perf_counter()
         prompts = list(dict.fromkeys(prompt for job in jobs for prompt in job.prompts))
         on_device = self._counts_on_device(jobs, embedding, len(prompts))
+        if on_device is None and len(prompts) > masks_at_once(embedding.size):
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._answer([job], embedding)
+                return
+            if jobs[0].truth is not None:
+                self._answer_in_portions(jobs[0], embedding)
+                return
         try:
             decode = self._segmenter.decode if on_device is None else on_device.decode_on_device
             by_prompt: dict[Prompt, Any] = dict(zip(prompts, decode(embedding, prompts), strict=True))
@@ -112,16 +139,35 @@ class Decodes:
                 for job in jobs:
                     self._answer([job], embedding)
                 return
-            message = f"{jobs[0].image or 'the image'}: {self._segmenter.identity} failed to decode {prompts}: {error}"
-            jobs[0].future.set_exception(SegmenterError(message))
+            jobs[0].future.set_exception(self._fault(jobs[0], prompts, error))
             return
         self._tally.add(decodes=len(prompts), decode_seconds=time.perf_counter() - started)
         result_of = _host_result if on_device is None else _device_results(on_device.device)
         for job in jobs:
             try:
-                job.future.set_result(result_of(job, [by_prompt[prompt] for prompt in job.prompts], embedding.size))
+                job.future.set_result(result_of(job, [by_prompt[prompt] for prompt in job.prompts]))
             except Exception as error:
                 job.future.set_exception(error)
+
+    def _answer_in_portions(self, job: _Job, embedding: Embedding) -> None:
+        """The overlap of one request whose masks are too large to be in memory together."""
+        started, prompts, portion = time.perf_counter(), list(dict.fromkeys(job.prompts)), masks_at_once(embedding.size)
+        union, scores = np.zeros(embedding.size, dtype=bool), {}
+        try:
+            for start in range(0, len(prompts), portion):
+                part = prompts[start : start + portion]
+                for prompt, prediction in zip(part, self._segmenter.decode(embedding, part), strict=True):
+                    union |= prediction.mask
+                    scores[prompt] = prediction.score
+        except Exception as error:
+            job.future.set_exception(self._fault(job, prompts, error))
+            return
+        self._tally.add(decodes=len(prompts), decode_seconds=time.perf_counter() - started)
+        job.future.set_result(overlap_of([union], [scores[prompt] for prompt in job.prompts], *job.true_masks()))
+
+    def _fault(self, job: _Job, prompts: Sequence[Prompt], error: Exception) -> SegmenterError:
+        image = job.image or "the image"
+        return SegmenterError(f"{image}: {self._segmenter.identity} failed to decode {prompts}: {error}")
 
     def _counts_on_device(self, jobs: Sequence[_Job], embedding: Embedding, masks: int) -> DeviceSegmenter | None:
         """The segmenter, where all masks are only counted and fit its device; None: they come to host memory."""
@@ -130,23 +176,27 @@ class Decodes:
         return self._segmenter if fits and isinstance(self._segmenter, DeviceSegmenter) else None
 
 
-def _host_result(job: _Job, predictions: list[Prediction], size: tuple[int, int]) -> list[Prediction] | Overlap:
+def masks_at_once(size: tuple[int, int]) -> int:
+    """Number of masks of an image of `size` (H, W) that MASK_BYTES hold; at least one."""
+    return max(1, MASK_BYTES // (size[0] * size[1]))
+
+
+def _host_result(job: _Job, predictions: list[Prediction]) -> list[Prediction] | Overlap:
     """The result of one request, from masks in host memory."""
     if job.truth is None:
         return predictions
-    truth, ignore = job.true_masks(size)
     masks, scores = [prediction.mask for prediction in predictions], [prediction.score for prediction in predictions]
-    return overlap_of(masks, scores, truth, ignore)
+    return overlap_of(masks, scores, *job.true_masks())
 
 
-def _device_results(device: str) -> Callable[[_Job, list[Any], tuple[int, int]], Overlap]:
+def _device_results(device: str) -> Callable[[_Job, list[Any]], Overlap]:
     """The function for the result of one request, from masks on a device. A group's true mask is copied there once."""
     from samr1_verl.segmenters.device_overlap import DeviceTruth  # needs torch, which other segmenters do not
 
     truths: dict[GroundTruth | None, DeviceTruth] = {}
 
-    def result_of(job: _Job, predictions: list[Any], size: tuple[int, int]) -> Overlap:
-        masks = None if job.truth in truths else job.true_masks(size)
+    def result_of(job: _Job, predictions: list[Any]) -> Overlap:
+        masks = None if job.truth in truths else job.true_masks()
         try:
             if masks is not None:
                 truths[job.truth] = DeviceTruth(*masks, device)

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,11 +92,21 @@ class Embeddings:
         finally:
             self._tally.add(wait_seconds=counted * (time.perf_counter() - started))
 
-    def prefetch(self, image: Path | None, sha256: str) -> None:
-        """Queue the encode of an image that later requests will name. Returns at once."""
+    def prefetch(self, image: Path | None, sha256: str, done: Callable[[], None] | None = None) -> None:
+        """Queue the encode of an image that later requests will name. Returns at once.
+
+        `done` is called when the encode ended, or at once where the embedding is in memory.
+        """
+        encode = None
         with self._lock:
-            if sha256 not in self._memory and sha256 not in self._encodes:
-                self._queue(image, sha256, Priority.AHEAD)
+            if sha256 not in self._memory:
+                encode = self._encodes.get(sha256) or self._queue(image, sha256, Priority.AHEAD)
+        if done is None:
+            return
+        if encode is None:
+            done()
+        else:
+            encode.future.add_done_callback(lambda _: done())
 
     def nbytes(self) -> int:
         """Size of the embeddings in memory."""
@@ -178,8 +188,12 @@ class Embeddings:
                     f"the image with SHA-256 {sha256} is not known here. Upload it, or send its path"
                 )
             return read_image(image, sha256, self._max_pixels)
-        except Exception as error:
+        except ImageError as error:
             return error
+        except Exception as error:  # a fault of the machine, such as too many open files: another attempt may succeed
+            fault = SegmenterError(f"{image}: not read ({error})")
+            fault.__cause__ = error
+            return fault
 
     def _encode(self, images: Sequence[tuple[_Encode, np.ndarray]]) -> list[Embedding | Exception]:
         started = time.perf_counter()
@@ -196,11 +210,20 @@ class Embeddings:
             fault.__cause__ = error
             return [fault]
         self._tally.add(encodes=len(images), encode_seconds=time.perf_counter() - started)
-        embeddings = [halved(embedding) for embedding in embeddings] if self._halve else embeddings
+        return [self._kept(encode, embedding) for (encode, _), embedding in zip(images, embeddings, strict=True)]
+
+    def _kept(self, encode: _Encode, embedding: Embedding) -> Embedding | SegmenterError:
+        """A new embedding in the form in which it is kept, after it is stored in the folder; or its fault."""
+        if (name := embedding.not_finite()) is not None:
+            return SegmenterError(
+                f"{encode.image}: {self._segmenter.identity} made an embedding whose array {name} has values that are "
+                "no numbers. Set samr1.segmenter.dtype and encoder_precision to float32; if they are, get the weights "
+                "again"
+            )
+        embedding = halved(embedding) if self._halve else embedding
         if self._folder is not None:
-            for (encode, _), embedding in zip(images, embeddings, strict=True):
-                self._folder.put(encode.sha256, embedding)
-        return list(embeddings)
+            self._folder.put(encode.sha256, embedding)
+        return embedding
 
     def _encoder(self, images: Sequence[np.ndarray]) -> list[Embedding]:
         if len(images) > 1:

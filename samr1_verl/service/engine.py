@@ -7,22 +7,25 @@ free. Requests may come from any thread and any event loop. `prefetch` starts an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from samr1_verl.config import SegmenterConfig
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import load_segmenter
-from samr1_verl.segmenters.base import Prediction, Segmenter
+from samr1_verl.segmenters.base import Prediction, Segmenter, SegmenterError
 from samr1_verl.service.cache import FolderCache
 from samr1_verl.service.counters import Counters, Tally
 from samr1_verl.service.decodes import Decodes
 from samr1_verl.service.embeddings import Embeddings
 from samr1_verl.service.place import place_of
 from samr1_verl.service.worker import Worker
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -34,6 +37,7 @@ class Engine:
         cache_dir: folder that keeps embeddings for later runs; None: no folder.
         cache_dtype: float16 stores float32 embeddings in half the bytes, rounded to float16 precision.
         max_pixels: maximum number of pixels per image, checked before the file is decoded; None: Pillow's own limit.
+        timeout_s: seconds of one computation after which all requests that wait fail; None: they wait.
     """
 
     def __init__(
@@ -43,8 +47,9 @@ class Engine:
         cache_dir: Path | None = None,
         cache_dtype: Literal["float32", "float16"] = "float32",
         max_pixels: int | None = None,
+        timeout_s: float | None = None,
     ) -> None:
-        self.identity = segmenter.identity
+        self.identity, self._timeout_s = segmenter.identity, timeout_s
         halve = cache_dtype == "float16"
         kept_as = segmenter.identity + ("-float16" if halve else "")
         folder = None if cache_dir is None else FolderCache(cache_dir, kept_as)
@@ -63,10 +68,9 @@ class Engine:
         Raises:
             ImageError: the image is missing, unreadable, too large, or its digest differs from `sha256`.
             UnknownImageError: `image` is None and the embedding is not in the cache.
-            SegmenterError: the segmenter failed on a valid image.
+            SegmenterError: the segmenter failed on a valid image, or its computation takes longer than `timeout_s`.
         """
-        embedding = await self._embeddings.get(_path(image), sha256)
-        return await self._decodes.answer(_path(image), sha256, embedding, prompts, None)
+        return await self._within(self._answer(_path(image), sha256, prompts, None))
 
     async def overlap(
         self, image: str | Path | None, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth
@@ -80,15 +84,17 @@ class Engine:
             ImageError, SegmenterError: as `segment`.
             MaskError: a true mask does not decode, or its size differs from the image's.
         """
-        embedding = await self._embeddings.get(_path(image), sha256)
-        return await self._decodes.answer(_path(image), sha256, embedding, prompts, truth)
+        return await self._within(self._answer(_path(image), sha256, prompts, truth))
 
-    async def prefetch(self, image: str | Path | None, sha256: str) -> None:
+    async def prefetch(self, image: str | Path | None, sha256: str, done: Callable[[], None] | None = None) -> None:
         """Queue the encode of an image that later requests will name, behind all work that a request waits for.
 
         Returns at once. A failed encode is logged, and the request for the image encodes it again.
+
+        Args:
+            done: called, in any thread, when the image is no longer needed: its embedding is made, or failed.
         """
-        self._embeddings.prefetch(_path(image), sha256)
+        self._embeddings.prefetch(_path(image), sha256, done)
 
     async def size(self, image: str | Path | None, sha256: str) -> tuple[int, int]:
         """(H, W) of an image. Encodes it where needed; the call is not in the counters. Raises as `segment`."""
@@ -107,6 +113,36 @@ class Engine:
         """Seconds since the running computation started; 0: idle; infinite: the engine's thread has ended."""
         return self._worker.busy_seconds()
 
+    async def _answer(
+        self, image: Path | None, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth | None
+    ) -> Any:
+        embedding = await self._embeddings.get(image, sha256)
+        return await self._decodes.answer(image, sha256, embedding, prompts, truth)
+
+    async def _within(self, answer: Awaitable[T]) -> T:
+        """The answer. Raises SegmenterError when the running computation takes longer than `timeout_s`.
+
+        The time in the queue does not count: on a CPU a step's images may take longer than one image ever does. The
+        thread cannot be ended; `busy_seconds` shows how long it has been at work, and later requests fail at once.
+        """
+        if self._timeout_s is None:
+            return await answer
+        waiting = asyncio.ensure_future(answer)
+        try:
+            while True:
+                left = self._timeout_s - self._worker.busy_seconds()
+                await asyncio.wait([waiting], timeout=max(left, 0.0))
+                if waiting.done():
+                    return waiting.result()
+                if (busy := self._worker.busy_seconds()) >= self._timeout_s:
+                    raise SegmenterError(
+                        f"{self.identity}: the running computation has taken {busy:.1f} s, the limit is "
+                        f"{self._timeout_s:g} s. Such a fault never becomes a score. The segmenter's thread cannot be "
+                        "ended: end this process, or raise samr1.segmenter.service.timeout_s"
+                    )
+        finally:
+            waiting.cancel()
+
     def close(self) -> None:
         """Wait for the running computation and cancel the queued ones."""
         self._worker.close()
@@ -114,18 +150,19 @@ class Engine:
         self._decodes.cancel()
 
 
-def engine_of(config: SegmenterConfig, max_pixels: int | None = None) -> Engine:
+def engine_of(config: SegmenterConfig, max_pixels: int | None = None, timeout_s: float | None = None) -> Engine:
     """The engine that serves a segmenter in this process.
 
     Args:
-        max_pixels: as for `Engine`.
+        max_pixels, timeout_s: as for `Engine`.
 
     Raises:
         ConfigError: the segmenter cannot be loaded.
     """
     service = config.service
     folder = None if service.cache_dir is None else Path(service.cache_dir)
-    return Engine(load_segmenter(config), int(service.cache_gb * 1e9), folder, service.cache_dtype, max_pixels)
+    cache_bytes, segmenter = int(service.cache_gb * 1e9), load_segmenter(config)
+    return Engine(segmenter, cache_bytes, folder, service.cache_dtype, max_pixels, timeout_s)
 
 
 def _path(image: str | Path | None) -> Path | None:

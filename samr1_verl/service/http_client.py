@@ -3,30 +3,39 @@
 All requests for an image go to the same address, chosen by rendezvous hashing of the image's digest. So a group and
 every later epoch use the same cached embedding. An address that failed is tried last for COOL_S seconds; meanwhile the
 next address in the image's order gets its requests.
+
+The servers are not trusted. An answer is read up to a limit that follows from the request, and one that no segmenter
+can give is a fault of its address, as is an answer of another segmenter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
+from cachetools import LRUCache, cached
 from pydantic import BaseModel, ValidationError
 
 from samr1_verl.config import HttpServiceConfig
 from samr1_verl.geometry.giou import PixelCounts
-from samr1_verl.geometry.images import ImageError
-from samr1_verl.geometry.masks import MaskError, decode_rle
+from samr1_verl.geometry.images import ImageError, ImageFile
+from samr1_verl.geometry.masks import MaskError
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters.base import Prediction, SegmenterError
-from samr1_verl.service.retry import HttpPool, TransientError, ask_service
+from samr1_verl.service.answers import WrongAnswerError, decoded, sound_overlap, sound_predictions
+from samr1_verl.service.http_pool import HttpPool, read
+from samr1_verl.service.retry import TransientError, ask_service
+from samr1_verl.service.source import read_file, size_of
 from samr1_verl.service.wire import (
     TOKEN_VARIABLE,
     Accepted,
@@ -42,14 +51,35 @@ from samr1_verl.service.wire import (
 
 COOL_S = 10.0  # seconds in which an address that failed is tried last
 CONNECT_S = 5.0  # maximum time to open a connection
-Answer = TypeVar("Answer", bound=BaseModel)
+ANSWER_BYTES = 65_536  # maximum size of an answer without masks, and of the rest of one with masks
+MASKS_BYTES = 64_000_000  # maximum size of an answer's masks
+_PASSING = (408, 425, 429)  # statuses that are retried, in addition to all from 500 up
+
+_log = logging.getLogger(__name__)
+_size_of = cached(LRUCache(10_000), lock=threading.Lock())(size_of)
+Answer = TypeVar("Answer", SegmentAnswer, ImageAnswer, Accepted)
+Result = TypeVar("Result")
+
+
+class _EvictedError(TransientError):
+    """The server dropped an upload before it was used. Another attempt uploads it again."""
+
+
+class _Call(NamedTuple):
+    """A request about an image."""
+
+    endpoint: str
+    image: Path
+    sha256: str
+    request: BaseModel
+    limit: int  # maximum number of bytes of the answer
 
 
 class HttpClient:
     """Implements `client.Client` over HTTP.
 
     Args:
-        config: the addresses.
+        config: the addresses, and the segmenter behind them.
         timeout_s: maximum seconds per request, all attempts included.
         attempt_s: maximum seconds per attempt.
 
@@ -58,6 +88,7 @@ class HttpClient:
 
     def __init__(self, config: HttpServiceConfig, timeout_s: float, attempt_s: float) -> None:
         self._addresses, self._timeout_s, self._attempt_s = config.addresses, timeout_s, attempt_s
+        self._identity, self._lock = config.identity, threading.Lock()  # None: that of the first sound answer
         self._down: dict[str, float] = {}  # address to the time until which it is tried last
         self._by_digest: set[str] = set()  # addresses whose roots do not contain our images
         token = os.environ.get(TOKEN_VARIABLE)
@@ -65,42 +96,78 @@ class HttpClient:
         self._pool = HttpPool(headers, httpx.Timeout(attempt_s, connect=CONNECT_S), connections=None, idle=64)
 
     async def segment(self, image: str | Path, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """As `engine.Engine.segment`. Raises ServiceError when no address answers in time."""
+        """As `engine.Engine.segment`. Raises ServiceError when no address gives a sound answer in time."""
         if not prompts:
             return []
-        answer = await self._persist("segment", image, sha256, _request(sha256, prompts, masks=True), SegmentAnswer)
-        predictions = answer.predictions or []
-        if len(predictions) != len(prompts):
-            raise SegmenterError(f"{image}: the service returned {len(predictions)} masks for {len(prompts)} prompts")
-        return [Prediction(decode_rle(wire.mask, answer.size), wire.score) for wire in predictions]
+        request = _request(sha256, prompts, masks=True)
+        size = await asyncio.to_thread(_size_of, Path(image), sha256)
+        masks = MASKS_BYTES if size is None else min(MASKS_BYTES, len(prompts) * size[0] * size[1])
+
+        def predictions(answer: SegmentAnswer) -> list[Prediction]:
+            found = decoded(answer.predictions or [], answer.size, size, len(prompts))
+            return sound_predictions(found, len(prompts))
+
+        async def accept(answer: SegmentAnswer) -> list[Prediction]:
+            return await asyncio.to_thread(predictions, answer)  # a mask may have a million runs
+
+        call = _Call("segment", Path(image), sha256, request, ANSWER_BYTES + masks)
+        return await self._persist(call, SegmentAnswer, accept)
 
     async def overlap(self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
-        """As `engine.Engine.overlap`. Raises ServiceError when no address answers in time."""
-        answer = await self._persist("segment", image, sha256, _request(sha256, prompts, truth=truth), SegmentAnswer)
-        if answer.overlap is None:
-            raise SegmenterError(f"{image}: the service's answer has no overlap")
-        wire = answer.overlap
-        return Overlap(PixelCounts(wire.intersection, wire.union, wire.ignored, wire.ignored_predicted), wire.score)
+        """As `engine.Engine.overlap`. Raises ServiceError when no address gives a sound answer in time."""
+
+        async def accept(answer: SegmentAnswer) -> Overlap:
+            wire = answer.overlap
+            if wire is None or answer.size != truth.size:
+                raise WrongAnswerError(f"the answer is {str(answer)[:200]}, expected an overlap of size {truth.size}")
+            counts = PixelCounts(wire.intersection, wire.union, wire.ignored, wire.ignored_predicted)
+            return sound_overlap(Overlap(counts, wire.score), truth)
+
+        call = _Call("segment", Path(image), sha256, _request(sha256, prompts, truth=truth), ANSWER_BYTES)
+        return await self._persist(call, SegmentAnswer, accept)
 
     async def prefetch(self, image: str | Path, sha256: str) -> None:
         """As `engine.Engine.prefetch`. Raises ServiceError when no address answers in time."""
-        request = PrefetchRequest(image=_image(sha256))
-        await self._persist("prefetch", image, sha256, request, Accepted)
 
-    async def _persist(
-        self, endpoint: str, image: str | Path, sha256: str, request: BaseModel, kind: type[Answer]
-    ) -> Answer:
-        async def attempt() -> Answer:
-            address = self._order(sha256)[0]
+        async def accept(_: Accepted) -> None:
+            return None
+
+        call = _Call("prefetch", Path(image), sha256, PrefetchRequest(image=_image(sha256)), ANSWER_BYTES)
+        await self._persist(call, Accepted, accept)
+
+    async def _persist(self, call: _Call, kind: type[Answer], accept: Callable[[Answer], Awaitable[Result]]) -> Result:
+        """The result of `accept` for an answer. An answer that it refuses with TransientError leads to another one."""
+
+        async def attempt() -> Result:
+            address = self._order(call.sha256)[0]
             try:
-                answer = await self._ask(address, endpoint, Path(image), sha256, request, kind)
+                answer = await self._ask(address, call, kind)
+                try:
+                    result = await accept(answer)
+                    self._check_identity(answer.segmenter)
+                except WrongAnswerError as error:
+                    _log.warning("%s, %s: %s", address, call.image, error)
+                    raise TransientError(f"{address}: {error}") from error
+            except _EvictedError:
+                raise
             except (TransientError, asyncio.CancelledError):  # cancelled: the attempt took longer than attempt_s
                 self._down[address] = time.monotonic() + COOL_S
                 raise
             self._down.pop(address, None)
-            return answer
+            return result
 
-        return await ask_service(attempt, self._timeout_s, self._attempt_s, str(image))
+        return await ask_service(attempt, self._timeout_s, self._attempt_s, str(call.image))
+
+    def _check_identity(self, identity: str) -> None:
+        """Raise WrongAnswerError where an answer comes from another segmenter than the first one."""
+        with self._lock:  # event loops of several threads may share a client
+            self._identity = self._identity or identity
+        if identity != self._identity:
+            raise WrongAnswerError(
+                f"its segmenter is {identity}, the run's is {self._identity}: scores of two segmenters must not be "
+                "mixed. Start every server with the same weights and options, or take this address out of "
+                "samr1.segmenter.service.http.addresses"
+            )
 
     def _order(self, sha256: str) -> list[str]:
         """The addresses in the image's order, those that failed recently last."""
@@ -109,48 +176,52 @@ class HttpClient:
         cooling = {address: max(self._down.get(address, now) - now, 0.0) for address in self._addresses}
         return sorted(self._addresses, key=lambda address: (cooling[address], weight[address]))
 
-    async def _ask(
-        self, address: str, endpoint: str, image: Path, sha256: str, request: BaseModel, kind: type[Answer]
-    ) -> Answer:
-        by_path = {**request.model_dump(mode="json"), "image": {"sha256": sha256, "path": str(image.absolute())}}
+    async def _ask(self, address: str, call: _Call, kind: type[Answer]) -> Answer:
+        image, sha256 = call.image, call.sha256
+        by_path = {**call.request.model_dump(mode="json"), "image": {"sha256": sha256, "path": str(image.absolute())}}
         by_digest = {**by_path, "image": {"sha256": sha256}}
-        url = f"{address}/v1/{endpoint}"
-        outcome: Answer | Problem
-        outcome = await self._send("POST", url, kind, json=by_digest if address in self._by_digest else by_path)
+        url = f"{address}/v1/{call.endpoint}"
+
+        async def send(body: dict[str, Any]) -> Answer | Problem:
+            return await self._send("POST", url, kind, call.limit, json=body)
+
+        outcome = await send(by_digest if address in self._by_digest else by_path)
         if isinstance(outcome, Problem) and outcome.code == "outside_roots":
             self._by_digest.add(address)
-            outcome = await self._send("POST", url, kind, json=by_digest)
+            outcome = await send(by_digest)
         if isinstance(outcome, Problem) and outcome.code == "unknown_image":
             uploaded = await self._upload(address, image, sha256)
-            outcome = uploaded if isinstance(uploaded, Problem) else await self._send("POST", url, kind, json=by_digest)
+            outcome = uploaded if isinstance(uploaded, Problem) else await send(by_digest)
+            if isinstance(outcome, Problem) and outcome.code == "unknown_image":
+                raise _EvictedError(f"{url}: {outcome.message[:500]}")
         if isinstance(outcome, Problem):
-            raise _exception(f"{image}: {outcome.message}", outcome)
+            raise _exception(f"{image}: {outcome.message[:2000]}", outcome)
         return outcome
 
     async def _upload(self, address: str, image: Path, sha256: str) -> ImageAnswer | Problem:
+        """Upload the row's image, and no other file: its digest is checked first."""
         try:
-            content = await asyncio.to_thread(image.read_bytes)
-        except OSError as error:
-            raise ImageError(f"{image}: neither the service nor this process can read it ({error})") from error
-        return await self._send("PUT", f"{address}/v1/images/{sha256}", ImageAnswer, content=content)
+            file: ImageFile = await asyncio.to_thread(read_file, image, sha256)
+        except ImageError as error:
+            raise ImageError(f"the service cannot read the image, and it cannot be uploaded: {error}") from error
+        except OSError as error:  # such as too many open files
+            raise TransientError(f"{image}: {error}") from error
+        url = f"{address}/v1/images/{sha256}"
+        return await self._send("PUT", url, ImageAnswer, ANSWER_BYTES, content=file.content)
 
-    async def _send(self, method: str, url: str, kind: type[Answer], **body: Any) -> Answer | Problem:
+    async def _send(self, method: str, url: str, kind: type[Answer], limit: int, **body: Any) -> Answer | Problem:
         """The answer, or the server's refusal. Raises TransientError for a fault that may pass."""
+        reply = await read(await self._pool.client(), method, url, limit, **body)
         try:
-            client = await self._pool.client()
-            response = await client.request(method, url, **body)
-        except httpx.HTTPError as error:
-            raise TransientError(f"{url}: {type(error).__name__} {error}") from error
-        try:
-            if response.is_success:
-                return kind.model_validate_json(response.content)
-            problem = ErrorAnswer.model_validate_json(response.content).error
+            if reply.is_success:
+                return kind.model_validate_json(reply.content)
+            problem = ErrorAnswer.model_validate_json(reply.content).error
         except ValidationError as error:
             raise TransientError(
-                f"{url}: status {response.status_code} with {response.content[:100]!r}, not an answer of samr1 serve"
+                f"{url}: status {reply.status} with {reply.content[:100]!r}, not an answer of samr1 serve"
             ) from error
-        if response.status_code >= 500:
-            raise TransientError(f"{url}: {problem.message}")
+        if reply.status >= 500 or reply.status in _PASSING:
+            raise TransientError(f"{url}: {problem.message[:500]}")
         return problem
 
 

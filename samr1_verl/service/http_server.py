@@ -1,4 +1,5 @@
-"""The engine behind HTTP, as `samr1 serve` runs it. The address /docs shows its OpenAPI page.
+"""The engine behind HTTP, as `samr1 serve` runs it. The address /docs shows its OpenAPI page,
+whose files come from this server.
 
 Every answer other than a success is an ErrorAnswer with a code for programs. A bad request is refused with status 4xx,
 a fault of the segmenter is status 500; neither becomes a score.
@@ -7,6 +8,7 @@ a fault of the segmenter is status 500; neither becomes a score.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -23,11 +26,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
+from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import SegmenterError
+from samr1_verl.service.decodes import masks_at_once
 from samr1_verl.service.embeddings import UnknownImageError
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.guard import Guard, error_response
-from samr1_verl.service.images import Images, OutsideRootsError
+from samr1_verl.service.images import Images, OutsideRootsError, UploadsFullError, UploadTooLargeError
 from samr1_verl.service.wire import (
     Accepted,
     Digest,
@@ -35,7 +40,6 @@ from samr1_verl.service.wire import (
     ErrorCode,
     Health,
     ImageAnswer,
-    ImageRef,
     PrefetchRequest,
     SegmentAnswer,
     SegmentRequest,
@@ -49,8 +53,13 @@ REFUSALS: tuple[tuple[type[Exception], int, ErrorCode], ...] = (
     (OutsideRootsError, 403, "outside_roots"),
     (ImageError, 422, "image"),
     (MaskError, 422, "truth"),
+    (UploadTooLargeError, 413, "body_too_large"),
+    (UploadsFullError, 503, "busy"),
     (SegmenterError, 500, "segmenter"),
 )
+
+MANY_BYTES = 4_000_000  # of masks, one byte per pixel; requests for more take turns
+MANY_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
         status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 422, 500, 503)
     }
     scheme = [Depends(HTTPBearer(auto_error=False, description="checked before the request is read"))]
-    app = FastAPI(title="samr1 segmenter", responses=errors, dependencies=scheme)
+    app = FastAPIOffline(redoc_url=None, title="samr1 segmenter", responses=errors, dependencies=scheme)
     app.add_middleware(Guard, token=token, max_body=limits.max_body, max_queue=limits.max_queue, registry=registry)
     _add_routes(app, engine, images, registry, limits)
     add_refusals(app)
@@ -88,20 +97,22 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
 
 
 def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: CollectorRegistry, limits: Limits) -> None:
-    async def find(image: ImageRef) -> Path | None:
-        return await asyncio.to_thread(images.find, image.path, image.sha256)
-
     @app.post("/v1/segment")
     async def segment(request: SegmentRequest) -> SegmentAnswer:
         """Masks of prompts, their overlap with the true masks, or both."""
         if request.truth is None and not request.masks:
             raise HTTPException(422, "nothing is asked for: set truth, masks or both")
-        path, sha256 = await find(request.image), request.image.sha256
+        async with images.use(request.image.path, request.image.sha256) as path:
+            return await answer_about(path, request)
+
+    async def answer_about(path: Path | None, request: SegmentRequest) -> SegmentAnswer:
+        sha256 = request.image.sha256
         size = await engine.size(path, sha256)
         for index, prompt in enumerate(request.prompts):
             if not prompt.within(size):
                 raise HTTPException(422, f"prompts.{index} lies outside the image of {size[1]}x{size[0]} pixels")
-        prompts, answer = [prompt.prompt() for prompt in request.prompts], SegmentAnswer(size=size)
+        prompts = [prompt.prompt() for prompt in request.prompts]
+        answer = SegmentAnswer(segmenter=engine.identity, size=size)
         if request.truth is not None:
             overlap = await engine.overlap(path, sha256, prompts, request.truth)
             pixels = overlap.pixels
@@ -109,18 +120,36 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
             wire_overlap = WireOverlap(**asdict(pixels), iou=iou, score=overlap.score)
             answer = answer.model_copy(update={"overlap": wire_overlap})
         if request.masks:
-            predictions = await engine.segment(path, sha256, prompts)
-            masks = await asyncio.to_thread(lambda: [encode_rle(prediction.mask) for prediction in predictions])
-            scores = [prediction.score for prediction in predictions]
-            wire = [WirePrediction(score=score, mask=mask) for score, mask in zip(scores, masks, strict=True)]
+            wire: list[WirePrediction] = []
+            portion = masks_at_once(size)
+            for start in range(0, len(prompts), portion):  # the next masks are made when these are compressed
+                wire += await masks_of(path, sha256, prompts[start : start + portion], size)
             answer = answer.model_copy(update={"predictions": wire})
         return answer
+
+    many_masks = asyncio.Semaphore(MANY_AT_ONCE)
+
+    async def masks_of(
+        path: Path | None, sha256: str, prompts: list[Prompt], size: tuple[int, int]
+    ) -> list[WirePrediction]:
+        many = len(prompts) * size[0] * size[1] > MANY_BYTES
+        async with many_masks if many else contextlib.nullcontext():
+            predictions = await engine.segment(path, sha256, prompts)
+            return await asyncio.to_thread(
+                lambda: [WirePrediction(score=one.score, mask=encode_rle(one.mask)) for one in predictions]
+            )
 
     @app.post("/v1/prefetch", status_code=202)
     async def prefetch(request: PrefetchRequest) -> Accepted:
         """Start to encode an image that later requests will name."""
-        await engine.prefetch(await find(request.image), request.image.sha256)
-        return Accepted()
+        sha256 = request.image.sha256
+        async with images.use(request.image.path, sha256) as path:
+            await encode_ahead(path, sha256)
+        return Accepted(segmenter=engine.identity)
+
+    async def encode_ahead(path: Path | None, sha256: str) -> None:
+        images.hold(sha256)  # until its embedding is made
+        await engine.prefetch(path, sha256, lambda: images.release(sha256))
 
     @app.put(
         "/v1/images/{sha256}",
@@ -129,9 +158,10 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
     )
     async def upload(sha256: Digest, request: Request) -> ImageAnswer:
         """Upload an image file that the server cannot read by path, and start to encode it."""
-        path, size = await images.add(sha256, request.stream())
-        await engine.prefetch(path, sha256)
-        return ImageAnswer(sha256=sha256, size=size)
+        with images.held(sha256):
+            path, size = await images.add(sha256, request.stream())
+            await encode_ahead(path, sha256)
+        return ImageAnswer(segmenter=engine.identity, sha256=sha256, size=size)
 
     @app.get("/health")
     async def health() -> Health:
@@ -151,7 +181,7 @@ def add_refusals(app: FastAPI) -> None:
     for kind, status, code in REFUSALS:
 
         async def refuse(_: Request, error: Exception, status: int = status, code: ErrorCode = code) -> Response:
-            return error_response(status, code, str(error))
+            return error_response(status, code, str(error), {"Retry-After": "1"} if status == 503 else None)
 
         app.add_exception_handler(kind, refuse)
 
@@ -161,7 +191,8 @@ def add_refusals(app: FastAPI) -> None:
         return error_response(422, "request", "; ".join(lines)[:2000])
 
     async def refuse_request(_: Request, error: StarletteHTTPException) -> Response:
-        code: ErrorCode = "body_too_large" if error.status_code == 413 else "request"
+        codes: dict[int, ErrorCode] = {413: "body_too_large", 503: "busy"}
+        code = codes.get(error.status_code, "request")
         return error_response(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
     app.add_exception_handler(RequestValidationError, refuse_values)  # type: ignore[arg-type]

@@ -1,4 +1,8 @@
-"""The client of the Ray Serve application; it starts the application where it does not run."""
+"""The client of the Ray Serve application; it starts the application where it does not run.
+
+Its replicas have the client's weights and version, which are in the application's name, so answers carry no identity.
+They are checked as those of a server are (answers.py).
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters.base import Prediction, SegmenterError
 from samr1_verl.service import ray_app
+from samr1_verl.service.answers import sound_overlap, sound_predictions
 from samr1_verl.service.counters import Counters
 from samr1_verl.service.place import log_place
 from samr1_verl.service.retry import TransientError, ask_service
@@ -55,11 +60,20 @@ class RayClient:
 
     async def segment(self, image: str | Path, sha256: str, prompts: Sequence[Prompt]) -> list[Prediction]:
         """As `engine.Engine.segment`. Raises ServiceError when no replica answers in time."""
-        return await self._persist(image, partial(self._batched, "segment", str(image), sha256, list(prompts)))
+
+        async def attempt() -> list[Prediction]:
+            found = await self._batched("segment", str(image), sha256, list(prompts))
+            return sound_predictions(found, len(prompts))
+
+        return await self._persist(image, attempt)
 
     async def overlap(self, image: str | Path, sha256: str, prompts: Sequence[Prompt], truth: GroundTruth) -> Overlap:
         """As `engine.Engine.overlap`. Raises ServiceError when no replica answers in time."""
-        return await self._persist(image, partial(self._batched, "overlap", str(image), sha256, list(prompts), truth))
+
+        async def attempt() -> Overlap:
+            return sound_overlap(await self._batched("overlap", str(image), sha256, list(prompts), truth), truth)
+
+        return await self._persist(image, attempt)
 
     async def prefetch(self, image: str | Path, sha256: str) -> None:
         """As `engine.Engine.prefetch`. Raises ServiceError when no replica answers in time."""
@@ -107,6 +121,8 @@ class RayClient:
             del self._open[key]
         try:
             outcomes = await self._request("together", sha256, method, image, sha256, batch.calls)
+            if len(outcomes) != len(batch.calls):
+                raise TransientError(f"{len(outcomes)} answers to {len(batch.calls)} calls")
         except Exception as error:  # the request as a whole failed; each call retries by itself
             outcomes = [error] * len(batch.calls)
         for result, outcome in zip(batch.results, outcomes, strict=True):

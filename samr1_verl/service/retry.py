@@ -1,13 +1,12 @@
-"""Bounded retries of transient faults, and a pool of HTTP connections, for the service and for policies."""
+"""Bounded retries of transient faults, for the service and for policies."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TypeVar
 
 from tenacity import (
     AsyncRetrying,
@@ -20,9 +19,6 @@ from tenacity import (
 )
 
 from samr1_verl.segmenters.base import SegmenterError
-
-if TYPE_CHECKING:
-    import httpx  # not needed by the Ray client
 
 T = TypeVar("T")
 
@@ -73,14 +69,21 @@ async def persist(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:
         wait=lambda state: min(backoff(state), max(0.0, deadline - time.monotonic())),
         retry=retry_if_exception_type((TransientError, asyncio.TimeoutError)),
     )
+    told = ""  # the last fault that says more than that the time was over: the last attempt may be cut short
     try:
         async for trial in retrying:
             with trial:
                 left = max(0.01, deadline - time.monotonic())
-                return await asyncio.wait_for(attempt(), min(patience.attempt_s, left))
+                try:
+                    return await asyncio.wait_for(attempt(), min(patience.attempt_s, left))
+                except TransientError as error:
+                    told = str(error)
+                    raise
     except RetryError as error:
         last = error.last_attempt.exception()
-        fault = f"no answer in {patience.attempt_s:g} s" if isinstance(last, asyncio.TimeoutError) else str(last)
+        fault = str(last)
+        if isinstance(last, asyncio.TimeoutError):
+            fault = f"no answer in {patience.attempt_s:g} s" + (f"; before it: {told}" if told else "")
         raise ExhaustedError(error.last_attempt.attempt_number, fault) from last
     raise AssertionError("tenacity ends with a result or a RetryError")
 
@@ -104,38 +107,3 @@ async def ask_service(attempt: Callable[[], Awaitable[T]], timeout_s: float, att
             f"last fault: {error.fault}. Such a fault never becomes a score. Check that the service runs, or raise "
             "samr1.segmenter.service.timeout_s"
         ) from error
-
-
-class HttpPool:
-    """HTTP clients that keep their connections open: one client per event loop, since connections belong to a loop.
-
-    Args:
-        headers: headers of every request.
-        timeout: timeouts of httpx.
-        connections: maximum number of open connections per client; None: no maximum.
-        idle: maximum number of idle connections that stay open.
-    """
-
-    def __init__(self, headers: Mapping[str, str], timeout: httpx.Timeout, connections: int | None, idle: int) -> None:
-        self._headers, self._timeout, self._connections, self._idle = dict(headers), timeout, connections, idle
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, httpx.AsyncClient]] = WeakKeyDictionary()
-
-    async def client(self) -> httpx.AsyncClient:
-        """The client of the running event loop, which closes its connections when the loop ends."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            opened = self._opened()
-            # The generator is kept as long as the loop: the end of a loop closes its asynchronous generators.
-            self._clients[loop] = opened, await anext(opened)
-        return self._clients[loop][1]
-
-    async def _opened(self) -> AsyncGenerator[httpx.AsyncClient, None]:
-        import httpx
-
-        async with httpx.AsyncClient(
-            headers=self._headers,
-            timeout=self._timeout,
-            limits=httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._idle),
-            trust_env=False,  # a proxy of the environment is for the internet, not for the next rack
-        ) as client:
-            yield client

@@ -5,22 +5,29 @@ Coordinates are continuous XY pixels of the original frame. Masks are compressed
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from samr1_verl.geometry.prompt import Prompt
-from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.rows.ground_truth import GroundTruth, few_keys
 
 TOKEN_VARIABLE = "SAMR1_TOKEN"  # environment variable of server and client
 MAX_PROMPTS = 256  # per request
 MAX_POINTS = 1000  # per prompt
 Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image file")]
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(H, W) of the image")]
+Identity = Annotated[str, Field(min_length=1, max_length=1000, description="identity of weights and preprocessing")]
 
 
 class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        return few_keys(value)
 
 
 class ImageRef(_Wire):
@@ -36,8 +43,9 @@ class WirePrompt(_Wire):
     """A prompt in JSON: a box, points, or both. Samples store an answer's objects in the same form."""
 
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
-    points: tuple[tuple[Coordinate, Coordinate], ...] = Field(default=(), max_length=MAX_POINTS)
-    labels: tuple[Literal[0, 1], ...] = Field(
+    # FailFast: the first fault is enough; a hostile request may hold many.
+    points: Annotated[tuple[tuple[Coordinate, Coordinate], ...], FailFast()] = Field(default=(), max_length=MAX_POINTS)
+    labels: Annotated[tuple[Literal[0, 1], ...], FailFast()] = Field(
         default=(), max_length=MAX_POINTS, description="label per point: 1 on the object, 0 not on it"
     )
 
@@ -70,7 +78,7 @@ class SegmentRequest(_Wire):
     """Prompts for one image. With `truth` the answer has the overlap with it; with `masks: true` it has the masks."""
 
     image: ImageRef
-    prompts: list[WirePrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
+    prompts: Annotated[list[WirePrompt], FailFast()] = Field(min_length=1, max_length=MAX_PROMPTS)
     truth: GroundTruth | None = None
     masks: bool = False
 
@@ -84,7 +92,7 @@ class PrefetchRequest(_Wire):
 class WirePrediction(_Wire):
     """The mask of one prompt and the IoU that the segmenter predicts for it."""
 
-    score: float = Field(description="predicted IoU")
+    score: FiniteFloat = Field(description="predicted IoU")
     mask: str = Field(description="compressed COCO RLE counts of the image's size")
 
 
@@ -95,32 +103,44 @@ class WireOverlap(_Wire):
     union: NonNegativeInt = Field(description="pixels")
     ignored: NonNegativeInt = Field(description="pixels that do not count")
     ignored_predicted: NonNegativeInt = Field(description="ignored pixels that are in the prompts' masks")
-    iou: NonNegativeFloat = Field(description="0 where the union is empty")
-    score: float = Field(description="mean of the IoUs that the segmenter predicts")
+    iou: float = Field(ge=0, le=1, description="0 where the union is empty")
+    score: FiniteFloat = Field(description="mean of the IoUs that the segmenter predicts")
 
 
 class SegmentAnswer(_Wire):
-    size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) of the image")
+    segmenter: Identity
+    size: Size
     predictions: list[WirePrediction] | None = None
     overlap: WireOverlap | None = None
 
 
 class ImageAnswer(_Wire):
+    segmenter: Identity
     sha256: Digest
-    size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W) of the image")
+    size: Size
 
 
 class Accepted(_Wire):
+    segmenter: Identity
     accepted: Literal[True] = True
 
 
 class Health(_Wire):
-    segmenter: str = Field(description="identity of weights and preprocessing")
+    segmenter: Identity
     busy_seconds: float = Field(description="seconds since the running computation started; 0: idle")
 
 
 ErrorCode = Literal[
-    "request", "token", "outside_roots", "unknown_image", "image", "truth", "body_too_large", "busy", "segmenter"
+    "request",
+    "token",
+    "origin",
+    "outside_roots",
+    "unknown_image",
+    "image",
+    "truth",
+    "body_too_large",
+    "busy",
+    "segmenter",
 ]
 
 

@@ -21,7 +21,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from samr1_verl.config import ConfigError, prompt_config
 from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
 from samr1_verl.prompts.questions import item_of, messages_of
-from samr1_verl.prompts.templates import load_prompt
+from samr1_verl.prompts.templates import SentenceError, load_prompt
 from samr1_verl.rows.record import DataError, read_table, record_at, resolve_image
 from samr1_verl.service.client import announce
 
@@ -99,7 +99,10 @@ class SegmentationDataset(RLHFDataset):
         columns = self._table.select(["sentence", "image", "width", "height"])
         for number, row in zip(rows, columns.take(pa.array(rows)).to_pylist(), strict=True):
             policy_wh = self._size_of(number, (row["width"], row["height"]))
-            messages = messages_of(row["sentence"], row["image"], "", policy_wh, self._prompt, self._template)
+            try:
+                messages = messages_of(row["sentence"], row["image"], "", policy_wh, self._prompt, self._template)
+            except SentenceError as error:
+                raise DataError(f"{self._where(number)}: {error}") from error
             texts.append(self._render(number, messages))
             image_tokens.append(self._policy_size.tokens(policy_wh))
         tokens = self.processor.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]

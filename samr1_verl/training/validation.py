@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def lost_rows(dataset: Sequence[Mapping[str, Any]], rows: Sequence[Validated], t
 def protocol_metrics(rows: Sequence[Validated], lost: Sequence[Mapping[str, Any]] = ()) -> dict[str, float]:
     """gIoU and cIoU, in [0, 1], per data source and protocol.
 
-    A lost rollout counts as an empty mask. Where the reward compares no masks, no row has pixel counts, and there are
-    no metrics.
+    A lost rollout counts as a mask that finds nothing. Where the reward compares no masks, no row has pixel counts, and
+    there are no metrics.
     """
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:
@@ -72,10 +72,14 @@ def protocol_metrics(rows: Sequence[Validated], lost: Sequence[Mapping[str, Any]
 
 
 def _nothing_found(item: Mapping[str, Any]) -> PixelCounts:
-    """The counts of an empty mask against the truth of an item of the data set."""
+    """The counts of an empty mask against the truth of an item of the data set.
+
+    Where the truth is empty as well, an empty mask would be right: the lost answer counts as one wrong pixel there.
+    """
     truth, _, _ = read_row(item["data_source"], item["reward_model"]["ground_truth"], item["extra_info"])
     union, ignore = truth.union_and_ignore()
-    return PixelCounts.of(np.zeros_like(union), union, ignore)
+    counts = PixelCounts.of(np.zeros_like(union), union, ignore)
+    return counts if counts.union else replace(counts, union=1)
 
 
 class SampleWriter:

@@ -42,7 +42,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "hf", "pre-commit", "source", "ssh", "uv", "vllm"}
+OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "hf", "pre-commit", "sha256sum", "source", "ssh", "uv", "vllm"}
 OTHER_OPTIONS = {"--generation-config"}  # of vllm
 OPERATORS = {"&&", "||", ";", "|", "&"}
 
@@ -273,7 +273,11 @@ def _read_with_script(script: Path, words: Sequence[str]) -> None:
 
 
 def _check_request(words: Sequence[str]) -> None:
-    """The JSON body of a request to `samr1 serve`, whose digest may be an ellipsis."""
+    """A request to `samr1 serve`: an upload, or the JSON body of another one, whose digest may be an ellipsis."""
+    if "-T" in words:
+        if "/v1/images/" not in words[-1]:
+            raise BadCommandError(f"an upload goes to /v1/images/<SHA-256>, found {words[-1]}")
+        return
     body = json.loads(words[words.index("-d") + 1])
     body["image"]["sha256"] = body["image"]["sha256"].replace("…", "0" * 64)
     SegmentRequest.model_validate(body)

@@ -114,19 +114,6 @@ def test_other_rows_are_refused_and_the_same_rows_elsewhere_are_not(tmp_path: Pa
         evaluation(rows(tmp_path / "more", 8), RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
 
 
-def test_a_changed_line_in_the_middle_is_no_torn_one(tmp_path: Path) -> None:
-    file = rows(tmp_path / "data", 6)
-    evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
-    path = tmp_path / "out" / PREDICTIONS
-    good = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([good[0], "{}\n", *good[2:]]))
-    with pytest.raises(DataError, match=f"{PREDICTIONS}: line 2: "):
-        evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
-    path.write_text("".join([*good[:4], good[0], good[5]]))
-    with pytest.raises(DataError, match="line 5: holds row 0, which does not belong there"):
-        evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
-
-
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 6)
 

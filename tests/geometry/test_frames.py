@@ -17,7 +17,7 @@ from samr1_verl.geometry.frames import (
     turn_box,
     turn_mask,
 )
-from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile, open_image, sha256_of
 from samr1_verl.geometry.masks import box_of
 
 sizes = st.tuples(st.integers(1, 6000), st.integers(1, 4000))
@@ -60,7 +60,7 @@ def test_what_was_drawn_on_the_stored_pixels_turns_with_the_image(tmp_path: Path
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     shown = np.asarray(open_image(tmp_path / "a.png"))[..., 0] > 0
-    assert orientation_of(tmp_path / "a.png") == (orientation, (40, 20))
+    assert ImageFile.read(tmp_path / "a.png").orientation() == (orientation, (40, 20))
     assert np.array_equal(turn_mask(stored > 0, orientation), shown)
     assert turn_box(box_of(stored > 0), (40, 20), orientation).tolist() == box_of(shown)
 

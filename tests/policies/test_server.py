@@ -109,9 +109,9 @@ async def test_a_fault_that_stays_ends_with_the_row(chat: ChatServer, address: s
 
 def test_a_server_that_is_not_there_is_said_before_anything_is_asked() -> None:
     address = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(PolicyError, match=r"models does not answer \(ConnectError.*vllm serve"):
+    with pytest.raises(PolicyError, match=r"no list of models \(.*models: ConnectError.*vllm serve"):
         ServerPolicy(address, NAME, 48)
-    with pytest.raises(PolicyError, match="does not answer"):
+    with pytest.raises(PolicyError, match="no list of models"):
         ServerPolicy("localhost:8000", NAME, 48)
 
 

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from samr1_verl.config import samr1_config
+from samr1_verl.geometry.images import sha256_of
 from samr1_verl.preflight import checks, inputs
 from samr1_verl.preflight.callback import Preflight, examine_config
 from tests.composing import compose_recipe
@@ -236,7 +237,7 @@ def test_every_image_must_be_there_not_only_the_first(ready, tmp_path):
 def test_a_file_that_is_no_image_is_refused(ready, tmp_path):
     record = make_record(tmp_path)
     (tmp_path / "a.png").write_bytes(b"not an image")
-    digest = inputs.sha256_of(tmp_path / "a.png")
+    digest = sha256_of(tmp_path / "a.png")
     ready.data.train_files = str(write_rows(tmp_path / "bad.parquet", record.model_copy(update={"sha256": digest})))
     ready.data.val_files = ready.data.train_files
     assert all("unreadable as an image" in problem for problem in problems(ready))

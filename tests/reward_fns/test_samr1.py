@@ -136,7 +136,10 @@ async def test_ignored_pixels_count_on_neither_side(score):
     assert (unusable["ignored"], unusable["ignored_predicted"]) == (2500, 0)
 
 
-async def test_no_target_gives_no_mask_reward(score):
+async def test_without_a_target_the_empty_list_earns_most(score):
+    refused = await score(response([]), truth_json())
+    assert (refused["acc"], refused["union"], refused["score"]) == (1, 0, 6)
+    assert (await score(response([])))["score"] == 1  # the row has an object
     nothing = await score(response(box_answer(20, 10, 120, 60)), truth_json())
     assert (nothing["acc"], nothing["union"], nothing["score"]) == (0, 5000, 2)
     unusable = await score("no answer", truth_json())

@@ -113,9 +113,12 @@ def test_ignored_pixels_count_on_neither_side(star):
     assert result["acc"] == 1
 
 
-def test_no_target_is_0(star, fake):
-    result = star(objects(A, label=True), truth_with_masks())
-    assert result["score"] == pytest.approx(1 + 2 + 1) and fake.encoded == []
+def test_an_invented_object_earns_form_alone_and_the_empty_list_everything(star, fake):
+    invented = star(objects(A, label=True), truth_with_masks())
+    assert invented["score"] == pytest.approx(1 + 2 + 1) and invented["acc"] == 0
+    refused = star([], truth_with_masks())
+    assert refused["score"] == pytest.approx(1 + 2 + 5 + 1 + 1 + 1 + 1 + 1) and refused["acc"] == 1
+    assert fake.encoded == []
 
 
 def test_answers_are_read_in_thousandths_on_request(fake, tmp_path):

@@ -34,7 +34,7 @@ def with_masks(predicted: np.ndarray, target: np.ndarray) -> Rollout:
 
 
 def points(count: int) -> dict:
-    return {"bbox": [100, 100, 200, 200], "points": [[150, 150]] * count}
+    return {"bbox": [100, 100, 200, 200], "points": [[150 + number, 150] for number in range(count)]}
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def test_length_wants_the_format():
 def test_no_target_is_earned_by_the_empty_list_alone_and_only_where_it_is_true(compose):
     terms = {"no_target": 1, "mask_iou": 1}
     nothing = truth_with_masks()
-    assert compose([], terms, nothing)["score"] == 1
+    assert compose([], terms, nothing)["score"] == 2
     assert compose("[ ]", terms, nothing)["score"] == 0  # no <answer> around it
-    assert compose(think("[ ]"), terms, nothing)["score"] == 1
+    assert compose(think("[ ]"), terms, nothing)["score"] == 2
     for other in ("", "{}", "null", "[[]]", points(2)):
         assert compose(think(other) if isinstance(other, str) else other, terms, nothing)["score"] == 0, other
     assert compose([], terms)["score"] == 0  # the row means A

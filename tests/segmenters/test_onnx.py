@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from samr1_verl.config import ConfigError, SegmenterConfig
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import box_of, inscribed_points, intersection_union
-from samr1_verl.segmenters import Embedding, Prompt, load_segmenter, segmenter_problems
+from samr1_verl.segmenters import Embedding, Prompt, SegmenterError, load_segmenter, segmenter_problems
 from samr1_verl.segmenters.onnx import MEAN, OnnxSegmenter, identity_of, preprocess, prompt_arrays, resized
 from tests.reward_fns.scoring import SERVICE
 
@@ -248,3 +248,14 @@ def test_swapped_files_are_noticed(small_sam, tmp_path):
     (tmp_path / "sam.onnx").symlink_to(small_sam / "encoder.onnx")
     with pytest.raises(ConfigError, match=r"encoder\.onnx takes .*expected one image"):
         load_segmenter(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_embedding_that_is_no_number_is_a_fault_and_no_empty_mask(sam, scene, value):
+    arrays = {name: array.copy() for name, array in scene.embedding.arrays.items()}
+    for array in arrays.values():
+        array[0, 0] = value
+    with pytest.raises(
+        SegmenterError, match=r"sam\.onnx made a mask or a predicted IoU with values that are no numbers"
+    ):
+        sam.decode(Embedding(arrays, scene.embedding.size), [Prompt((10, 10, 90, 90))])

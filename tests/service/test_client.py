@@ -72,7 +72,7 @@ async def test_the_configured_bound_and_folder_are_used(loads, tmp_path):
     client = get_client(placed(cache_gb=4e-6, cache_dir=str(tmp_path / "cache")))
     await client.segment(*image_file(tmp_path, 7), [])
     assert client.counters().cached_bytes == 0 and client.counters().encodes == 1
-    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 
 from samr1_verl.config import HttpServiceConfig
 from samr1_verl.geometry.giou import PixelCounts
@@ -113,7 +114,7 @@ async def test_images_that_the_server_cannot_read_are_uploaded(servers, tmp_path
     servers.append(start_fake(port, tmp_path / "root"))
     client = client_of(port)
     await ask_many(client, tmp_path, 8)
-    with pytest.raises(ImageError, match="neither the service nor this process can read it"):
+    with pytest.raises(ImageError, match=r"cannot be uploaded: .*no such image"):
         await client.overlap(tmp_path / "gone.png", "0" * 64, [BOX], truth())
 
 
@@ -191,3 +192,25 @@ async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers,
         (expected,) = segmenter.decode(embedding, [prompt])
         np.testing.assert_array_equal(answer.mask, expected.mask)
         assert answer.score == pytest.approx(expected.score)
+
+
+async def test_https_with_a_certificate(servers, small_sam, tmp_path, monkeypatch):
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    port, record = free_port(), make_record(tmp_path)
+    options = {"backend": "onnx", "path": small_sam, "device": "cpu", "port": port, "root": tmp_path}
+    options |= {"ssl-certfile": tmp_path / "certificate.pem", "ssl-keyfile": tmp_path / "key.pem"}
+    command = ["-m", "samr1_verl.cli", "serve", *(f"--{name}={value}" for name, value in options.items())]
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))  # httpx trusts it
+    servers.append(start(command, port, scheme="https"))
+    config = HttpServiceConfig(addresses=(f"https://127.0.0.1:{port}",))
+    (prediction,) = await HttpClient(config, 60, 30).segment(
+        tmp_path / "a.png", record.sha256, [Prompt((16, 12, 32, 24))]
+    )
+    assert prediction.mask.any()
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(SegmenterError, match="certificate verify failed"):
+        await HttpClient(config, 3, 2).segment(tmp_path / "a.png", record.sha256, [Prompt((16, 12, 32, 24))])

@@ -71,6 +71,14 @@ def test_the_figure_is_that_of_the_whole_where_rollouts_were_lost() -> None:
     assert metrics["val-core/a/ciou/segzero"] == pytest.approx(0.45)
 
 
+def test_a_lost_answer_about_nothing_is_not_right() -> None:
+    """An empty mask is right where the truth is empty, but a lost rollout did not say so."""
+    lost = [item_about(0, np.zeros((4, 5), dtype=bool))]
+    counts = {"intersection": 0.0, "union": 0.0, "ignored": 0.0, "ignored_predicted": 0.0}
+    came_back = [Validated(item_about(1, np.zeros((4, 5), dtype=bool)), [], {"score": 6.0, **counts})]
+    assert protocol_metrics(came_back, lost)["val-core/a/giou/lisa"] == 0.5
+
+
 def test_each_of_a_rows_rollouts_is_missed() -> None:
     dataset = [item_about(index, np.zeros((2, 2), dtype=bool)) for index in (3, 8)]
     came_back = [Validated(dataset[1], [], {"score": 1.0})]
@@ -129,7 +137,7 @@ def test_samples_hold_what_was_answered_segmented_and_earned(
     usable, unusable = read_samples(tmp_path / "samples" / "16.jsonl")
     assert (usable.index, usable.sentence, usable.response, usable.reason) == (0, "number 0", ANSWER, None)
     (shape,) = usable.shapes
-    assert shape.box == (5, 0, 20, 10) and shape.points == ((6, 2.5), (6, 2.5)), "in the original frame"
+    assert shape.box == (5, 0, 20, 10) and shape.points == ((6, 2.5),), "in the original frame, equal points once"
     mask = decode_rle(usable.mask, usable.size)
     assert mask.sum() == 150 and mask[:, 5:].all()
     assert decode_rle(usable.truth, usable.size).sum() == 50

@@ -10,23 +10,16 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from samr1_verl import Samr1Error
 from samr1_verl.geometry.frames import turn_box, turn_mask
-from samr1_verl.geometry.images import ImageError, open_image, orientation_of, sha256_of
+from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import MaskError, box_of, decode_rle, encode_rle, inscribed_points
+from samr1_verl.rows.convert.names import Flaw, short
 from samr1_verl.rows.convert.options import Exif
 from samr1_verl.rows.record import Record
 
 LONGEST_SENTENCE = 2000  # characters; the longest of ReasonSeg has a few hundred, and a sentence must fit a prompt
 _CORNERS = 3
-
-
-class Flaw(Samr1Error, ValueError):
-    """A field of a source record that cannot be used. The message has its value, the expected value and the remedy."""
-
-    def __init__(self, field: str, problem: str):
-        super().__init__(problem)
-        self.field = field
+OUTLINE = 1 << 21  # pixels around all polygons of an object; pycocotools takes 100 bytes for each of them
 
 
 @dataclass(frozen=True)
@@ -79,8 +72,9 @@ def _by(size_wh: tuple[int, int]) -> str:
 def open_picture(path: Path) -> Picture:
     """Decode an image file and compute its digest. Raises Flaw where the file is missing, incomplete or no image."""
     try:
-        orientation, stored_wh = orientation_of(path)
-        return Picture(path, sha256_of(path), open_image(path).size, stored_wh, orientation)
+        file = ImageFile.read(path)
+        orientation, stored_wh = file.orientation()
+        return Picture(path, file.sha256, file.rgb().size, stored_wh, orientation)
     except ImageError as error:
         raise Flaw("image", str(error)) from error
 
@@ -110,7 +104,7 @@ def segmentation_mask(segmentation: Any, drawn_wh: tuple[int, int]) -> Shape:
         polygons = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
         shape = _polygon_mask(polygons, drawn_wh)
     else:
-        raise Flaw("segmentation", f"found {_short(segmentation)}, expected polygons or an RLE")
+        raise Flaw("segmentation", f"found {short(segmentation)}, expected polygons or an RLE")
     if not shape.mask.any():
         notes = f" ({'; '.join(shape.notes)})" if shape.notes else ""
         raise Flaw("segmentation", f"it covers no pixel{notes}. Correct or remove the annotation")
@@ -121,13 +115,14 @@ def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
     width, height = drawn_wh
     notes: list[str] = []
     areas: list[list[float]] = []
+    outline = 0.0
     for number, polygon in enumerate(polygons):
         try:
             corners = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             corners = np.empty((0, 0))
         if corners.ndim != 1 or corners.size % 2 or not np.isfinite(corners).all():
-            raise Flaw("segmentation", f"polygon {number} is {_short(polygon)}, expected [x, y, x, y, …]")
+            raise Flaw("segmentation", f"polygon {number} is {short(polygon)}, expected [x, y, x, y, …]")
         x, y = corners[0::2], corners[1::2]
         if corners.size and (np.abs(x - width / 2).max() > 1.5 * width or np.abs(y - height / 2).max() > 1.5 * height):
             raise Flaw(
@@ -135,8 +130,11 @@ def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
                 f"polygon {number} reaches from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}), far outside "
                 f"the image of {_by(drawn_wh)} pixels: it belongs to another image, or is scaled",
             )
+        outline += sum(np.abs(np.diff(way, append=way[:1])).sum() for way in (x, y))
+        if outline > max(OUTLINE, 4 * width * height):
+            raise Flaw("segmentation", f"its outline has more than {max(OUTLINE, 4 * width * height)} pixels")
         if len(x) < _CORNERS or not np.dot(x - x.mean(), np.roll(y, -1) - np.roll(y, 1)):
-            notes.append(f"polygon {number} of {len(polygons)} has no area: {_short(polygon)}")
+            notes.append(f"polygon {number} of {len(polygons)} has no area: {short(polygon)}")
         else:
             areas.append(corners.tolist())
     if not areas:
@@ -156,7 +154,7 @@ def _rle_mask(rle: dict, drawn_wh: tuple[int, int]) -> np.ndarray:
         except (MaskError, UnicodeDecodeError) as error:
             raise Flaw("segmentation", str(error)) from error
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
-        raise Flaw("segmentation", f"the RLE's counts are {_short(counts)}, expected run lengths or compressed text")
+        raise Flaw("segmentation", f"the RLE's counts are {short(counts)}, expected run lengths or compressed text")
     if sum(counts) != height * width:
         raise Flaw("segmentation", f"the RLE has {sum(counts)} pixels, the image {height * width}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
@@ -185,7 +183,7 @@ def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) 
     """
     box = np.asarray(box_xyxy, dtype=np.float64)
     if box.shape != (4,) or not np.isfinite(box).all():
-        raise Flaw("box", f"found {_short(box_xyxy)}, expected four numbers")
+        raise Flaw("box", f"found {short(box_xyxy)}, expected four numbers")
     if box[2] <= box[0] or box[3] <= box[1]:
         raise Flaw(
             "box",
@@ -202,10 +200,10 @@ def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) 
 def checked_sentence(sentence: Any) -> str:
     """The sentence without white space around it. Raises Flaw where it is empty, too long or not text."""
     if not isinstance(sentence, str):
-        raise Flaw("sentence", f"found {_short(sentence)}, expected text")
+        raise Flaw("sentence", f"found {short(sentence)}, expected text")
     text = sentence.strip()
     if not text:
-        raise Flaw("sentence", f"found {_short(sentence)}, expected a sentence. Correct or remove it")
+        raise Flaw("sentence", f"found {short(sentence)}, expected a sentence. Correct or remove it")
     if len(text) > LONGEST_SENTENCE:
         raise Flaw(
             "sentence",
@@ -214,7 +212,7 @@ def checked_sentence(sentence: Any) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Flaw("sentence", f"{_short(sentence)} is not UTF-8. Correct its encoding in the source") from error
+        raise Flaw("sentence", f"{short(sentence)} is not UTF-8. Correct its encoding in the source") from error
     return text
 
 
@@ -265,8 +263,3 @@ def image_name(path: Path, folder: Path) -> str:
     """
     path, folder = path.resolve(), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

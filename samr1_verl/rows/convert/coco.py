@@ -19,8 +19,9 @@ import numpy as np
 
 from samr1_verl.geometry.frames import turn_mask
 from samr1_verl.geometry.masks import encode_rle
-from samr1_verl.rows.convert.annotations import Flaw, Picture, make_record, open_picture, segmentation_mask, truth_of
-from samr1_verl.rows.convert.instances import find_image, instances_of, open_index
+from samr1_verl.rows.convert.annotations import Picture, make_record, open_picture, segmentation_mask, truth_of
+from samr1_verl.rows.convert.instances import instances_of, open_index
+from samr1_verl.rows.convert.names import Flaw, checked_sentences, find_image, short
 from samr1_verl.rows.convert.options import Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, stamp
 from samr1_verl.rows.record import DataError, Record
@@ -108,6 +109,7 @@ class _Image:
         """Add a row for each sentence of one annotation."""
         ann_id, _, category, *_ = annotation
         try:
+            checked_sentences(sentences)
             truths = [truth_of(self._mask(annotation), self.orientation)]
         except Flaw as flaw:
             self._problem(f"annotation {ann_id}", flaw, len(sentences))
@@ -126,7 +128,10 @@ class _Image:
         try:
             if category is None:
                 raise Flaw("category_id", f"no category has the id {category_id}")
-            if category_id in self.extra.get(NOT_EXHAUSTIVE, []):
+            not_all = self.extra.get(NOT_EXHAUSTIVE, [])
+            if not isinstance(not_all, list):
+                raise Flaw(NOT_EXHAUSTIVE, f"found {short(not_all)}, expected a list of category ids")
+            if category_id in not_all:
                 raise Flaw(
                     NOT_EXHAUSTIVE, f"objects of {category!r} in this image are not all annotated, so no mask is true"
                 )

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from samr1_verl.rows.convert.annotations import Flaw
+from samr1_verl.geometry.images import ImageFile
+from samr1_verl.rows.convert.json_files import parse_json
+from samr1_verl.rows.convert.names import Flaw, path_below, short
 from samr1_verl.rows.convert.options import BoxFormat
 
 
-def label_image(mask: Any) -> np.ndarray:
+def file_of(path: Any, images: Path | None) -> Path:
+    """The file that a data set names. Raises Flaw where it lies outside the folder `images`, or there is none."""
+    if images is None:
+        raise Flaw(
+            "image",
+            f"the data set holds no image but the path {short(path)}, and a data set of the hub names no folder of "
+            "this machine. Name the folder of its images with --images",
+        )
+    return path_below(images, path)
+
+
+def label_image(mask: Any, images: Path | None) -> np.ndarray:
     """The labels in a mask column, HxW of any number type. `mask` is an encoded image or rows of numbers.
+
+    `images` is the folder that a path in the column may not leave; None: no paths.
 
     Raises:
         Flaw: it cannot be read, or has several channels that differ.
     """
     try:
         if isinstance(mask, dict) and (mask.get("bytes") or mask.get("path")):
-            with Image.open(io.BytesIO(mask["bytes"]) if mask.get("bytes") else mask["path"]) as image:
+            file = (
+                ImageFile("the mask", mask["bytes"])
+                if mask.get("bytes")
+                else ImageFile.read(file_of(mask["path"], images))
+            )
+            with file.opened() as image:
                 labels = np.asarray(image)
         else:
             labels = np.asarray(mask)
-            labels = labels if labels.dtype != object else np.empty(0)
-    except (OSError, ValueError, TypeError) as error:
+            labels = labels if labels.dtype.kind in "biuf" else np.empty(0)
+    except Flaw as flaw:
+        raise Flaw("mask", str(flaw)) from flaw
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise Flaw("mask", f"unreadable ({error}), expected an image or rows of pixels") from error
     if labels.ndim == 3 and labels.shape[2] > 1 and (labels[..., :3] == labels[..., :1]).all():
         labels = labels[..., 0]  # grey, saved as colours
@@ -67,7 +87,7 @@ def several_segmentations(segmentation: Any) -> Sequence[Any]:
     """
     if isinstance(segmentation, str):
         try:
-            segmentation = json.loads(segmentation)
+            segmentation = parse_json(segmentation)
         except ValueError as error:
             raise Flaw("segmentation", f"text that is not JSON ({error})") from error
     if isinstance(segmentation, list) and segmentation:
@@ -85,6 +105,8 @@ def several_boxes(box: Any) -> Sequence[Any]:
 def box_xyxy(box: Any, box_format: BoxFormat) -> list[float]:
     """A box as [x1, y1, x2, y2], in the pixels it was given in. Raises Flaw where it does not hold four numbers."""
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
-        raise Flaw("box", f"found {str(box)[:80]}, expected four numbers")
+        raise Flaw("box", f"found {short(box)}, expected four numbers")
     x, y, right, bottom = box
+    if not all(abs(edge) < 1 << 31 for edge in box):  # also true of no number
+        raise Flaw("box", f"found {short(box)}, expected pixels")
     return [x, y, right, bottom] if box_format is BoxFormat.xyxy else [x, y, x + right, y + bottom]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samr1_verl.rows.convert.annotations import Flaw
-from samr1_verl.rows.convert.instances import read_stream
+from samr1_verl.rows.convert.json_files import read_stream
+from samr1_verl.rows.convert.names import Flaw, short
 from samr1_verl.rows.convert.options import Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome
 from samr1_verl.rows.convert.referring import NO_TARGET, Files, Sample, convert_splits, refs_of
@@ -26,7 +26,10 @@ def annotation_ids(ref: dict) -> list[Any]:
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     empty = ids in ([], [None], NO_TARGET)
     if bool(ref.get("no_target", empty)) != empty:
-        raise Flaw("no_target", f"it is {ref['no_target']}, and ann_id is {ids}; expected {NO_TARGET} without a target")
+        raise Flaw(
+            "no_target",
+            f"it is {short(ref['no_target'])}, and ann_id is {short(ids)}; expected {NO_TARGET} without a target",
+        )
     return [] if empty else ids
 
 

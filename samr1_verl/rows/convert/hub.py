@@ -8,19 +8,16 @@ RLE, of one object or a list of objects), or a box. Images inside the data set a
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-
 from samr1_verl.geometry.frames import turn_mask
+from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.rows.convert.annotations import (
-    Flaw,
     Picture,
     Truth,
     box_in_image,
@@ -31,11 +28,14 @@ from samr1_verl.rows.convert.annotations import (
 )
 from samr1_verl.rows.convert.columns import (
     box_xyxy,
+    file_of,
     label_image,
     several_boxes,
     several_segmentations,
     split_labels,
 )
+from samr1_verl.rows.convert.json_files import check_json_file
+from samr1_verl.rows.convert.names import Flaw, checked_sentences, short
 from samr1_verl.rows.convert.options import BoxFormat, Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert, stamp
 from samr1_verl.rows.files import complete
@@ -44,6 +44,7 @@ from samr1_verl.rows.record import DataError, Record
 if TYPE_CHECKING:
     import datasets  # takes seconds to import, and no worker needs it
 
+MOST_OBJECTS = 1000  # of one example: each has a mask
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -66,9 +67,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class HubConvert:
-    """Rows and problems of one example, which comes as (number, example). `folder` is the parquet file's folder."""
+    """Rows and problems of one example, which comes as (number, example).
+
+    `folder` is the parquet file's folder. `images` is the folder that paths in the data set are relative to and may
+    not leave; None: the data set's own folder.
+    """
 
     dataset: str
+    images: Path | None
     columns: Columns
     box_format: BoxFormat
     ignore_value: int | None
@@ -76,11 +82,18 @@ class HubConvert:
     data_source: str
     exif: Exif
 
+    @property
+    def root(self) -> Path | None:
+        """The folder of the files that the data set may name; None where it comes from the hub."""
+        place = Path(self.dataset)
+        return self.images or (place if place.is_dir() else place.parent if place.is_file() else None)
+
     def __call__(self, numbered: tuple[int, dict]) -> tuple[list[Record], list[Problem]]:
         number, example = numbered
         sentence = example[self.columns.sentence]
         sentences = sentence if isinstance(sentence, list) else [sentence]
         try:
+            checked_sentences(sentence)
             picture = self._picture(example[self.columns.image])
             truths, boxes, ignore, notes = self._objects(example, picture)
         except Flaw as flaw:
@@ -118,14 +131,15 @@ class HubConvert:
         """The example's image file: the file that the data set names, else a copy of its bytes in `images`."""
         image = {"path": image, "bytes": None} if isinstance(image, str) else image
         if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
-            raise Flaw("image", f"found {str(image)[:80]}, expected an image or a path")
+            raise Flaw("image", f"found {short(image)}, expected an image or a path")
         if not image.get("bytes"):
-            return open_picture(Path(image["path"]))
+            return open_picture(file_of(image["path"], self.root))
         data = image["bytes"]
         try:
-            suffix = (Image.open(io.BytesIO(data)).format or "image").lower()
-        except (UnidentifiedImageError, OSError) as error:
-            raise Flaw("image", f"its {len(data)} bytes are not an image ({error})") from error
+            with ImageFile(f"an image of {len(data)} bytes", data).opened() as picture:
+                suffix = (picture.format or "image").lower()
+        except ImageError as error:
+            raise Flaw("image", str(error)) from error
         path = self.folder / "images" / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
         if not path.is_file():
             with complete(path) as partial:
@@ -137,7 +151,7 @@ class HubConvert:
     ) -> tuple[list[Truth], list[list[float]], str | None, tuple[str, ...]]:
         """Objects with masks, boxes where there are no masks, pixels that do not count (RLE), and notes."""
         if self.columns.mask:
-            labels = label_image(example[self.columns.mask])
+            labels = label_image(example[self.columns.mask], self.root)
             mask, ignore = split_labels(labels, self.ignore_value)
             turn = picture.turn((labels.shape[1], labels.shape[0]), self.exif)
             return [truth_of(mask, turn)], [], encode_rle(turn_mask(ignore, turn)) if ignore.any() else None, ()
@@ -145,6 +159,8 @@ class HubConvert:
         if self.columns.segmentation:
             drawn_wh = picture.stored_wh if turn != 1 else picture.size_wh
             segmentations = several_segmentations(example[self.columns.segmentation])
+            if len(segmentations) > MOST_OBJECTS:
+                raise Flaw("segmentation", f"{len(segmentations)} objects, expected at most {MOST_OBJECTS}")
             shapes = [segmentation_mask(segmentation, drawn_wh) for segmentation in segmentations]
             notes = tuple(chain(*(shape.notes for shape in shapes)))
             return [truth_of(shape.mask, turn) for shape in shapes], [], None, notes
@@ -176,6 +192,8 @@ def open_dataset(place: str, config: str | None, split: str) -> datasets.Iterabl
                 saved = saved[split]
             return saved.to_iterable_dataset()
         if path.is_file():
+            if path.suffix in (".json", ".jsonl"):
+                check_json_file(path)
             if path.suffix not in _BUILDERS:
                 raise DataError(f"--dataset: {place} ends in {path.suffix!r}, expected one of {', '.join(_BUILDERS)}")
             return datasets.load_dataset(_BUILDERS[path.suffix], data_files=place, split="train", streaming=True)
@@ -188,6 +206,17 @@ def open_dataset(place: str, config: str | None, split: str) -> datasets.Iterabl
 
 def raw_examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[dict]:
     """The examples, their images not decoded: bytes or a path. Raises DataError where a column is missing."""
+    import datasets
+
+    try:
+        yield from _examples(stream, columns)
+    except DataError:
+        raise
+    except (ValueError, TypeError, LookupError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"the data set cannot be read ({error}). Correct it, or get it again") from error
+
+
+def _examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[dict]:
     import datasets
 
     names = stream.column_names or list(next(iter(stream), {}))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from samr1_verl.rows.convert.json_files import read_stream
+from samr1_verl.rows.convert.names import Flaw, checked_id, checked_text, short
 from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import DataError
 
@@ -19,24 +21,6 @@ CREATE TABLE annotations (id PRIMARY KEY, image_id, category_id, crowd, segmenta
 CREATE INDEX by_image ON annotations (image_id, category_id);
 CREATE TABLE categories (id PRIMARY KEY, name TEXT) WITHOUT ROWID;
 """
-
-
-def read_stream(path: Path, prefix: str) -> Iterator[Any]:
-    """The items of a JSON array, one at a time. `prefix` is the array's name in ijson's notation.
-
-    Raises:
-        DataError: the file is missing or not JSON.
-        ModuleNotFoundError: the package ijson (extra `data`) is not installed.
-    """
-    import ijson  # only here: it belongs to the extra `data`
-
-    try:
-        with path.open("rb") as file:
-            yield from ijson.items(file, prefix, use_float=True)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Unpack the data set there, or correct the option") from error
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}). Download it again") from error
 
 
 Fill = Callable[[sqlite3.Connection], None]
@@ -66,16 +50,22 @@ def instances_of(instances: Path, keep: Sequence[str] = ()) -> Fill:
         return json.dumps({name: item[name] for name in keep if name in item})
 
     rows: dict[str, Callable[[dict], tuple]] = {
-        "images": lambda image: (image["id"], _file_name(image), image["width"], image["height"], extra(image)),
+        "images": lambda image: (
+            checked_id(image["id"], "id"),
+            _file_name(image),
+            _pixels(image["width"], "width"),
+            _pixels(image["height"], "height"),
+            extra(image),
+        ),
         "annotations": lambda annotation: (
-            annotation["id"],
-            annotation["image_id"],
-            annotation["category_id"],
+            checked_id(annotation["id"], "id"),
+            checked_id(annotation["image_id"], "image_id"),
+            checked_id(annotation["category_id"], "category_id"),
             bool(annotation.get("iscrowd", 0)),
             json.dumps(annotation.get("segmentation")),
             extra(annotation),
         ),
-        "categories": lambda category: (category["id"], category["name"]),
+        "categories": lambda category: (checked_id(category["id"], "id"), checked_text(category["name"], "name")),
     }
 
     def fill(database: sqlite3.Connection) -> None:
@@ -86,7 +76,7 @@ def instances_of(instances: Path, keep: Sequence[str] = ()) -> Fill:
                 try:
                     values = row(item)
                     database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
-                except (KeyError, TypeError, sqlite3.Error) as error:
+                except (KeyError, TypeError, Flaw, sqlite3.Error) as error:
                     raise DataError(f"{instances}: {table}[{index}]: {_explain(error)}") from error
             if index < 0:
                 raise DataError(f"{instances}: no {table}. Expected COCO's images, annotations and categories")
@@ -97,6 +87,8 @@ def instances_of(instances: Path, keep: Sequence[str] = ()) -> Fill:
 def _explain(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"field {error.args[0]!r} is missing, expected an entry of a COCO instances file"
+    if isinstance(error, Flaw):
+        return f"field {error.field!r}: {error}"
     if isinstance(error, sqlite3.IntegrityError):
         return "its id appears twice. If two files were put together, convert them one by one"
     if isinstance(error, sqlite3.OperationalError):
@@ -104,13 +96,22 @@ def _explain(error: Exception) -> str:
     return f"not an entry of a COCO instances file ({error})"
 
 
+def _pixels(value: Any, field: str) -> int | float:
+    if isinstance(value, int | float) and 0 < value < 1 << 31:
+        return value
+    raise Flaw(field, f"found {short(value)}, expected a number of pixels")
+
+
 def _file_name(image: dict) -> str:
-    """The image's name: file_name in COCO's files; LVIS has only coco_url, whose path ends in folder/name."""
-    return image["file_name"] if "file_name" in image else urlparse(image["coco_url"]).path.lstrip("/")
+    """The image's name: file_name in COCO's files; LVIS has only coco_url, whose path ends in folder/name.
 
-
-def find_image(folder: Path, name: str) -> Path:
-    """The image `name` below `folder`: under its whole name, or without leading folders that do not exist."""
-    parts = Path(name).parts
-    candidates = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
-    return next((path for path in candidates if path.is_file()), candidates[-1])
+    Raises:
+        Flaw: it is not text.
+    """
+    if "file_name" in image:
+        return checked_text(image["file_name"], "file_name")
+    url = checked_text(image["coco_url"], "coco_url")
+    try:
+        return urlparse(url).path.lstrip("/")
+    except ValueError as error:
+        raise Flaw("coco_url", f"found {url!r}, expected an address ({error})") from error

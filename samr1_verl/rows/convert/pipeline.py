@@ -39,7 +39,8 @@ class Problem:
     rows: int
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.record}, field {self.field!r}: {self.problem}"
+        text = f"{self.file}: {self.record}, field {self.field!r}: {self.problem}"
+        return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
 
 
 Job = Any  # picklable
@@ -110,6 +111,8 @@ def convert(
     Raises:
         DataError: `run.strict` and there is a problem, or no row is left.
     """
+    if out.is_dir():
+        raise DataError(f"--out: {out} is a folder, expected the name of a parquet file")
     folder = work.folder / out.name
     folder.mkdir(exist_ok=True)
     parts = _Parts(folder)

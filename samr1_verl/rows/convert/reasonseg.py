@@ -7,7 +7,6 @@ labelled `ignore` become the row's ignore mask and are not part of the object.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from samr1_verl.geometry.files import open_regular
 from samr1_verl.geometry.masks import encode_rle
-from samr1_verl.rows.convert.annotations import Flaw, make_record, open_picture, truth_of
+from samr1_verl.rows.convert.annotations import make_record, open_picture, truth_of
+from samr1_verl.rows.convert.json_files import LONGEST_VALUE, parse_json
+from samr1_verl.rows.convert.names import Flaw, checked_sentences, checked_split, path_below, short
 from samr1_verl.rows.convert.options import RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, convert
 from samr1_verl.rows.record import DataError, Record
 
 TARGET, IGNORE = 1, 255  # LISA's labels
+MOST_SHAPES = 1000  # of an image; each is painted on its own, and ReasonSeg has some ten
 
 
 def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
@@ -42,12 +45,12 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
     for number, shape in enumerate(shapes):
         try:
             label, corners = shape["label"].lower(), np.asarray(shape["points"], dtype=np.float64)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Flaw(f"shapes[{number}]", f"found {str(shape)[:80]}, expected label and points ({error})") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise Flaw(f"shapes[{number}]", f"found {short(shape)}, expected label and points ({error})") from error
         if label == "flag":
             continue
         if corners.ndim != 2 or corners.shape[1:] != (2,) or not np.isfinite(corners).all():
-            raise Flaw(f"shapes[{number}].points", f"found {str(shape['points'])[:80]}, expected [[x, y], …]")
+            raise Flaw(f"shapes[{number}].points", f"found {short(shape['points'])}, expected [[x, y], …]")
         if corners.size and (np.abs(corners / size_hw[::-1] - 0.5) > 1.5).any():
             raise Flaw(f"shapes[{number}].points", f"far outside the image of {size_hw[1]}x{size_hw[0]} pixels")
         if len(np.unique(corners, axis=0)) < 3:
@@ -73,25 +76,29 @@ def _fill(canvas: np.ndarray, polygon: np.ndarray, value: int) -> None:
 
 def read_annotation(path: Path) -> dict[str, Any]:
     """The JSON of one image. LISA's files are UTF-8, a few cp1252. Raises Flaw where text or shapes are missing."""
-    data = path.read_bytes()
     try:
+        with open_regular(path) as file:
+            data = file.read(LONGEST_VALUE + 1)  # parse_json refuses the longer ones
         try:
-            annotation = json.loads(data.decode("utf-8"))
+            annotation = parse_json(data.decode("utf-8"))
         except UnicodeDecodeError:
-            annotation = json.loads(data.decode("cp1252"))
-    except ValueError as error:
+            annotation = parse_json(data.decode("cp1252"))
+    except (ValueError, OSError) as error:
         raise Flaw("json", f"unreadable ({error}). Unpack the data set again") from error
     for name in ("text", "shapes"):
         values = annotation.get(name) if isinstance(annotation, dict) else None
         if not isinstance(values, list) or not values:
             raise Flaw(name, "expected a list that is not empty")
+    if len(annotation["shapes"]) > MOST_SHAPES:
+        raise Flaw("shapes", f"{len(annotation['shapes'])} shapes, expected at most {MOST_SHAPES}")
     return annotation
 
 
 @dataclass(frozen=True)
 class ReasonSegConvert:
-    """Rows and problems of one annotation file."""
+    """Rows and problems of one annotation file below the folder `source`."""
 
+    source: Path
     split: str
     folder: Path
     first_sentence: bool
@@ -99,10 +106,11 @@ class ReasonSegConvert:
     def __call__(self, path: Path) -> tuple[list[Record], list[Problem]]:
         texts: list[Any] = [None]
         try:
-            annotation = read_annotation(path)
-            texts = annotation["text"][:1] if self.first_sentence else annotation["text"]
+            name = f"{self.split}/{path.name}"
+            annotation = read_annotation(path_below(self.source, name))
+            texts = annotation["text"][:1] if self.first_sentence else checked_sentences(annotation["text"])
             # LISA reads images with OpenCV, which applies the EXIF orientation: its polygons are in the original frame.
-            picture = open_picture(path.with_suffix(".jpg"))
+            picture = open_picture(path_below(self.source, str(Path(name).with_suffix(".jpg"))))
             labels, notes = paint(annotation["shapes"], picture.size_hw)
             if not (labels == TARGET).any():
                 raise Flaw("shapes", f"no pixel is the target ({'; '.join(notes) or 'no target polygon'})")
@@ -125,7 +133,7 @@ class ReasonSegConvert:
                             "split": self.split,
                             "name": path.stem,
                             "sentence": number,
-                            "is_sentence": annotation.get("is_sentence"),
+                            "is_sentence": short(annotation.get("is_sentence")),
                         },
                     )
                 )
@@ -154,12 +162,17 @@ def convert_reasonseg(
     if unknown or not present:
         available = ", ".join(sorted(present)) or "no folder with NAME.json files"
         raise DataError(f"{folder}: no split {', '.join(unknown) or 'at all'}, it has: {available}")
+    chosen = splits or sorted(present)
+    try:
+        chosen = [checked_split(split) for split in chosen]
+    except Flaw as flaw:
+        raise DataError(f"{folder}: {flaw.field}: {flaw}") from flaw
     out.mkdir(parents=True, exist_ok=True)
     plan = {"folder": folder.resolve(), "first": first_sentence}
     outcomes = []
     with Workspace(out / ".reasonseg.work", plan, run.watcher) as work:
-        for split in splits or sorted(present):
+        for split in chosen:
             files = sorted((folder / split).glob("*.json"))
-            function = ReasonSegConvert(split, out, first_sentence)
+            function = ReasonSegConvert(folder, split, out, first_sentence)
             outcomes.append(convert(work, out / f"{split}.parquet", files, len(files), function, run))
     return outcomes

@@ -6,22 +6,63 @@ parquet file, each sentence a row. A sample also writes train.sample.json, the l
 
 from __future__ import annotations
 
+import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from samr1_verl.geometry.files import open_regular
 from samr1_verl.rows.convert.options import Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome
 from samr1_verl.rows.convert.referring import Files, Sample, convert_splits, refs_of
 from samr1_verl.rows.record import DataError
 
+LARGEST = 1 << 28  # bytes of a pickle; the published ones have 60 MB at most
+MOST_PARTS = 5_000_000  # lists and dictionaries; the published ones have less than a million. Each takes 64 bytes
 # Exceptions that Python raises for bytes that are not a pickle, or only half of one.
-_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError, MemoryError)
+_BROKEN = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+)
+_REFUSED = ("BYTEARRAY8", "EMPTY_SET", "ADDITEMS", "FROZENSET", "NEXT_BUFFER", "READONLY_BUFFER")
+_COUNTED = ("MARK", "EMPTY_LIST", "EMPTY_DICT", "TUPLE1", "TUPLE2", "TUPLE3")
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dictionaries, text and numbers. It refuses a pickle that would import or call anything."""
+def _count(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(unpickler: Any) -> None:
+        unpickler.parts += 1
+        if unpickler.parts > MOST_PARTS:
+            raise pickle.UnpicklingError(f"more than {MOST_PARTS:,} lists and dictionaries")
+        load(unpickler)
+
+    return counted
+
+
+def _plain_operations() -> dict[int, Callable[[Any], None]]:
+    operations = dict(pickle._Unpickler.dispatch)
+    for name in _REFUSED:
+        del operations[getattr(pickle, name)[0]]
+    for name in _COUNTED:
+        code = getattr(pickle, name)[0]
+        operations[code] = _count(operations[code])
+    return operations
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Reads lists, dictionaries, text and numbers. It refuses a pickle that would import or call anything.
+
+    Python's own reader in Python, because the one in C takes 32 GB for the five bytes that name a large place.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _plain_operations()
+    parts = 0
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(
@@ -36,11 +77,15 @@ def read_refs(path: Path) -> Iterator[dict]:
         DataError: the file is broken, or holds anything but plain values.
     """
     try:
-        with path.open("rb") as file:
-            # Python 2 wrote them: its byte strings are text, and wrong bytes must not stop the other sentences.
-            refs = PlainUnpickler(file, encoding="utf-8", errors="surrogateescape").load()
+        with open_regular(path) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise pickle.UnpicklingError(f"more than {LARGEST:,} bytes")
+        # Python 2 wrote them: its byte strings are text, and wrong bytes must not stop the other sentences.
+        refs = PlainUnpickler(io.BytesIO(content), encoding="utf-8", errors="surrogateescape").load()
     except _BROKEN as error:
-        raise DataError(f"{path}: refused ({error}). Download it again from the data set's authors") from error
+        reason = f"unknown operation {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: refused ({reason}). Download it again from the data set's authors") from error
     if not isinstance(refs, list):
         raise DataError(f"{path}: holds a {type(refs).__name__}, expected a list of references")
     refs.reverse()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from samr1_verl.rows.convert.annotations import (
-    Flaw,
     Picture,
     Truth,
     make_record,
@@ -24,7 +23,8 @@ from samr1_verl.rows.convert.annotations import (
     segmentation_mask,
     truth_of,
 )
-from samr1_verl.rows.convert.instances import Fill, find_image, instances_of, open_index
+from samr1_verl.rows.convert.instances import Fill, instances_of, open_index
+from samr1_verl.rows.convert.names import Flaw, checked_id, checked_sentences, checked_split, find_image, short
 from samr1_verl.rows.convert.options import Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Convert, Outcome, Problem, Workspace, convert, stamp
 from samr1_verl.rows.files import complete
@@ -38,6 +38,7 @@ CREATE TABLE sentences (
 ) WITHOUT ROWID;
 CREATE TABLE flaws (record TEXT, field TEXT, problem TEXT, rows INTEGER);
 """
+FLAWS = 100
 NO_TARGET = [-1]  # gRefCOCO's ann_id of a sentence about nothing in the image
 
 
@@ -78,21 +79,28 @@ def refs_of(refs: Callable[[], Iterable[Any]], read: Callable[[dict], list]) -> 
         for index, ref in enumerate(refs()):
             name = f"reference {index}"
             try:
-                name = f"ref_id {ref['ref_id']}"
-                values = (ref["ref_id"], ref["image_id"], ref["split"], json.dumps(read(ref)))
-                key = (ref["split"], ref["image_id"], ref["ref_id"])
+                name = f"ref_id {checked_id(ref['ref_id'], 'ref_id')}"
+                key = (checked_split(ref["split"]), checked_id(ref["image_id"], "image_id"), ref["ref_id"])
+                ids = json.dumps([checked_id(ann_id, "ann_id") for ann_id in read(ref)])
                 sentences = [
-                    (*key, number, sentence["sent_id"], json.dumps(sentence["sent"]))
-                    for number, sentence in enumerate(ref["sentences"])
+                    (*key, number, checked_id(sentence["sent_id"], "sent_id"), json.dumps(_plain(sentence["sent"])))
+                    for number, sentence in enumerate(checked_sentences(ref["sentences"]))
                 ]
-                database.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", values)
+                database.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", (key[2], key[1], key[0], ids))
                 database.executemany("INSERT INTO sentences VALUES (?, ?, ?, ?, ?, ?, 1)", sentences)
-            except (KeyError, TypeError, Flaw, sqlite3.IntegrityError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError, sqlite3.IntegrityError) as error:
                 column, problem = _explain(error)
                 rows = len(ref["sentences"]) if isinstance(ref, dict) and isinstance(ref.get("sentences"), list) else 0
                 database.execute("INSERT INTO flaws VALUES (?, ?, ?, ?)", (name, column, problem, rows))
 
     return fill
+
+
+def _plain(sentence: Any) -> Any:
+    """A value that JSON can hold: a list may hold itself in a pickle."""
+    if isinstance(sentence, list | dict | tuple | bytes | bytearray):
+        raise Flaw("sent", f"found {short(sentence)}, expected text")
+    return sentence
 
 
 def _explain(error: Exception) -> tuple[str, str]:
@@ -142,7 +150,9 @@ def _known_splits(database: sqlite3.Connection, files: Files, wanted: Sequence[s
     present = [split for (split,) in database.execute("SELECT DISTINCT split FROM sentences ORDER BY split")]
     unknown = sorted(set(wanted) - set(present))
     if not present:
-        raise DataError(f"{files.refs}: holds no references. Download it again from the data set's authors")
+        flaw = database.execute("SELECT record, field, problem FROM flaws").fetchone()
+        found = "usable references; the first: {}, field {!r}: {}".format(*flaw) if flaw else "references"
+        raise DataError(f"{files.refs}: holds no {found}. Download it again from the data set's authors")
     if unknown:
         raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(present)}. Correct --split")
     return list(dict.fromkeys(wanted)) or present
@@ -170,7 +180,7 @@ def _draw(database: sqlite3.Connection, files: Files, split: str, sample: Sample
 
 @dataclass(frozen=True)
 class ReferringJob:
-    """The references of one image. The first job also holds the references that could not be read."""
+    """The references of one image. The first jobs hold the references that could not be read, FLAWS each."""
 
     image: tuple | None  # id, name, width, height
     refs: dict[Any, tuple[list, list]] = field(default_factory=dict)  # id: annotation ids, sentences (id, JSON text)
@@ -179,8 +189,9 @@ class ReferringJob:
 
 
 def _jobs(database: sqlite3.Connection, split: str, with_flaws: bool) -> Iterator[ReferringJob]:
-    if with_flaws and (flaws := database.execute("SELECT * FROM flaws").fetchall()):
-        yield ReferringJob(None, flaws=flaws)
+    flaws = database.execute("SELECT * FROM flaws")
+    while with_flaws and (listed := flaws.fetchmany(FLAWS)):
+        yield ReferringJob(None, flaws=listed)
     rows = database.execute(
         "SELECT s.image_id, s.ref_id, r.annotations, s.id, s.text FROM sentences s JOIN refs r ON r.id = s.ref_id "
         "WHERE s.split = ? AND s.chosen ORDER BY s.image_id, s.ref_id, s.number",

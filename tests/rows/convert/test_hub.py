@@ -120,7 +120,9 @@ def test_files_of_paths_and_what_save_to_disk_wrote(tmp_path: Path) -> None:
     data.to_json(tmp_path / "rows.jsonl")
     datasets.DatasetDict({"val": data}).save_to_disk(tmp_path / "saved")
     assert run(tmp_path / "rows.jsonl", tmp_path / "a", segmentation="polygons") == 0
-    assert run(tmp_path / "saved", tmp_path / "b", segmentation="polygons", split="val") == 0
+    options = {"segmentation": "polygons", "split": "val"}
+    assert run(tmp_path / "saved", tmp_path / "b", **options) == 1, "its images lie outside its folder"
+    assert run(tmp_path / "saved", tmp_path / "b", **options, images=tmp_path) == 0
     for name in "ab":
         rows = rows_of(tmp_path / name / "rows.parquet")
         assert [row.image for row in rows] == columns["image"] and rows[1].width == 500

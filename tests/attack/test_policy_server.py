@@ -1,0 +1,118 @@
+"""A policy's server that lies, never ends or sends bombs: refused in bounded memory and time; no answer is made up."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samr1_verl.policies import server as server_module
+from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.server import ServerPolicy
+from tests.attack.client_world import always
+from tests.attack.hostile_server import Behaviour, answer, hostile_server
+from tests.attack.test_client import CHUNKED, MEGABYTE, MOST_BYTES, OK, drip, forever
+from tests.service.fake import image_file
+
+MODELS = answer({"data": [{"id": "tiny"}]})
+SOUND = {"choices": [{"message": {"role": "assistant", "content": "four"}}]}
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = replace(server_module.PATIENCE, attempts=2, attempt_s=1.0, first_pause_s=0.01, longest_pause_s=0.01)
+    monkeypatch.setattr(server_module, "PATIENCE", quick)
+
+
+def item(folder: Path) -> dict[str, Any]:
+    image, _ = image_file(folder, 7)
+    part = {"type": "image", "image": str(image), "resized_width": 28, "resized_height": 28}
+    return {
+        "raw_prompt": [{"role": "user", "content": [part, {"type": "text", "text": "what?"}]}],
+        "extra_info": {"index": 3, "image": str(image)},
+    }
+
+
+def after_models(behaviour: Behaviour) -> Behaviour:
+    """A sound list of models, and this behaviour for every question."""
+
+    def answering(line: str, body: bytes) -> Iterator[bytes]:
+        yield from [MODELS] if line.startswith("GET") else behaviour(line, body)
+
+    return answering
+
+
+STREAMS: dict[str, Behaviour] = {
+    "a body without end": forever(OK + b"\r\n", then=MEGABYTE),
+    "chunks without end": forever(CHUNKED, then=b"f4240\r\n" + MEGABYTE + b"\r\n"),
+    "an error's body without end": forever(b"HTTP/1.1 400 No\r\n\r\n", then=MEGABYTE),
+    "headers without end": forever(OK, then=b"X-More: " + b"x" * 1000 + b"\r\n"),
+    "a body, byte by byte": drip(answer(b" " * 1000)),
+    "headers, byte by byte": drip(OK + b"X: " + b"x" * 1000),
+    "nothing": forever(then=b"", pause_s=0.05),
+    "a gzip bomb": always(answer(gzip.compress(b" " * 50_000_000), "200 OK", "Content-Encoding: gzip")),
+    "200,000 brackets": always(answer(b"[" * 200_000)),
+    "a redirect to itself": always(answer(b"", "307 Go", "Location: /v1/models")),
+}
+ANSWERS: dict[str, Any] = {
+    "no choices": {"choices": []},
+    "a number": {"choices": [{"message": {"content": 4}}]},
+    "a list": {"choices": [{"message": {"content": [{"type": "text", "text": "four"}]}}]},
+    "no content": {"choices": [{"message": {}}]},
+    "no message": {"choices": [None]},
+    "null": None,
+}
+
+
+async def test_questions_end_at_the_limit_and_in_time(tmp_path: Path) -> None:
+    question = item(tmp_path)
+
+    async def ask(behaviour: Behaviour) -> tuple[Any, int, int]:
+        with hostile_server(after_models(behaviour)) as server:
+            policy = await asyncio.to_thread(ServerPolicy, f"{server.address}/v1", None, 16)
+            await policy._pool.client()
+            (found,) = await asyncio.gather(policy.answer([question]), return_exceptions=True)
+            return found, server.sent, len(server.asked)
+
+    tracemalloc.start()
+    started = time.monotonic()
+    found = dict(zip(STREAMS, await asyncio.gather(*map(ask, STREAMS.values())), strict=True))
+    assert time.monotonic() - started < 60
+    assert tracemalloc.get_traced_memory()[1] < 3 * MOST_BYTES, "of all together"
+    tracemalloc.stop()
+    assert {name: type(fault) for name, (fault, _, _) in found.items()} == dict.fromkeys(STREAMS, PolicyError)
+    assert {name: str(fault)[:6] for name, (fault, _, _) in found.items()} == dict.fromkeys(STREAMS, "row 3,")
+    assert all(asked > 1 and sent < MOST_BYTES * asked for _, sent, asked in found.values())
+
+
+@pytest.mark.parametrize("behaviour", STREAMS.values(), ids=STREAMS.keys())
+def test_the_list_of_models_ends_at_the_limit_and_in_time(
+    behaviour: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "CONNECT_S", 1.0)
+    with hostile_server(behaviour) as server:
+        started = time.monotonic()
+        with pytest.raises(PolicyError, match=f"server {server.address}"):
+            ServerPolicy(f"{server.address}/v1", None, 16)
+        assert time.monotonic() - started < 20 and server.sent < MOST_BYTES
+
+
+@pytest.mark.parametrize("wrong", ANSWERS.values(), ids=ANSWERS.keys())
+async def test_an_answer_of_another_form_is_refused(wrong: Any, tmp_path: Path) -> None:
+    with hostile_server(after_models(always(answer(wrong)))) as server:
+        policy = await asyncio.to_thread(ServerPolicy, f"{server.address}/v1", None, 16)
+        with pytest.raises(PolicyError, match=r"row 3, .* is no chat completion"):
+            await policy.answer([item(tmp_path)])
+
+
+async def test_a_sound_answer_is_taken(tmp_path: Path) -> None:
+    with hostile_server(after_models(always(answer(SOUND)))) as server:
+        policy = await asyncio.to_thread(ServerPolicy, f"{server.address}/v1", None, 16)
+        assert await policy.answer([item(tmp_path)]) == ["four"]
