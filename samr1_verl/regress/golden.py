@@ -72,10 +72,14 @@ class Golden(BaseModel):
         """Raises RegressError: the file is missing, or no golden file."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, ValidationError) as error:
-            raise RegressError(
-                f"{path}: not a golden file ({error}). Record one with samr1 regress record RECIPE --out {path}"
-            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        raise RegressError(
+            f"{path}: not a golden file ({reason}). Record one with samr1 regress record RECIPE --out {path}"
+        )
 
 
 class Difference(NamedTuple):
