@@ -9,6 +9,7 @@ from samr1_verl.cli.doctor import doctor
 from samr1_verl.cli.evaluate import evaluate
 from samr1_verl.cli.playground import playground
 from samr1_verl.cli.predict import predict
+from samr1_verl.cli.regress import app as regress_app
 from samr1_verl.cli.rehearse import rehearse
 from samr1_verl.cli.report import report
 from samr1_verl.cli.serve import serve
@@ -19,6 +20,7 @@ app = typer.Typer(
     help="SAM-R1 for verl: checks, data sets, evaluation, reports and the segmenter's server.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(regress_app, name="regress")
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(predict)

@@ -7,7 +7,7 @@ Log-probs are defined as in verl's actor: log softmax(logits / temperature) over
 actor agree on every token. top_p, top_k and the ban of vision tokens restrict the choice of a token but not its
 log-prob. A token is drawn from the policy renormalised over the allowed tokens. The log-prob of that distribution and
 the returned log-prob differ by the log of the allowed probability, which is 0 for a policy that has learned not to
-write vision tokens.
+write vision tokens. A request with a seed has its own random numbers, so that other requests do not change its draws.
 
 Legend: B requests, U unique prompts, L prompt tokens after left padding, T new tokens, V vocabulary.
 """
@@ -45,6 +45,7 @@ class SamplingParams:
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0  # in (0, 1]; 1: no restriction
     top_k: int = -1  # -1 or 0: no restriction
+    seed: int | None = None  # of the request's random numbers, 0 to 2^63 - 1; None: torch's global generator
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -66,11 +67,11 @@ class SamplingParams:
         if given.pop("repetition_penalty", 1.0) != 1.0:
             raise RequestError("repetition_penalty is not supported by the rollout `transformers`. Set it to 1.0")
         max_tokens = given.pop("max_tokens", None) or given.pop("max_new_tokens", None) or default_max_tokens
-        unknown = sorted(set(given) - {"temperature", "top_p", "top_k"})
+        unknown = sorted(set(given) - {"temperature", "top_p", "top_k", "seed"})
         if unknown:
             raise RequestError(
                 f"sampling parameters {unknown} are not supported by the rollout `transformers`, which supports "
-                "temperature, top_p, top_k and max_tokens"
+                "temperature, top_p, top_k, seed and max_tokens"
             )
         return cls(max_tokens=int(max_tokens), **given)
 
@@ -137,7 +138,7 @@ class Generator:
             logits_processor=LogitsProcessorList([sampler]),
             stopping_criteria=StoppingCriteriaList([MaxTokens(params, prompt_length)]),
         ).sequences
-        log_probs_BT = sampler.log_probs(tokens)
+        log_probs_BT = sampler.log_probs()
         return [
             self._cut(tokens[i, prompt_length:].tolist(), log_probs_BT[i].tolist(), p.max_tokens)
             for i, p in enumerate(params)
@@ -146,8 +147,7 @@ class Generator:
     def _config(self, max_new_tokens: int) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=True,  # among the tokens that the Sampler allows: for a greedy request a single token
-            top_k=0,  # transformers' default is 50
+            do_sample=False,  # the Sampler draws, and leaves one token
             eos_token_id=self.eos_token_ids or None,
             pad_token_id=self.pad_token_id,
             return_dict_in_generate=True,
@@ -199,7 +199,7 @@ class Generator:
 
 
 class Sampler(LogitsProcessor):
-    """Restricts logits [B, V] to the tokens that each request may sample, and records sampled tokens' log-probs."""
+    """Draws the next token of each request from its logits [B, V], and records the log-probs of the drawn tokens."""
 
     def __init__(self, params: Sequence[SamplingParams], never: torch.Tensor) -> None:
         temperature = torch.tensor([p.temperature for p in params])
@@ -208,32 +208,39 @@ class Sampler(LogitsProcessor):
         self.top_p_B1 = torch.tensor([p.top_p for p in params]).unsqueeze(1)
         self.top_k_B1 = torch.tensor([p.top_k for p in params]).unsqueeze(1)
         self.never = never
-        self.sampled: list[torch.Tensor] = []
-        self.last_BV: torch.Tensor | None = None
+        self.uniform_BT = self._uniform(params)
+        self.drawn: list[torch.Tensor] = []
+
+    @staticmethod
+    def _uniform(params: Sequence[SamplingParams]) -> torch.Tensor:
+        """Random numbers in [0, 1), one per token, from each request's own seed."""
+        longest = max(p.max_tokens for p in params)
+        rows = []
+        for p in params:
+            own = None if p.seed is None else torch.Generator().manual_seed(p.seed)
+            rows.append(torch.rand(longest, generator=own, dtype=torch.float64))
+        return torch.stack(rows)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._keep(input_ids)
-        self.last_BV = torch.log_softmax(scores / self.temperature_B1, dim=-1)
-        allowed = self.last_BV.index_fill(-1, self.never, -torch.inf)
-        allowed = self._top_k_top_p(allowed)
-        if self.greedy_B1.any():
-            best = allowed.argmax(-1, keepdim=True)
-            only_best = torch.full_like(allowed, -torch.inf).scatter_(-1, best, 0.0)
-            allowed = torch.where(self.greedy_B1, only_best, allowed)
-        return allowed
+        log_probs_BV = torch.log_softmax(scores / self.temperature_B1, dim=-1)
+        allowed_BV = self.allowed(log_probs_BV)
+        token_B1 = torch.where(self.greedy_B1, allowed_BV.argmax(-1, keepdim=True), self._draw(allowed_BV))
+        self.drawn.append(log_probs_BV.gather(-1, token_B1))
+        return torch.full_like(allowed_BV, -torch.inf).scatter_(-1, token_B1, 0.0)
 
-    def log_probs(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The log-probs, [B, T], of the sampled tokens. They are undefined after a request's end.
+    def allowed(self, log_probs_BV: torch.Tensor) -> torch.Tensor:
+        """The log-probs with minus infinity for tokens that a request may not draw."""
+        return self._top_k_top_p(log_probs_BV.index_fill(-1, self.never, -torch.inf))
 
-        Args:
-            tokens: the finished sequences, [B, L + T].
-        """
-        self._keep(tokens)
-        return torch.cat(self.sampled, dim=-1)
+    def _draw(self, allowed_BV: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, 1] by inversion: the first whose cumulated probability exceeds the request's random number."""
+        sums = allowed_BV.double().softmax(-1).cumsum(-1)
+        uniform_B1 = self.uniform_BT[:, len(self.drawn), None] * sums[:, -1:]  # the last sum is 1 up to rounding
+        return torch.searchsorted(sums, uniform_B1, right=True).clamp(max=sums.shape[-1] - 1)
 
-    def _keep(self, input_ids: torch.Tensor) -> None:
-        if self.last_BV is not None:
-            self.sampled.append(self.last_BV.gather(-1, input_ids[:, -1:]))
+    def log_probs(self) -> torch.Tensor:
+        """The log-probs, [B, T], of the drawn tokens. They are undefined after a request's end."""
+        return torch.cat(self.drawn, dim=-1)
 
     def _top_k_top_p(self, log_probs_BV: torch.Tensor) -> torch.Tensor:
         """Restrict each row to its top_k likeliest tokens, and of these to the fewest whose sum reaches top_p."""

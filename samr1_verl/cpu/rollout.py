@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Generator as Iterator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -77,8 +78,7 @@ class TransformersServer:
         sampling_params: dict[str, Any],
         request_id: str,
         image_data: list[Any] | None = None,
-        video_data: list[Any] | None = None,
-        **unsupported: Any,
+        **others: Any,
     ) -> TokenOutput:
         """The answer to one prompt, with log-probs as in verl's actor.
 
@@ -86,6 +86,39 @@ class TransformersServer:
             RequestError: the request has videos, audio, processor options or unknown sampling parameters, or its
                 prompt is too long.
         """
+        request = self._request(prompt_ids, sampling_params, image_data, **others)
+        return self._output(await self.batcher.submit(request))
+
+    async def generate_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[TokenOutput | RequestError]:
+        """The answers to some prompts, computed together and in this order, so that they are the same to the bit.
+
+        Args:
+            requests: arguments of `generate` without `request_id`.
+
+        Returns:
+            For each request its answer, or the error that `generate` would raise.
+        """
+        outcomes: list[Any] = []
+        for given in requests:
+            try:
+                outcomes.append(self._request(**given))
+            except RequestError as error:
+                outcomes.append(error)
+        valid = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, Request)]
+        if valid:
+            answers = await self.batcher.run(self.generator.generate, [outcomes[number] for number in valid])
+            for number, answer in zip(valid, answers, strict=True):
+                outcomes[number] = self._output(answer)
+        return outcomes
+
+    def _request(
+        self,
+        prompt_ids: list[int],
+        sampling_params: Mapping[str, Any],
+        image_data: list[Any] | None = None,
+        video_data: list[Any] | None = None,
+        **unsupported: Any,
+    ) -> Request:
         if video_data or unsupported:
             others = (["video_data"] if video_data else []) + sorted(unsupported)
             raise RequestError(
@@ -95,7 +128,9 @@ class TransformersServer:
         config = self.config
         default = min(config.response_length, config.prompt_length + config.response_length - len(prompt_ids), room)
         params = SamplingParams.from_request(sampling_params, default_max_tokens=default)
-        answer = await self.batcher.submit(Request(prompt_ids, params, image_data or ()))
+        return Request(prompt_ids, params, image_data or ())
+
+    def _output(self, answer: Answer) -> TokenOutput:
         return TokenOutput(
             token_ids=answer.token_ids,
             log_probs=answer.log_probs,

@@ -119,6 +119,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         self._validated: dict[int, list[Validated]] = {}  # rows of the last validation, by its step
         self._draws: Draws | None = None  # of the step; None: no group is replaced
         self._guard: Guard | None = None
+        self._numbers: Mapping[str, int] = {}
         self.refill_fn: Callable[[int], Any]  # verl's, which submits so many further prompts
 
     def filter_groups(
@@ -151,6 +152,10 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
     def watch(self, guard: Guard) -> None:
         """Count lost rollouts, and end the run where `guard` says so."""
         self._guard = guard
+
+    def order(self, numbers: Mapping[str, int]) -> None:
+        """Hand rollouts out in the order of submission. numbers: AgentLoopManager.numbers."""
+        self._numbers = numbers
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         """verl's `sample`: the batch and verl's metrics, with the metrics of this file for a training batch.
@@ -199,7 +204,14 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
     def _materialize_batch(self, partition_id: str, uids: list[str], snapshot: dict[str, dict]) -> KVBatchMeta:
         if self._guard is not None:  # verl clears the prompts' tags here
             self._guard.read_faults(tq.kv_list(partition_id)[partition_id])
-        return super()._materialize_batch(partition_id, uids, snapshot)
+        batch = super()._materialize_batch(partition_id, uids, snapshot)  # in the order in which rollouts finished
+        if self._numbers:
+            batch.reorder(sorted(range(len(batch.keys)), key=lambda row: self._place(batch.keys[row])))
+        return batch
+
+    def _place(self, key: str) -> tuple[int, int]:
+        uid, session, _ = key.split("_")
+        return self._numbers[uid], int(session)
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         if self._guard is not None:

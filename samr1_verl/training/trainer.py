@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
-from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.core_algos import kl_penalty
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
@@ -32,7 +31,8 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from samr1_verl.config import ACTOR, samr1_config
-from samr1_verl.training import replay_buffer
+from samr1_verl.training import checkpoints, replay_buffer
+from samr1_verl.training.agent_loop import AgentLoopManager
 from samr1_verl.training.guard import Guard
 from samr1_verl.training.objective import reduce_tokens
 from samr1_verl.training.validation import SampleWriter, first_of_each, lost_rows, protocol_metrics
@@ -103,6 +103,7 @@ class Trainer(PPOTrainerSync):
         # verl reads the mode once more, to distinguish the synchronous from the asynchronous trainers.
         config.trainer.v1.trainer_mode = "sync"
         self._samr1 = samr1_config(config)
+        self._saved: list[int] = []  # steps of this process's checkpoints that are kept
         super().__init__(config)
 
     def _build_replay_buffer(self) -> replay_buffer.ReplayBuffer:
@@ -131,12 +132,31 @@ class Trainer(PPOTrainerSync):
         return buffer
 
     def fit(self, agent_loop_manager: AgentLoopManager) -> None:
-        """verl's `fit`, which ends when a worker dies."""
+        """verl's `fit`, which ends when a worker dies, and whose batches do not depend on who answered first."""
+        self.replay_buffer.order(agent_loop_manager.numbers)
         self._guard.add_workers("agent loop worker", agent_loop_manager.agent_loop_workers)
         self._guard.add_workers("reward worker", self.get_reward_handles() or [])
         for replica in self.llm_server_manager.get_replicas():
             self._guard.add_workers(f"rollout server of replica {replica.replica_rank}", replica.servers)
         super().fit(agent_loop_manager)
+
+    def _load_checkpoint(self) -> None:
+        if self.config.trainer.resume_mode == "auto":
+            checkpoints.name_latest(Path(self.config.trainer.default_local_dir))
+        super()._load_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        """verl's checkpoint; old ones are removed after verl has named the new one."""
+        trainer = self.config.trainer
+        keep, trainer.max_actor_ckpt_to_keep = trainer.max_actor_ckpt_to_keep, None
+        try:
+            super()._save_checkpoint()
+        finally:
+            trainer.max_actor_ckpt_to_keep = keep
+        self._saved.append(self.global_steps)
+        if keep:
+            checkpoints.remove(Path(trainer.default_local_dir), self._saved[:-keep])
+            self._saved = self._saved[-keep:]
 
     def on_init_end(self) -> None:
         super().on_init_end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_vision_tokens_are_never_sampled_and_log_probs_stay_the_policys(
 def test_what_may_be_sampled_is_top_k_then_top_p_renormalised(top_p: float, top_k: int) -> None:
     logits = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
     sampler = Sampler([SamplingParams(max_tokens=1, temperature=0.8, top_p=top_p, top_k=top_k)] * 5, torch.tensor([7]))
-    probabilities = sampler(torch.zeros(5, 1, dtype=torch.long), logits).softmax(-1)
+    probabilities = sampler.allowed(torch.log_softmax(logits / 0.8, dim=-1)).softmax(-1)
     for row, p in zip(logits, probabilities, strict=True):
         policy = (row / 0.8).softmax(-1)
         policy[7] = 0
@@ -184,6 +185,19 @@ def test_sampling_follows_the_policys_distribution(generator: Generator) -> None
     frequency = torch.bincount(torch.tensor([a.token_ids[0] for a in answers]), minlength=len(policy)) / 1000
     deviation = (policy * (1 - policy) / 1000).sqrt()
     assert ((frequency - policy).abs() <= 5 * deviation + 2e-3).all()
+
+
+def test_a_seeded_answer_does_not_depend_on_the_other_requests(generator: Generator) -> None:
+    """Random numbers are a request's own: other requests, their order and torch's global state do not matter."""
+    plain = request(generator, seed=0, words=4, max_tokens=20)
+    seeded = [replace(plain, params=replace(plain.params, seed=n)) for n in range(4)]
+    answers = generator.generate(seeded)
+    assert len({tuple(answer.token_ids) for answer in answers}) > 1
+    torch.manual_seed(99)
+    again = generator.generate([seeded[2], plain, seeded[0]])
+    assert again[0].token_ids == answers[2].token_ids and again[2].token_ids == answers[0].token_ids
+    repeated = generator.generate(seeded)  # the same batch: to the bit
+    assert [answer.log_probs for answer in repeated] == [answer.log_probs for answer in answers]
 
 
 @pytest.mark.parametrize(
