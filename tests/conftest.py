@@ -60,11 +60,9 @@ def warm_policy() -> Path:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with train.parquet (8 scenes), val.parquet (4 scenes) and test.parquet (4 scenes)."""
-    from data.tiny_world import shapes
+    from tests.regress.golden_files import draw
 
-    folder = tmp_path_factory.mktemp("shapes")
-    shapes.main(folder, train=8, val=4, test=4, seed=0)
-    return folder
+    return draw(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture

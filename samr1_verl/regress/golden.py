@@ -17,6 +17,9 @@ from samr1_verl.rows.files import complete
 
 PACKAGES = ("verl", "torch", "transformers", "numpy", "onnxruntime", "vllm", "ray", "tensordict", "Pillow")
 FLOOR = 1e-4  # relative: what other rounding may change in a metric whose repetitions are equal
+# Of metrics of answers: other rounding may change one token, and with it one answer of a step's few.
+ANSWERS = ("reward/", "critic/", "val-", "response", "global_seqlen/")
+ANSWERS_FLOOR = 0.02
 
 
 class Place(BaseModel):
@@ -53,7 +56,7 @@ class Place(BaseModel):
 class Golden(BaseModel):
     """A recorded run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # a metric may be NaN
 
     version: int = 1
     recipe: str
@@ -130,7 +133,8 @@ def interval(golden: Golden, step: int, name: str) -> tuple[float, float]:
     runs = (golden.run, *golden.repetitions)
     values = [run.metrics[step][name] for run in runs if name in run.metrics.get(step, {})]
     low, high = min(values), max(values)
-    margin = max(high - low, FLOOR * max(abs(low), abs(high), 1.0))
+    floor = ANSWERS_FLOOR if name.startswith(ANSWERS) else FLOOR
+    margin = max(high - low, floor * max(abs(low), abs(high), 1.0))
     return low - margin, high + margin
 
 

@@ -57,10 +57,8 @@ def train(recipe: str, overrides: Sequence[str], steps: int, out: Path) -> Run:
     out = out.absolute()
     metrics, log = out / "metrics.jsonl", out / "train.log"
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:  # a short path
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides]
-        command += _own(steps, out, metrics, Path(ray_folder))
-        status = process.run(command, log, environment, lambda: "", process.Memory(), TIMEOUT_S)
+        started = command(recipe, overrides, steps, out, metrics, Path(ray_folder))
+        status = process.run(started, log, without_a_cluster(), lambda: "", process.Memory(), TIMEOUT_S)
     if status:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         raise RegressError(
@@ -69,10 +67,24 @@ def train(recipe: str, overrides: Sequence[str], steps: int, out: Path) -> Run:
     return read(metrics, out / "rollouts", out / "run")
 
 
-def _own(steps: int, out: Path, metrics: Path, ray_folder: Path) -> list[str]:
-    """Overrides for the length of the run and its places."""
+def without_a_cluster() -> dict[str, str]:
+    """This process's environment, without the address of a Ray cluster."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def command(recipe: str, overrides: Sequence[str], steps: int, out: Path, metrics: Path, ray_folder: Path) -> list[str]:
+    """verl's own command for a run of `steps` steps.
+
+    Args:
+        recipe, overrides: as in `train`.
+        steps: the run is saved and validated after the last one.
+        out: takes checkpoints in out / "run" and verl's dumps of rollouts in out / "rollouts".
+        metrics: JSON lines file of the metrics; verl empties it at the start.
+        ray_folder: for Ray's sockets; a short path.
+    """
     ray_init = "ray_kwargs.ray_init"
     return [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides),
         f"trainer.total_training_steps={steps}",
         f"trainer.save_freq={steps}",
         f"trainer.test_freq={steps}",

@@ -120,6 +120,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         self._draws: Draws | None = None  # of the step; None: no group is replaced
         self._guard: Guard | None = None
         self._numbers: Mapping[str, int] = {}
+        self._whole_rounds = False
         self.refill_fn: Callable[[int], Any]  # verl's, which submits so many further prompts
 
     def filter_groups(
@@ -153,9 +154,15 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         """Count lost rollouts, and end the run where `guard` says so."""
         self._guard = guard
 
-    def order(self, numbers: Mapping[str, int]) -> None:
-        """Hand rollouts out in the order of submission. numbers: AgentLoopManager.numbers."""
-        self._numbers = numbers
+    def order(self, numbers: Mapping[str, int], whole_rounds: bool) -> None:
+        """Hand rollouts out in the order of submission.
+
+        Args:
+            numbers: AgentLoopManager.numbers.
+            whole_rounds: replace groups only when no rollout runs any more, so that the number of prompts that are
+                drawn together does not depend on who answered first. The step then takes longer.
+        """
+        self._numbers, self._whole_rounds = numbers, whole_rounds
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         """verl's `sample`: the batch and verl's metrics, with the metrics of this file for a training batch.
@@ -198,8 +205,24 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         if self._draws is None or partition_id == "val":
             return stale, equal, failed, values
         self._draws.fail(len(failed))
-        replaced = sorted(equal)[: self._draws.replace(len(equal))]
+        replaced = sorted(equal, key=self._number)[: self._draws.replace(len(equal))]
         return stale, set(replaced), failed, values
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        """verl's snapshot; in whole rounds, a group counts as running until all have ended."""
+        super()._sync_metadata_from_transfer_queue()
+        running = self.running_keys["train"]
+        if self._whole_rounds and self._draws is not None and (running or self.pending_keys["train"]):
+            for ended in (self.finished_keys["train"], self.failure_keys["train"]):
+                running |= ended
+                ended.clear()
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
+        # a list in place of the set: verl's sort by step keeps its order
+        return super()._select_prompt_uids(partition_id, sorted(sampleable_keys, key=self._number), batch_size)
+
+    def _number(self, uid: str) -> int:
+        return self._numbers.get(uid, 0)
 
     def _materialize_batch(self, partition_id: str, uids: list[str], snapshot: dict[str, dict]) -> KVBatchMeta:
         if self._guard is not None:  # verl clears the prompts' tags here
@@ -211,7 +234,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
 
     def _place(self, key: str) -> tuple[int, int]:
         uid, session, _ = key.split("_")
-        return self._numbers[uid], int(session)
+        return self._number(uid), int(session)
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         if self._guard is not None:

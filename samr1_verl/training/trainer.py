@@ -133,7 +133,8 @@ class Trainer(PPOTrainerSync):
 
     def fit(self, agent_loop_manager: AgentLoopManager) -> None:
         """verl's `fit`, which ends when a worker dies, and whose batches do not depend on who answered first."""
-        self.replay_buffer.order(agent_loop_manager.numbers)
+        repeats = self.config.actor_rollout_ref.rollout.full_determinism
+        self.replay_buffer.order(agent_loop_manager.numbers, whole_rounds=repeats)
         self._guard.add_workers("agent loop worker", agent_loop_manager.agent_loop_workers)
         self._guard.add_workers("reward worker", self.get_reward_handles() or [])
         for replica in self.llm_server_manager.get_replicas():

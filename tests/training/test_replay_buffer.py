@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,31 @@ def test_a_step_ends_where_no_group_has_a_gradient(transfer_queue: None) -> None
     assert sum(asked) == 4, "3 batches of 2 prompts in all, and no more"
     assert len(batch.keys) == 4 and metrics["critic/groups/zero_advantage_frac"] == 1
     assert (metrics["critic/groups/drawn"], metrics["critic/groups/drawn_zero_advantage_frac"]) == (6, 1)
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+
+
+def test_in_whole_rounds_groups_are_replaced_when_all_have_ended(transfer_queue: None) -> None:
+    buffer, asked = filtered([EQUAL, UNEQUAL, UNEQUAL, UNEQUAL])
+    (equal, other) = [uid for uid, tag in tq.kv_list("train")["train"].items() if tag.get("is_prompt")]
+    buffer.order({equal: 0, other: 1}, whole_rounds=True)
+    tq.kv_batch_put(keys=[other], partition_id="train", tags=[{"status": "running"}])
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(buffer.sample, global_steps=1, partition_id="train", batch_size=2)
+        with pytest.raises(TimeoutError):
+            step.result(timeout=1)
+        assert asked == [], "the group with equal rewards waits for the running one"
+        tq.kv_batch_put(keys=[other], partition_id="train", tags=[{"status": "finished"}])
+        batch, metrics = step.result(timeout=60)
+    assert asked == [2] and metrics["critic/groups/drawn"] == 4
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+
+
+def test_rollouts_come_in_the_order_of_submission(transfer_queue: None) -> None:
+    uids = [put_group("train", UNEQUAL, [1, 1]) for _ in range(6)]
+    buffer = build_buffer()
+    buffer.order({uid: 5 - place for place, uid in enumerate(uids)}, whole_rounds=False)
+    batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=6)
+    assert batch.keys == [f"{uid}_{session}_0" for uid in reversed(uids) for session in range(2)]
     tq.kv_clear(keys=batch.keys, partition_id="train")
 
 
