@@ -1,17 +1,22 @@
 """The paper's ablation table on the tiny world: each variant is a training run of +recipe=samr1_tiny per seed.
 
-    python benchmarks/ablation.py                                      8 variants, seeds 1 2 3
+    python benchmarks/ablation.py                                      8 variants, seeds 1 2 3 4 5
     python benchmarks/ablation.py --seed 1 --seed 2 --steps 24         fewer, and shorter
     python benchmarks/ablation.py --only samr1 --only no_kl            some of them
+    python benchmarks/ablation.py --world talkative                    with reasoning of very different lengths
 
-Runs land in runs/ablation/<steps>_steps/<variant>/<seed>: train.log, tensorboard, the last checkpoint, after.json with
-every response and result.json. A second call skips finished runs and resumes from checkpoints. It ends with the table
-as Markdown and, as its last line, one JSON object.
+Runs with the same seed are paired: they see the same rows in the same order, and their rollouts have the same random
+numbers. So SAM-R1 is compared with each variant seed by seed.
+
+Runs land in runs/ablation/<world>_<steps>_steps/<variant>/<seed>: train.log, tensorboard, the last checkpoint,
+after.json with every response and result.json. A second call skips finished runs and resumes from checkpoints. It ends
+with the table as Markdown and, as its last line, one JSON object.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +25,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from scipy import stats
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.demo import figures, score_policy
 from benchmarks.demo_training import RECIPE, Training, stored
+from data.tiny_world import talkative
 from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.report.run import read_curves
 
@@ -57,11 +64,25 @@ VARIANTS = {
         ("actor_rollout_ref.actor.use_kl_loss=false", "actor_rollout_ref.actor.kl_loss_coef=0"),
     ),
 }
+POLICY = "actor_rollout_ref.model.path"
+# `talkative`: reasoning of 8 to 64 tokens, and 8 updates a batch in place of 2, so that normaliser and clipping matter.
+WORLDS = {
+    "tiny": (),
+    "talkative": (
+        f"{POLICY}={ROOT / 'talkative_policy'}",
+        "data.max_response_length=112",
+        "actor_rollout_ref.rollout.max_model_len=176",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+    ),
+}
 LOGGED = {"clip_low": "actor/pg_clipfrac_low", "clip_high": "actor/pg_clipfrac_high"}  # means over a run's steps
+REFERENCE = "samr1"  # the variant that the others are compared with
+CONFIDENCE = 0.95
 
 
-def run_folder(name: str, seed: int, steps: int) -> Path:
-    return ROOT / f"{steps}_steps" / name / str(seed)
+def run_folder(world: str, name: str, seed: int, steps: int) -> Path:
+    return ROOT / f"{world}_{steps}_steps" / name / str(seed)
 
 
 def trained(folder: Path, title: str, overrides: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
@@ -80,12 +101,13 @@ def trained(folder: Path, title: str, overrides: Sequence[str]) -> tuple[dict[st
     return figures(score_policy(training.policy_folder(), recipe, folder / "after.json")), read_curves(folder)
 
 
-def train(name: str, seed: int, steps: int) -> dict[str, float]:
+def train(world: str, name: str, seed: int, steps: int) -> dict[str, float]:
     """Figures on the held-out test split of one run; the missing part of it is trained first."""
-    folder = run_folder(name, seed, steps)
+    folder = run_folder(world, name, seed, steps)
     if result := stored(folder / "result.json"):
         return result
-    overrides = (*VARIANTS[name].overrides, f"data.seed={seed}", f"trainer.total_training_steps={steps}")
+    own = (*WORLDS[world], *VARIANTS[name].overrides)
+    overrides = (*own, f"data.seed={seed}", f"trainer.total_training_steps={steps}")
     result, curves = trained(folder, f"{name}, seed {seed}", overrides)
     for key, tag in LOGGED.items():
         result[key] = statistics.fmean(curves[tag].values())
@@ -99,43 +121,73 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def paired(reference: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of `reference` minus `other`, and its 95 % interval by Student's t over the pairs; NaN for one pair."""
+    differences = [one - two for one, two in zip(reference, other, strict=True)]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, math.nan, math.nan
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
+def advantage(results: dict[str, list[dict[str, float]]], name: str) -> str:
+    """SAM-R1's gIoU minus a variant's, with its interval, and the number of seeds in which SAM-R1's is higher."""
+    if name == REFERENCE or REFERENCE not in results:
+        return ""
+    ours, other = ([run["giou"] for run in results[key]] for key in (REFERENCE, name))
+    mean, low, high = paired(ours, other)
+    better = sum(one > two for one, two in zip(ours, other, strict=True))
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {better} of {len(ours)}"
+
+
 def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) -> str:
     """Markdown: one row per variant."""
     lines = [
-        "| variant | gIoU | cIoU | mean reward, own tiers | tokens clipped above, below (%) | paper: gIoU, cIoU (%) |",
-        "|---|---|---|---|---|---|",
-        f"| before training | {before['giou']:.3f} | {before['ciou']:.3f} | {before['mean_reward']:.2f} | | |",
+        "| variant | gIoU | SAM-R1 minus it: gIoU [95 %], seeds | cIoU | mean reward, own tiers | "
+        "tokens clipped above, below (%) | paper: gIoU, cIoU (%) |",
+        "|---|---|---|---|---|---|---|",
+        f"| before training | {before['giou']:.3f} | | {before['ciou']:.3f} | {before['mean_reward']:.2f} | | |",
     ]
     for name, runs in results.items():
         giou, ciou, reward = (spread([run[key] for run in runs]) for key in ("giou", "ciou", "mean_reward"))
         above, below = (100 * statistics.fmean(run[key] for run in runs) for key in ("clip_high", "clip_low"))
         paper = VARIANTS[name].paper
         known = f"{paper[0]}, {paper[1]}" if paper else "collapsed after about 100 steps"
-        lines.append(f"| {VARIANTS[name].title} | {giou} | {ciou} | {reward} | {above:.3f}, {below:.3f} | {known} |")
+        clipped = f"{above:.3f}, {below:.3f}"
+        difference = advantage(results, name)
+        lines.append(f"| {VARIANTS[name].title} | {giou} | {difference} | {ciou} | {reward} | {clipped} | {known} |")
     return "\n".join(lines)
 
 
 def main(
-    seeds: Annotated[list[int], typer.Option("--seed", help="seed of a run; repeat it for several")] = [1, 2, 3],  # noqa: B006  (typer copies it)
+    seeds: Annotated[list[int], typer.Option("--seed", help="seed of a run; repeat it for several")] = [1, 2, 3, 4, 5],  # noqa: B006  (typer copies it)
     steps: Annotated[int, typer.Option(min=1, help="steps of each run")] = 48,
     only: Annotated[
         list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
     ] = None,
+    world: Annotated[str, typer.Option(help=f"one of {', '.join(WORLDS)}")] = "tiny",
 ) -> None:
     """Train the missing runs and print the table. The last line is one JSON object."""
     transformers_logging.disable_progress_bar()
+    if world not in WORLDS:
+        raise typer.BadParameter(f"--world {world}: no such world, expected one of {', '.join(WORLDS)}")
     if unknown := sorted(set(only or ()) - set(VARIANTS)):
         raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
     names = [name for name in VARIANTS if not only or name in only]
-    recipe = compose_recipe(RECIPE)
+    recipe = compose_recipe(RECIPE, WORLDS[world])
     ROOT.mkdir(parents=True, exist_ok=True)
-    before = figures(score_policy(Path(recipe.actor_rollout_ref.model.path), recipe, ROOT / "before.json"))
+    policy = Path(recipe.actor_rollout_ref.model.path)
+    if world == "talkative" and not (policy / "config.json").exists():
+        talkative.main(policy)
+    before = figures(score_policy(policy, recipe, ROOT / f"before_{world}.json"))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:  # a whole table after each seed
         for name in names:
-            results[name].append(train(name, seed, steps))
+            results[name].append(train(world, name, seed, steps))
     typer.echo(table(results, before))
-    typer.echo(json.dumps({"seeds": seeds, "steps": steps, "before": before, "after": results}))
+    typer.echo(json.dumps({"world": world, "seeds": seeds, "steps": steps, "before": before, "after": results}))
 
 
 if __name__ == "__main__":

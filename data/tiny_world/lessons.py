@@ -108,8 +108,11 @@ def gaze_loss(attention: torch.Tensor, target: torch.Tensor, response: torch.Ten
     return missed[:, 0][named].mean() + missed[:, 1][placed].mean()
 
 
-def answer_text(example: Example, target: int, blur: bool, rng: np.random.Generator) -> str:
-    """The response that the policy is taught: the shape's name, its rough place, then box and points, policy frame."""
+def answer_text(example: Example, target: int, blur: bool, rng: np.random.Generator, most_repeats: int = 1) -> str:
+    """The response that the policy is taught: the shape's name, its rough place, then box and points, policy frame.
+
+    The reasoning is said 1 to `most_repeats` times, so that answers may have very different lengths.
+    """
     shape, box, points = example.scene.shapes[target], example.boxes[target], example.points[target]
     centre = (box[:2] + box[2:]) / 2
     column, row = np.minimum(centre // (tiny_policy.FRAME / 3), 2).astype(int)
@@ -121,7 +124,9 @@ def answer_text(example: Example, target: int, blur: bool, rng: np.random.Genera
     x1, y1, x2, y2 = np.clip(np.rint(box), 0, tiny_policy.FRAME).astype(int)
     (a, b), (c, d) = np.clip(np.rint(points), 0, tiny_policy.FRAME).astype(int)
     place = tiny_policy.PLACES[3 * row + column]
+    repeats = int(rng.integers(1, most_repeats + 1)) if most_repeats > 1 else 1
+    reasoning = " ".join([f"it is the {shape.name} at the {place}"] * repeats)
     return (
-        f"<think>it is the {shape.name} at the {place}</think>"
+        f"<think>{reasoning}</think>"
         f'<answer>{{"bbox": [{x1}, {y1}, {x2}, {y2}], "points_1": [{a}, {b}], "points_2": [{c}, {d}]}}</answer>'
     )

@@ -49,7 +49,7 @@ from samr1_verl.answers import Unusable, parse_answer
 from samr1_verl.prompts.templates import as_question, load_prompt
 
 GAZE_LAYER = 2  # index among four layers
-STAGES = ("see", "answer", "blur")
+STAGES = ("see", "answer", "blur", "talk")  # the last one: talkative.py
 
 
 class Teacher:
@@ -97,14 +97,14 @@ class Teacher:
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
 
-    def answer(self, size: int, blur: bool) -> torch.Tensor:
+    def answer(self, size: int, blur: bool, most_repeats: int = 1) -> torch.Tensor:
         """Loss of stage 2, or of stage 3 with `blur`, on a new batch: the response's cross-entropy and the gaze."""
         chosen = self.rng.integers(len(self.pool), size=size)
         tokenizer, image_token = self.processor.tokenizer, self.processor.image_token
         texts, responses, looked_at = [], [], []
         for example in (self.pool[i] for i in chosen):
             sentence, target = shapes.ask(example.scene, self.rng)
-            responses.append(answer_text(example, target, blur, self.rng) + tokenizer.eos_token)
+            responses.append(answer_text(example, target, blur, self.rng, most_repeats) + tokenizer.eos_token)
             texts.append(self._chat(sentence).replace(image_token, image_token * CELLS * CELLS) + responses[-1])
             looked_at.append(tokens_of(example.boxes[target]))
         batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
@@ -149,7 +149,7 @@ class Teacher:
         torch.save(parts.state_dict(), kept)
 
     @torch.no_grad()
-    def examine(self, examples: list[Example], seed: int = 0) -> dict[str, float]:
+    def examine(self, examples: list[Example], seed: int = 0, max_tokens: int = 64) -> dict[str, float]:
         """Figures of greedy answers about `examples`: shares with the right form and shape, and the mean box IoU."""
         rng = np.random.default_rng(seed)
         asked = [shapes.ask(example.scene, rng) for example in examples]
@@ -160,7 +160,7 @@ class Teacher:
             padding_side="left",
             return_tensors="pt",
         )
-        tokens = self.model.generate(**inputs, max_new_tokens=64, do_sample=False)
+        tokens = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
         texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         formed, right, overlaps = 0, 0, []
         for text, example, (_, target) in zip(texts, examples, asked, strict=True):

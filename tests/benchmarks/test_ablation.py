@@ -6,6 +6,7 @@ import json
 
 import pytest
 import typer
+from scipy import stats
 
 from benchmarks import ablation
 from samr1_verl.config import samr1_config
@@ -16,9 +17,10 @@ SCORES = {"score": 3.0, "acc": 0.25, "format": 1.0, "intersection": 5.0, "union"
 FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "clip_low": 0.001, "clip_high": 0.002}
 
 
+@pytest.mark.parametrize("world", ablation.WORLDS)
 @pytest.mark.parametrize("name", ablation.VARIANTS)
-def test_every_variant_is_a_recipe_that_may_start(name):
-    recipe = compose_recipe(ablation.RECIPE, ablation.VARIANTS[name].overrides)
+def test_every_variant_is_a_recipe_that_may_start(name, world):
+    recipe = compose_recipe(ablation.RECIPE, (*ablation.WORLDS[world], *ablation.VARIANTS[name].overrides))
     samr1_config(recipe)
     assert [*checks.check_types(recipe), *checks.check_objective(recipe), *checks.advice(recipe)] == []
 
@@ -51,17 +53,29 @@ def test_the_variants_change_what_their_titles_name():
 def test_finished_runs_are_read_and_their_spread_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "ROOT", tmp_path)
     monkeypatch.setattr(ablation, "score_policy", lambda *_: [{"scores": dict(SCORES)}])
-    for seed, giou in ((1, 0.5), (2, 0.7)):
-        folder = ablation.run_folder("samr1", seed, steps=9)
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(FIGURES | {"giou": giou}))
-    ablation.main(seeds=[1, 2], steps=9, only=["samr1"])
+    for name, gious in {"grpo": (0.4, 0.7), "samr1": (0.5, 0.7)}.items():
+        for seed, giou in enumerate(gious, start=1):
+            folder = ablation.run_folder("tiny", name, seed, steps=9)
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(FIGURES | {"giou": giou}))
+    ablation.main(seeds=[1, 2], steps=9, only=["grpo", "samr1"])
     *shown, last = capsys.readouterr().out.splitlines()
-    assert shown[2].startswith("| before training | 0.250 | 0.500 | 3.00 |")
-    assert "| 0.600 ± 0.141 | 0.400 ± 0.000 | 4.000 ± 0.000 | 0.200, 0.100 | 60.2, 54.3 |" in shown[3]
+    assert shown[2].startswith("| before training | 0.250 | | 0.500 | 3.00 |")
+    # Differences 0.1 and 0: mean 0.05, standard error 0.05, Student's t of one degree of freedom 12.706.
+    assert "| 0.550 ± 0.212 | +0.050 [-0.585, +0.685], 1 of 2 | 0.400 ± 0.000 | 4.000 ± 0.000 |" in shown[3]
+    assert "| 0.600 ± 0.141 |  | 0.400 ± 0.000 | 4.000 ± 0.000 | 0.200, 0.100 | 60.2, 54.3 |" in shown[4]
     assert [run["giou"] for run in json.loads(last)["after"]["samr1"]] == [0.5, 0.7]
+
+
+def test_an_interval_is_that_of_a_paired_t_test():
+    ours, other = [0.81, 0.84, 0.79, 0.86, 0.83], [0.80, 0.80, 0.81, 0.82, 0.80]
+    interval = stats.ttest_rel(ours, other).confidence_interval(0.95)
+    mean, low, high = ablation.paired(ours, other)
+    assert (low, high) == pytest.approx((interval.low, interval.high)) and low < mean < high
 
 
 def test_an_unknown_variant_is_named_before_anything_runs():
     with pytest.raises(typer.BadParameter, match="--only dapo: no such variant, expected one of grpo, group"):
         ablation.main(seeds=[1], steps=1, only=["dapo"])
+    with pytest.raises(typer.BadParameter, match="--world large: no such world, expected one of tiny, talkative"):
+        ablation.main(seeds=[1], steps=1, world="large")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from data.tiny_world import lessons, shapes, tiny_policy, warm_up
+from data.tiny_world import lessons, shapes, talkative, tiny_policy, warm_up
 from samr1_verl.answers import Answer, has_think_format, parse_answer
 
 
@@ -26,6 +26,18 @@ def test_taught_answers_are_usable_and_decode_to_the_letter(examples, random_pol
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids, skip_special_tokens=True) == text
             assert len(ids) <= 31
+
+
+def test_talkative_answers_repeat_the_reasoning_and_stay_usable(examples, random_policy: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(random_policy)
+    rng = np.random.default_rng(0)
+    lengths = []
+    for example in examples * 10:
+        text = lessons.answer_text(example, 0, True, rng, talkative.MOST_REPEATS)
+        assert isinstance(parse_answer(text), Answer) and has_think_format(text)
+        lengths.append(len(tokenizer(text)["input_ids"]))
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+    assert min(lengths) <= 31 and 80 < max(lengths) <= 100
 
 
 def test_every_sentence_of_the_world_is_in_the_vocabulary(examples, random_policy: Path) -> None:

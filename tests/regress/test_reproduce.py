@@ -1,0 +1,47 @@
+"""What docs/reproduce.md says of other ways to run: two runs with each are equal to the bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.regress.golden_files import furnish
+from tests.training_runs import without_a_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+WAYS = {
+    "two workers": ("trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2"),
+    "LoRA": (
+        "actor_rollout_ref.model.lora_rank=8",
+        "actor_rollout_ref.model.lora_alpha=16",
+        "actor_rollout_ref.rollout.load_format=safetensors",
+    ),
+    "replaced groups": ("algorithm.filter_groups.enable=true",),
+}
+
+
+def regress(place: Path, *arguments: str) -> dict:
+    """The object in the last line of `samr1 regress`, which ends with status 0."""
+    done = subprocess.run(
+        [sys.executable, "-m", "samr1_verl.cli", "regress", *arguments],
+        cwd=place,
+        env=without_a_cluster(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_runs_are_equal_to_the_bit(way: str, tmp_path: Path, drawn: Path, small_sam: Path) -> None:
+    place = furnish(tmp_path / "root", drawn, small_sam)
+    regress(place, "record", "samr1_tiny", *WAYS[way], "--steps=2", "--repeat=0")
+    assert regress(place, "check", "golden.json") == {"ok": True, "comparison": "exact"}
