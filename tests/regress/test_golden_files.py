@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from samr1_verl.regress.golden import Golden, Place, first_difference
+from tests.regress.commands import regress
 from tests.regress.golden_files import FOLDER, RECIPES, REPETITIONS, STEPS, furnish
-from tests.training_runs import without_a_cluster
 
 # A component that the warmed-up policy earns in some of its answers.
 EARNED = {"samr1_tiny": "seg", "seg_zero_tiny": "points", "vision_reasoner_tiny": "accuracy", "star_tiny": "mask"}
@@ -47,16 +44,6 @@ def test_a_repetition_with_another_seed_is_no_equal_run(recipe: str) -> None:
 def test_a_tiny_recipe_trains_as_recorded(recipe: str, tmp_path: Path, drawn: Path, small_sam: Path) -> None:
     """On another processor or with other versions, the comparison is within the recorded repetitions, and says so."""
     place = furnish(tmp_path / "root", drawn, small_sam)
-    done = subprocess.run(
-        [sys.executable, "-m", "samr1_verl.cli", "regress", "check", str(FOLDER / f"{recipe}.json")],
-        cwd=place,
-        env=without_a_cluster(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    outcome = json.loads(done.stdout.splitlines()[-1])
+    outcome = regress(place, "check", str(FOLDER / f"{recipe}.json"))
     differs = Golden.load(FOLDER / f"{recipe}.json").place.differences(Place.here())
     assert outcome == {"ok": True, "comparison": "tolerance" if differs else "exact"}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.regress.commands import regress
 from tests.regress.golden_files import furnish
-from tests.training_runs import without_a_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -23,21 +20,6 @@ WAYS = {
     ),
     "replaced groups": ("algorithm.filter_groups.enable=true",),
 }
-
-
-def regress(place: Path, *arguments: str) -> dict:
-    """The object in the last line of `samr1 regress`, which ends with status 0."""
-    done = subprocess.run(
-        [sys.executable, "-m", "samr1_verl.cli", "regress", *arguments],
-        cwd=place,
-        env=without_a_cluster(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("way", WAYS)
