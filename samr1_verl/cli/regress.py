@@ -59,6 +59,9 @@ def record(
 def check(
     golden: Annotated[Path, typer.Argument(help="golden file of samr1 regress record")],
     overrides: Overrides = None,
+    tolerance: Annotated[
+        bool, typer.Option("--tolerance", help="compare within the repetitions on the same machine too, as GPUs need")
+    ] = False,
     work: Work = Path("runs/regress"),
 ) -> None:
     """Train again and compare. Exit status 0: as recorded. 1: the first step and metric that differ are shown.
@@ -72,7 +75,7 @@ def check(
 
     with errors_end_the_command(), ended_by_signals():
         recorded = Golden.load(golden)
-        differences = recorded.place.differences(Place.here())
+        differences = ["--tolerance"] if tolerance else recorded.place.differences(Place.here())
         exact = not differences
         if exact:
             typer.echo("comparison: exact, because processor and versions are those of the recording")
@@ -80,8 +83,8 @@ def check(
             typer.echo(f"comparison: within the recorded repetitions, because of {'; '.join(differences)}")
         else:
             raise RegressError(
-                f"{golden}: has no repetitions, and this is another place ({'; '.join(differences)}). Record it again "
-                "with --repeat 3"
+                f"{golden}: has no repetitions, which a comparison within tolerances needs ({'; '.join(differences)}). "
+                "Record it again with --repeat 3"
             )
         run = train(recorded.recipe, [*recorded.overrides, *(overrides or [])], recorded.steps, work)
         difference = first_difference(recorded, run, exact)
