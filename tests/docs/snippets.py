@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from samr1_verl.config import Samr1Config, segmenter_config
+from tests.docs.commands import check, commands
 
 OURS = ("samr1_verl", "reward_fns", "recipes")
 
@@ -75,11 +76,14 @@ def resolve_name(dotted: str) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """It parses, and its sections `samr1` and `reward` have valid keys and values.
+    """It parses, and its sections `samr1` and `reward` have valid keys and values; or its jobs have valid commands.
 
-    Raises yaml.YAMLError or ValueError (ours and pydantic's are of that class).
+    Raises yaml.YAMLError, BadCommandError or ValueError (ours and pydantic's are of that class).
     """
     sections = yaml.safe_load(text)
+    for job in sections.pop("jobs", {}).values():
+        for command in commands("\n".join(step["run"] for step in job["steps"] if "run" in step)):
+            check(command)
     if unknown := sections.keys() - {"samr1", "reward"}:
         raise ValueError(f"sections {', '.join(unknown)}: expected samr1 and reward only")
     for name, value in sections.get("samr1", {}).items():

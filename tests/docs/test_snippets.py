@@ -10,6 +10,7 @@ import pytest
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.rows.record import parse_record
 from tests.docs import snippets
+from tests.docs.commands import BadCommandError
 from tests.docs.pages import DOCUMENTS, ROOT, blocks, inline_code
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
@@ -82,8 +83,9 @@ REWARD = "reward: {custom_reward_function: {path: pkg://reward_fns.samr1, name: 
         REWARD % "{segmenter: '${samr1.segmenter}', reward: {terms: {lenght: 1}}}",
         REWARD % "{segmenter: '${samr1.segmenter}', reward: '${samr1.reward}', service: {}}",
         REWARD % "{segmenter: {backend: onnx}, reward: '${samr1.reward}'}",
+        "jobs: {test: {steps: [{run: samr1 regres}]}}",
     ],
 )
 def test_wrong_yaml_is_noticed(text: str) -> None:
-    with pytest.raises((snippets.yaml.YAMLError, ValueError, TypeError)):
+    with pytest.raises((snippets.yaml.YAMLError, ValueError, TypeError, BadCommandError)):
         snippets.check_yaml(text)
