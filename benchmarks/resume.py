@@ -22,9 +22,8 @@ from typing import Annotated
 
 import psutil
 import typer
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from samr1_verl.regress.training import command, digest_of_state, read, train, without_a_cluster
+from samr1_verl.regress.training import command, digest_of_state, latest_checkpoint, read, train, without_a_cluster
 from samr1_verl.training.checkpoints import TRACKER
 
 RECIPE = "samr1_tiny"
@@ -56,10 +55,6 @@ def start(out: Path, number: int, steps: int, save_every: int, kill_after_s: flo
     return None
 
 
-def checkpoint(out: Path) -> Path:
-    return Path(find_latest_ckpt_path(str(out / "run")))
-
-
 def differences(whole: Path, killed: Path, starts: int) -> list[str]:
     """Everything in which the killed training is not the whole one."""
     reference = read(whole / "metrics.jsonl", whole / "rollouts", whole / "run")
@@ -76,7 +71,7 @@ def differences(whole: Path, killed: Path, starts: int) -> list[str]:
     for step, digest in reference.samples.items():
         if found.samples.get(step) != digest:
             wrong.append(f"step {step}: samples {found.samples.get(step)}, were {digest}")
-    states = [digest_of_state(checkpoint(folder)) for folder in (whole, killed)]
+    states = [digest_of_state(latest_checkpoint(folder / "run")) for folder in (whole, killed)]
     typer.echo(f"weights {reference.weights} and {found.weights}\nstate   {states[0]} and {states[1]}")
     if reference.weights != found.weights or states[0] != states[1]:
         wrong.append("the last checkpoints differ")

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import BaseModel
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from samr1_verl import Samr1Error
 from samr1_verl.rehearsal import process
+from samr1_verl.training.checkpoints import TRACKER
 
 TIMEOUT_S = 6 * 3600.0
 # Metrics of times and of the machine's memory: they differ in every run.
@@ -112,10 +112,16 @@ def read(metrics: Path, rollouts: Path, run: Path) -> Run:
     if not any("actor/grad_norm" in values for values in by_step.values()):
         raise RegressError(f"{metrics}: has no training step, found the steps {sorted(by_step)}")
     samples = {int(file.stem): _digest_of_rows(file) for file in rollouts.glob("*.jsonl")}
-    checkpoint = find_latest_ckpt_path(str(run))
-    if checkpoint is None:
-        raise RegressError(f"{run}: has no checkpoint of the last step")
-    return Run(metrics=by_step, samples=dict(sorted(samples.items())), weights=digest_of_weights(Path(checkpoint)))
+    weights = digest_of_weights(latest_checkpoint(run))
+    return Run(metrics=by_step, samples=dict(sorted(samples.items())), weights=weights)
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """Folder of the checkpoint that verl named last. Raises RegressError: there is none."""
+    try:
+        return run / f"global_step_{int((run / TRACKER).read_text())}"
+    except (OSError, ValueError) as error:
+        raise RegressError(f"{run}: has no checkpoint ({error}), expected its step in {TRACKER}") from error
 
 
 def _digest_of_rows(file: Path) -> str:

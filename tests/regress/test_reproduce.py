@@ -12,7 +12,13 @@ from tests.regress.golden_files import furnish
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 WAYS = {
-    "two workers": ("trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2"),
+    "two workers": (
+        "trainer.n_gpus_per_node=2",
+        "ray_kwargs.ray_init.num_gpus=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=32",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
+    ),
     "LoRA": (
         "actor_rollout_ref.model.lora_rank=8",
         "actor_rollout_ref.model.lora_alpha=16",
