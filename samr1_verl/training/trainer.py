@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -32,10 +32,12 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from samr1_verl.config import ACTOR, samr1_config
 from samr1_verl.training import checkpoints, replay_buffer
-from samr1_verl.training.agent_loop import AgentLoopManager
 from samr1_verl.training.guard import Guard
 from samr1_verl.training.objective import reduce_tokens
 from samr1_verl.training.validation import SampleWriter, first_of_each, lost_rows, protocol_metrics
+
+if TYPE_CHECKING:  # it imports verl's trainers, whose import loads this file
+    from samr1_verl.training.agent_loop import AgentLoopManager
 
 
 def actor_loss(
