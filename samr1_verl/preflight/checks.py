@@ -139,6 +139,11 @@ def _rollout(config: DictConfig) -> Iterator[str]:
             f"{ROLLOUT}.name is transformers, which is registered on a CPU only, and trainer.device is "
             f"{config.trainer.device}. Set {ROLLOUT}.name=vllm"
         )
+    elif name == "transformers" and config.actor_rollout_ref.model.lora_rank and not _merges(config):
+        yield (
+            f"actor_rollout_ref.model.lora_rank is {config.actor_rollout_ref.model.lora_rank} and {ROLLOUT}.name "
+            "transformers, which takes whole weights. Set actor_rollout_ref.model.lora.merge=true"
+        )
     elif name in ROLLOUTS:
         module, command = ROLLOUTS[name]
         if importlib.util.find_spec(module) is None:
@@ -148,6 +153,10 @@ def _rollout(config: DictConfig) -> Iterator[str]:
             f"{ROLLOUT}.name is {name}, expected {', '.join(ROLLOUTS)}, or transformers on a CPU. A rollout of your "
             "own is registered by the module that actor_rollout_ref.model.external_lib names"
         )
+
+
+def _merges(config: DictConfig) -> bool:
+    return bool(OmegaConf.select(config, "actor_rollout_ref.model.lora.merge"))
 
 
 def check_place(config: DictConfig) -> Iterator[str]:

@@ -211,6 +211,14 @@ def test_a_rollout_that_is_not_there_is_refused(config, name, message):
     assert f"actor_rollout_ref.rollout.name is {name}" in problem and message in problem
 
 
+def test_an_adapter_on_the_cpu_is_refused_unless_it_is_merged():
+    adapter = ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora_alpha=16")
+    (problem,) = checks.check_packages(compose_recipe("samr1_tiny", *adapter))
+    assert "lora_rank is 8" in problem and "Set actor_rollout_ref.model.lora.merge=true" in problem
+    merged = compose_recipe("samr1_tiny", *adapter, "actor_rollout_ref.model.lora.merge=true")
+    assert list(checks.check_packages(merged)) == []
+
+
 def test_a_segmenter_beside_vllm_is_refused_unless_it_is_on_the_cpu(config):
     assert list(checks.check_place(config)) == []
     config = compose_recipe("samr1", "samr1.segmenter.service.mode=embedded")

@@ -22,7 +22,7 @@ WAYS = {
     "LoRA": (
         "actor_rollout_ref.model.lora_rank=8",
         "actor_rollout_ref.model.lora_alpha=16",
-        "actor_rollout_ref.rollout.load_format=safetensors",
+        "actor_rollout_ref.model.lora.merge=true",
     ),
     "replaced groups": ("algorithm.filter_groups.enable=true",),
 }
