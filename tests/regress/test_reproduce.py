@@ -12,7 +12,8 @@ from tests.regress.golden_files import furnish
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 WAYS = {
-    "two workers": (
+    "two workers, replaced groups": (
+        "algorithm.filter_groups.enable=true",
         "trainer.n_gpus_per_node=2",
         "ray_kwargs.ray_init.num_gpus=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
@@ -24,7 +25,6 @@ WAYS = {
         "actor_rollout_ref.model.lora_alpha=16",
         "actor_rollout_ref.model.lora.merge=true",
     ),
-    "replaced groups": ("algorithm.filter_groups.enable=true",),
 }
 
 
