@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import statistics
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -11,15 +13,19 @@ from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy import stats
 
 from samr1_verl.regress.training import RegressError, Run
 from samr1_verl.rows.files import complete
 
 PACKAGES = ("verl", "torch", "transformers", "numpy", "onnxruntime", "vllm", "ray", "tensordict", "Pillow")
+# Comparison within tolerances:
+FALSE_ALARM = 0.01  # chance that an equal training is called different, were its values normally distributed
 FLOOR = 1e-4  # relative: what other rounding may change in a metric whose repetitions are equal
-# Of metrics of answers: other rounding may change one token, and with it one answer of a step's few.
-ANSWERS = ("reward/", "critic/", "val-", "response", "global_seqlen/")
-ANSWERS_FLOOR = 0.02
+# Other rounding may change one token, and with it one answer of a step's few.
+ANSWERS = ("reward/", "critic/", "val-", "response", "global_seqlen/", "actor/pg_clipfrac")
+ANSWERS_FLOOR = 0.05
+EXTREMES = ("/min", "/max", "_min", "_max", "/minmax_diff")  # values of one answer or token, which are not compared
 
 
 class Place(BaseModel):
@@ -105,7 +111,7 @@ def first_difference(golden: Golden, run: Run, exact: bool) -> Difference | None
         golden: the recorded run.
         run: the run of now.
         exact: every metric is equal to the bit, samples and weights have the same digests. Otherwise each metric lies
-            in the interval of the recorded run and its repetitions, which is widened by its own width on both sides.
+            in its `interval`.
     """
     for step in sorted(golden.run.metrics | run.metrics):
         recorded, found = golden.run.metrics.get(step, {}), run.metrics.get(step, {})
@@ -122,20 +128,39 @@ def first_difference(golden: Golden, run: Run, exact: bool) -> Difference | None
 
 def _agree(golden: Golden, step: int, name: str, found: float | None, exact: bool) -> bool:
     recorded = golden.run.metrics.get(step, {}).get(name)
-    if exact or recorded is None or found is None:
-        return recorded == found or (recorded is not None and recorded != recorded and found != found)  # NaN
+    both_nan = recorded is not None and recorded != recorded and found is not None and found != found
+    if exact or both_nan:
+        return recorded == found or both_nan
+    if recorded is None or name.endswith(EXTREMES):  # another version may log more
+        return True
+    if found is None:
+        return False
     low, high = interval(golden, step, name)
     return low <= found <= high
 
 
 def interval(golden: Golden, step: int, name: str) -> tuple[float, float]:
-    """The values of a metric that count as equal across machines and versions."""
+    """The values of a metric that count as equal across machines and versions.
+
+    A prediction interval by Student's t around the mean of all recorded runs. Their variance is pooled over the steps,
+    because a step has few runs. The level is that of FALSE_ALARM for all values of the comparison together, by
+    Bonferroni.
+    """
     runs = (golden.run, *golden.repetitions)
-    values = [run.metrics[step][name] for run in runs if name in run.metrics.get(step, {})]
-    low, high = min(values), max(values)
+    by_step = {
+        at: [run.metrics[at][name] for run in runs if name in run.metrics.get(at, {})] for at in golden.run.metrics
+    }
+    squares = sum(statistics.pvariance(values) * len(values) for values in by_step.values() if values)
+    freedom = sum(max(len(values) - 1, 0) for values in by_step.values())
+    values = by_step[step]
+    mean, compared = statistics.fmean(values), sum(map(len, golden.run.metrics.values()))
+    margin = 0.0
+    if freedom:
+        factor = float(stats.t.isf(FALSE_ALARM / (2 * compared), freedom))
+        margin = factor * math.sqrt(squares / freedom * (1 + 1 / len(values)))
     floor = ANSWERS_FLOOR if name.startswith(ANSWERS) else FLOOR
-    margin = max(high - low, floor * max(abs(low), abs(high), 1.0))
-    return low - margin, high + margin
+    margin = max(margin, floor * max(*map(abs, values), 1.0))
+    return mean - margin, mean + margin
 
 
 def _interval_text(golden: Golden, step: int, name: str) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
-from samr1_verl.regress.golden import Golden, Place, first_difference
+from samr1_verl.regress.golden import Golden, Place, first_difference, interval
 from samr1_verl.regress.training import RegressError, Run, digest_of_state, digest_of_weights, read
+from tests.regress.golden_files import FOLDER
 
 HERE = Place.here()
 
@@ -53,12 +55,35 @@ def test_the_first_step_comes_first() -> None:
     assert found is not None and (found.step, found.name, found.recorded, found.found) == (0, "val", "0.5", "0.4")
 
 
-@pytest.mark.parametrize(("score", "agrees"), [(2.0, True), (1.8, True), (1.55, False), (2.55, False), (2.4, True)])
-def test_elsewhere_the_repetitions_say_what_counts_as_equal(score: float, agrees: bool) -> None:
-    """Recorded 2.0 and 1.8, 2.2 in the repetitions: 0.4 wide, so from 1.4 to 2.6; here from 1.8 and 2.2 alone."""
-    found = first_difference(golden(run(1.9), run(2.2)), run(score, samples="x", weights="y"), exact=False)
-    assert (found is None) == (1.6 <= score <= 2.5)
-    assert agrees == (found is None)
+def test_elsewhere_a_metric_lies_in_the_prediction_interval_of_the_recorded_runs() -> None:
+    """Scores 2.0, 1.9 and 2.2: mean 2.0333, variance 0.0233 with 2 degrees of freedom; three values are compared."""
+    recorded = golden(run(1.9), run(2.2))
+    reach = stats.t.ppf(1 - 0.01 / 2 / 3, 2) * math.sqrt(0.07 / 3 * (1 + 1 / 3))
+    low, high = interval(recorded, 1, "score")
+    assert (low, high) == pytest.approx((6.1 / 3 - reach, 6.1 / 3 + reach))
+    for score, agrees in ((low + 1e-6, True), (low - 1e-6, False), (high - 1e-6, True), (high + 1e-6, False)):
+        found = first_difference(recorded, run(score, samples="x", weights="y"), exact=False)
+        assert (found is None) == agrees
+
+
+def test_the_spread_of_a_metric_is_pooled_over_its_steps() -> None:
+    runs = [Run(metrics={1: {"m": value}, 2: {"m": 5.0}}, samples={}, weights="") for value in (1.0, 2.0)]
+    recorded = golden(runs[1]).model_copy(update={"run": runs[0]})
+    one, two = (interval(recorded, step, "m") for step in (1, 2))
+    assert one[1] - one[0] == pytest.approx(two[1] - two[0]) and sum(two) == pytest.approx(10)
+
+
+def test_elsewhere_a_training_that_learns_nothing_is_found() -> None:
+    recorded = Golden.load(FOLDER / "samr1_tiny.json")
+    for name, value in (("reward/score", 0.0), ("actor/grad_norm", 0.0), ("actor/lr", 1e-3), ("reward/format", 0.5)):
+        broken = recorded.run.model_copy(deep=True)
+        broken.metrics[2][name] = value
+        found = first_difference(recorded, broken, exact=False)
+        assert found is not None and (found.step, found.name) == (2, name)
+    silent = recorded.run.model_copy(deep=True)
+    del silent.metrics[3]["actor/grad_norm"]
+    found = first_difference(recorded, silent, exact=False)
+    assert found is not None and (found.name, found.found) == ("actor/grad_norm", "None")
 
 
 def test_without_repetitions_rounding_alone_is_allowed_elsewhere() -> None:
@@ -86,6 +111,9 @@ def test_a_golden_file_comes_back(tmp_path: Path) -> None:
     recorded = golden(run(1.9))
     recorded.save(tmp_path / "golden.json")
     assert Golden.load(tmp_path / "golden.json") == recorded
+    recorded.run.metrics[1]["ratio"] = math.nan
+    recorded.save(tmp_path / "golden.json")
+    assert math.isnan(Golden.load(tmp_path / "golden.json").run.metrics[1]["ratio"])
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"version": 1}', "[" * 100])
