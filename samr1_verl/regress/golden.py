@@ -62,7 +62,7 @@ class Place(BaseModel):
 class Golden(BaseModel):
     """A recorded run."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")  # a metric may be NaN
+    model_config = ConfigDict(extra="forbid")
 
     version: int = 1
     recipe: str

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from samr1_verl import Samr1Error
 from samr1_verl.rehearsal import process
@@ -34,6 +34,8 @@ class RegressError(Samr1Error, RuntimeError):
 
 class Run(BaseModel):
     """What a run leaves, without times."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric may be NaN
 
     metrics: Metrics
     samples: dict[int, str]  # by step: SHA-256 of prompts, answers and rewards of the step's rollouts
