@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +21,8 @@ from samr1_verl.rehearsal import process
 from samr1_verl.training.checkpoints import TRACKER
 
 TIMEOUT_S = 6 * 3600.0
+# Shards are read without the process groups of the training, and only their own part is looked at.
+logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
 # Metrics of times and of the machine's memory: they differ in every run.
 UNREPEATABLE = (
     "timing_s/", "timing_per_token_ms/", "perf/", "actor/perf/", "critic/perf/", "reward/seconds/",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from transfer_queue import KVBatchMeta
+
 from reward_fns.samr1 import compute_score as samr1
 from samr1_verl.training.replay_buffer import ReplayBuffer
 
@@ -12,11 +14,13 @@ _calls = itertools.count()
 
 
 class OtherOrder(ReplayBuffer):
-    """Hands the last submitted prompts out first."""
+    """Hands the last submitted prompts of a training batch out first."""
 
-    def _place(self, key: str) -> tuple[int, int]:
-        prompt, session = super()._place(key)
-        return -prompt, session
+    def _materialize_batch(self, partition_id: str, *args: Any) -> KVBatchMeta:
+        batch = super()._materialize_batch(partition_id, *args)
+        if partition_id == "train":
+            batch.reorder(list(reversed(range(len(batch.keys)))))
+        return batch
 
 
 async def fails_once(*args: Any, **kwargs: Any) -> dict[str, float]:

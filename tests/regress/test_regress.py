@@ -68,7 +68,7 @@ def test_a_change_is_caught_with_its_step_and_metric(place: Path, change: list[s
 def test_another_segmenter_is_caught(place: Path, tmp_path: Path, small_sam: Path) -> None:
     other = f"samr1.segmenter.path={other_segmenter(tmp_path / 'sam', small_sam)}"
     result = regress(place, "check", "golden.json", other, status=1)
-    assert result["step"] == 0 and result["recorded"] != result["found"], result
+    assert result["step"] <= 1 and result["recorded"] != result["found"], result
 
 
 def test_the_same_training_elsewhere_lies_within_the_repetitions(place: Path) -> None:
