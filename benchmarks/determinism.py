@@ -3,7 +3,8 @@
     python benchmarks/determinism.py                        8 steps of +recipe=samr1_tiny, each way twice, by turns
     python benchmarks/determinism.py --steps 3 --rounds 1   fewer
 
-Step 1 is left out, because it computes the embeddings of its images. The last line is one JSON object.
+A training before them, whose times do not count, computes the embeddings of all images. Step 1 is left out, because the
+processes warm up in it. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main(
     work: Annotated[Path, typer.Option(help="folder of the trainings; emptied first")] = Path("runs/determinism"),
 ) -> None:
     """Train by turns with and without, and print the ratio of the times."""
+    times(True, steps, work / "embeddings")
     found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     for number in range(rounds):
         for value in (True, False):
