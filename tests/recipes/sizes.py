@@ -38,7 +38,9 @@ CPU = {
     *_below("samr1.segmenter", "device service.mode service.ray.gpus"),
     *_below("trainer", "device"),
 }
-MAY_DIFFER = SIZE | OPTIMISER | FILES | CPU
+# Runs that repeat cost speed on GPUs.
+REPEATS = {f"{part}.full_determinism" for part in (f"{ACTOR}.fsdp_config", f"{REF}.fsdp_config", ROLLOUT)}
+MAY_DIFFER = SIZE | OPTIMISER | FILES | CPU | REPEATS
 # StAR trains an adapter of a Qwen3-VL; the tiny policy is a Qwen2.5-VL, and all of it is trained.
 STAR = {
     *_below("actor_rollout_ref.model", "exclude_modules lora_alpha lora_rank"),
