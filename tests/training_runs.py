@@ -1,6 +1,5 @@
 """verl's own command with a tiny recipe of ours, for tests that train, and what it logged."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,12 +7,9 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from samr1_verl.rehearsal.process import without_a_cluster
+
 TIMEOUT_S = 900
-
-
-def without_a_cluster() -> dict[str, str]:
-    """This process's environment, without the address of a Ray cluster."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 @dataclass(frozen=True)

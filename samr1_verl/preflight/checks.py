@@ -133,30 +133,26 @@ def check_packages(config: DictConfig) -> Iterator[str]:
 
 
 def _rollout(config: DictConfig) -> Iterator[str]:
-    name = config.actor_rollout_ref.rollout.name
+    name, model = config.actor_rollout_ref.rollout.name, config.actor_rollout_ref.model
     if name == "transformers" and config.trainer.device != "cpu":
         yield (
             f"{ROLLOUT}.name is transformers, which is registered on a CPU only, and trainer.device is "
             f"{config.trainer.device}. Set {ROLLOUT}.name=vllm"
         )
-    elif name == "transformers" and config.actor_rollout_ref.model.lora_rank and not _merges(config):
+    elif name == "transformers" and model.lora_rank and not model.lora.merge:
         yield (
-            f"actor_rollout_ref.model.lora_rank is {config.actor_rollout_ref.model.lora_rank} and {ROLLOUT}.name "
+            f"actor_rollout_ref.model.lora_rank is {model.lora_rank} and {ROLLOUT}.name "
             "transformers, which takes whole weights. Set actor_rollout_ref.model.lora.merge=true"
         )
     elif name in ROLLOUTS:
         module, command = ROLLOUTS[name]
         if importlib.util.find_spec(module) is None:
             yield f"{ROLLOUT}.name is {name}, which is not installed. Type: {command}"
-    elif name != "transformers" and not config.actor_rollout_ref.model.external_lib:
+    elif name != "transformers" and not model.external_lib:
         yield (
             f"{ROLLOUT}.name is {name}, expected {', '.join(ROLLOUTS)}, or transformers on a CPU. A rollout of your "
             "own is registered by the module that actor_rollout_ref.model.external_lib names"
         )
-
-
-def _merges(config: DictConfig) -> bool:
-    return bool(OmegaConf.select(config, "actor_rollout_ref.model.lora.merge"))
 
 
 def check_place(config: DictConfig) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -63,18 +62,13 @@ def train(recipe: str, overrides: Sequence[str], steps: int, out: Path) -> Run:
     metrics, log = out / "metrics.jsonl", out / "train.log"
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:  # a short path
         started = command(recipe, overrides, steps, out, metrics, Path(ray_folder))
-        status = process.run(started, log, without_a_cluster(), lambda: "", process.Memory(), TIMEOUT_S)
+        status = process.run(started, log, process.without_a_cluster(), lambda: "", process.Memory(), TIMEOUT_S)
     if status:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         raise RegressError(
             "\n".join([*lines[-40:], f"the training ended with exit status {status}. Its whole output is {log}"])
         )
     return read(metrics, out / "rollouts", out / "run")
-
-
-def without_a_cluster() -> dict[str, str]:
-    """This process's environment, without the address of a Ray cluster."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def command(recipe: str, overrides: Sequence[str], steps: int, out: Path, metrics: Path, ray_folder: Path) -> list[str]:

@@ -130,6 +130,21 @@ def run(
         return process.wait()
 
 
+def without_a_cluster() -> dict[str, str]:
+    """This process's environment, without the address of a Ray cluster."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Send SIGKILL to a process and to all below it, and wait until they have ended."""
+    tree = _tree(process.pid)
+    for one in tree:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            one.kill()
+    process.wait()
+    psutil.wait_procs(tree, timeout=END_S)
+
+
 def end(processes: Sequence[psutil.Process]) -> None:
     """Wait for processes to end, then ask them, then kill them."""
     _, alive = psutil.wait_procs(processes, timeout=END_S / 2)

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.training_runs import World, without_a_cluster
+from samr1_verl.rehearsal.process import without_a_cluster
+from tests.training_runs import World
 
 SHORT = ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "data.train_batch_size=8")
 FAULTY = """

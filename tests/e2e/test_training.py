@@ -1,23 +1,22 @@
 """The main job, whole: verl's own command trains, checkpoints, is killed, goes on from the checkpoint and validates."""
 
-import contextlib
 import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
 from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.regress.training import UNREPEATABLE, digest_of_state
+from samr1_verl.rehearsal.process import kill, without_a_cluster
 from samr1_verl.report.page import report
 from samr1_verl.report.run import read_run
 from samr1_verl.scoring.sample import read_samples
 from samr1_verl.training.checkpoints import TRACKER
-from tests.training_runs import TIMEOUT_S, World, without_a_cluster
+from tests.training_runs import TIMEOUT_S, World
 
 SCHEDULE = (
     "trainer.save_freq=2",
@@ -37,12 +36,7 @@ def train_until_killed(world: World, warm_policy: Path, checkpoint: str) -> None
     while not (tracker.exists() and tracker.read_text() == checkpoint):
         assert process.poll() is None and time.monotonic() < deadline, (world.run.parent / "killed.log").read_text()
         time.sleep(0.1)
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in tree:
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            one.kill()
-    psutil.wait_procs(tree, timeout=20)
-    process.wait()
+    kill(process)
 
 
 def repeatable(logged: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:

@@ -12,12 +12,12 @@ import ray
 import torch
 from ray import serve
 
+from samr1_verl.rehearsal.process import without_a_cluster
 from samr1_verl.service.ray_client import RayClient
 from tests.gpu.conftest import show
 from tests.segmenters.test_transformers import FORMS, config_of
 from tests.segmenters.tiny_sams import save_all
 from tests.service.fake import image_file
-from tests.training_runs import without_a_cluster
 
 
 async def test_a_replica_shares_a_gpu_that_is_reserved(device: str, ray_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.training_runs import TIMEOUT_S, without_a_cluster
+from samr1_verl.rehearsal.process import without_a_cluster
+from tests.training_runs import TIMEOUT_S
 
 
 def regress(place: Path, *arguments: str, status: int = 0) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_runs import without_a_cluster
+from samr1_verl.rehearsal.process import without_a_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
