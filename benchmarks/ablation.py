@@ -164,7 +164,12 @@ def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) 
 def main(
     seeds: Annotated[
         list[int],
-        typer.Option("--seed", default_factory=lambda: [1, 2, 3, 4, 5], show_default="1 to 5", help="seed; repeat it for several"),
+        typer.Option(
+            "--seed",
+            default_factory=lambda: [1, 2, 3, 4, 5],
+            show_default="1 to 5",
+            help="seed of a run; repeat it for several",
+        ),
     ],
     steps: Annotated[int, typer.Option(min=1, help="steps of each run")] = 48,
     only: Annotated[
