@@ -16,7 +16,7 @@ COPY hydra_plugins hydra_plugins
 COPY recipes recipes
 COPY reward_fns reward_fns
 COPY samr1_verl samr1_verl
-RUN pip install --no-cache-dir -c constraints-gpu.txt '.[vllm,service,data,report]'
+RUN pip install --no-cache-dir -c constraints-gpu.txt '.[vllm,service,report]' ijson
 
 # Data, models and runs are mounted here; the recipes' paths are relative to it.
 WORKDIR /workspace

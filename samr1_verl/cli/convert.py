@@ -138,7 +138,10 @@ def reasonseg(
     out: OutFolder,
     split: Splits = None,
     first_sentence: Annotated[
-        bool, typer.Option("--first-sentence", help="one row per image, with its first sentence: LISA's val")
+        bool,
+        typer.Option(
+            "--first-sentence", help="one row per image, with its first sentence, as papers evaluate val and test"
+        ),
     ] = False,
     strict: Strict = False,
     workers: Workers = 0,

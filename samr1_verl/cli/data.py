@@ -23,7 +23,8 @@ def check(
 ) -> None:
     """Validate rows against their images and masks. Exit status 0: no problem.
 
-    Problems: a missing or changed image, an empty mask, a box beside its mask, a duplicate row, an image in two files.
+    Problems: a missing or changed image, an image of a ratio beyond 200:1, an empty mask, a box beside its mask, a
+    duplicate row, an image in two files.
     """
     from samr1_verl.rows.check import Problem, Summary, check_files, first_of_each_kind
     from samr1_verl.rows.record import DataError, count_rows

@@ -9,6 +9,9 @@ from PIL import Image
 
 from samr1_verl.config import ConfigError
 from samr1_verl.geometry.images import open_image
+from samr1_verl.rows.record import MAX_RATIO
+
+_ATTEMPTS = 100  # each brings an extreme size closer to the limits
 
 
 class PolicySize:
@@ -57,7 +60,22 @@ class PolicySize:
 
     def __call__(self, original_wh: tuple[int, int]) -> tuple[int, int]:
         """(W, H) of the resized image for an original image of (W, H). Raises ValueError for a ratio above 200:1."""
-        return self.fixed_wh or self._processor_size(original_wh)
+        return self.fixed_wh or self._kept_size(original_wh)
+
+    def _kept_size(self, original_wh: tuple[int, int]) -> tuple[int, int]:
+        """The processor's own size, or the nearest one that it keeps: rounding makes very long images longer still."""
+        size = self._processor_size(original_wh)
+        for _ in range(_ATTEMPTS):
+            shorter = min(size)
+            size = min(size[0], MAX_RATIO * shorter), min(size[1], MAX_RATIO * shorter)
+            again = self._processor_size(size)
+            if again == size:
+                return size
+            size = again
+        raise ValueError(
+            f"the image is {original_wh[0]}x{original_wh[1]} pixels, and no size fits the limits of the processor: "
+            f"multiples of {self.factor}, {self.min_pixels} to {self.max_pixels} pixels"
+        )
 
     def _processor_size(self, original_wh: tuple[int, int]) -> tuple[int, int]:
         # Imported here: it imports torch, which the rendering of prompts does not need.

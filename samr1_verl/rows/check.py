@@ -18,7 +18,7 @@ import numpy as np
 from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import MaskError, box_of, decode_rle
 from samr1_verl.rows.parallel import ordered_map
-from samr1_verl.rows.record import DataError, Record, iter_rows, parse_record, resolve_image
+from samr1_verl.rows.record import MAX_RATIO, DataError, Record, iter_rows, parse_record, resolve_image
 
 SLACK = 1.0  # pixels by which a box may miss its mask or leave the image: annotation tools round
 
@@ -138,6 +138,7 @@ def _check_group(group: _Group) -> _Checked:
                     result.problems.append(Problem("image", f"{where}: {error}"))
         if image is not None:
             result.problems += _image_problems(record, image, where)
+        result.problems += _ratio_problems(record, where)
         result.problems += _object_problems(record, where)
         result.digests.append((number, record.sha256, *_digests(record)))
     return result
@@ -156,6 +157,17 @@ def _image_problems(record: Record, image: tuple[str, tuple[int, int]], where: s
             "size",
             f"{where}: {record.image} is {size[0]}x{size[1]} pixels, the row says {record.width}x{record.height}. "
             "Prepare the data again",
+        )
+
+
+def _ratio_problems(record: Record, where: str) -> Iterator[Problem]:
+    shorter, longer = sorted((record.width, record.height))
+    if longer > MAX_RATIO * shorter:
+        yield Problem(
+            "ratio",
+            f"{where}: {record.image} is {record.width}x{record.height} pixels, expected at most {MAX_RATIO} times as "
+            "long as wide: Qwen's processors refuse it. Leave the row out, or stretch every image with "
+            "samr1.policy_size",
         )
 
 

@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 _VERSION_KEY = b"samr1_schema_version"
 _ROW_GROUP = 1024
 MAX_PIXELS = 178_956_970  # of a row's image: Pillow opens no larger one. A mask takes a byte per pixel
+MAX_RATIO = 200  # longer to shorter side; the processors of Qwen's models refuse more
 Coordinate = Annotated[float, Field(gt=-(1 << 31), lt=1 << 31)]  # pixels; no NaN
 
 

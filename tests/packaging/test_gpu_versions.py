@@ -20,14 +20,14 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTALL = "-c constraints-gpu.txt '.[vllm,service,data,report]'"
-EXTRAS = {"vllm", "service", "data", "report"}
+INSTALL = "-c constraints-gpu.txt '.[vllm,service,report]' ijson"
+EXTRAS = {"vllm", "service", "report"}
 # Python 3.11 on Linux: what the file is made for.
 MACHINE = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux"}
 MACHINE |= {"platform_system": "Linux", "platform_machine": "x86_64", "implementation_name": "cpython"}
 MACHINE |= {"platform_python_implementation": "CPython", "os_name": "posix"}
 # Versions that differ from constraints.txt, because vLLM 0.24.0 or a package that it brings asks for another one.
-OTHERS = {"cuda-bindings", "fastapi", "numpy"}
+OTHERS = {"cuda-bindings", "fastapi", "numpy", "opencv-python-headless"}
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -53,7 +53,7 @@ def requirements_of(versions: dict[str, Version]) -> Iterator[tuple[str, Require
     """Every requirement behind the README's line: ours, and those of the packages that lie here in the same version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     own = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
-    waiting = [("samr1-verl", Requirement(line)) for line in own]
+    waiting = [("samr1-verl", Requirement(line)) for line in [*own, "ijson"]]
     seen = set()
     while waiting:
         source, requirement = waiting.pop()
@@ -79,6 +79,13 @@ def test_every_requirement_is_named_and_fits(for_gpus: dict[str, Version]) -> No
         assert name in for_gpus, f"{source} needs {requirement}, and the file lacks it"
         fits = requirement.specifier.contains(for_gpus[name], prereleases=True)
         assert fits, f"{source} needs {requirement}, the file has {for_gpus[name]}"
+
+
+def test_the_extra_for_data_is_not_installed_beside_vllm(for_gpus: dict[str, Version]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (opencv,) = (Requirement(line) for line in extras["data"] if line.startswith("opencv"))
+    assert not opencv.specifier.contains(for_gpus["opencv-python-headless"])
+    assert opencv.specifier.contains(pins("constraints.txt")["opencv-python-headless"])
 
 
 def test_a_requirement_that_the_file_lacks_is_found(for_gpus: dict[str, Version]) -> None:

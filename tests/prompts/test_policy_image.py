@@ -145,6 +145,25 @@ def test_more_extreme_images_are_refused_unless_stretched() -> None:
     assert CASES["stretched"].policy_size()((1, 6000)) == (840, 840)
 
 
+@pytest.mark.parametrize("max_pixels", [28 * 28, 840 * 840, 1280 * 28 * 28, 16384 * 28 * 28])
+@pytest.mark.parametrize("original", [(139, 26549), (26549, 139), (1, RATIO), (41, 8190), (14, 2800), (70, 13999)])
+def test_the_size_of_very_long_images_is_one_that_the_processor_keeps(
+    original: tuple[int, int], max_pixels: int
+) -> None:
+    processor = qwen_processor(14, min_pixels=28 * 28, max_pixels=max_pixels)
+    width, height = size = PolicySize(processor, None, {})(original)
+    assert max(size) <= RATIO * min(size) and width * height <= max_pixels
+    assert (width % 28, height % 28) == (0, 0)
+    grid = processor.image_processor(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0]
+    assert (int(grid[2]) * 14, int(grid[1]) * 14) == size
+
+
+def test_limits_that_no_long_image_can_meet_are_an_error_that_names_it() -> None:
+    policy_size = PolicySize(qwen_processor(14, min_pixels=27_000, max_pixels=27_001), None, {})
+    with pytest.raises(ValueError, match="the image is 10x2000 pixels, and no size fits"):
+        policy_size((10, 2000))
+
+
 letterboxed = sizes.filter(lambda wh: min(resized((wh[1], wh[0]))) > 0)
 
 

@@ -36,6 +36,18 @@ def test_true_rows_pass(tmp_path: Path, workers: int) -> None:
     assert "rows: 3, images: 2" in output and "problems: 0" in output
 
 
+@pytest.mark.parametrize(("size", "status"), [((2, 401), 1), ((401, 2), 1), ((2, 400), 0), ((600, 3), 0)])
+def test_an_image_that_processors_refuse_is_a_problem_of_its_own_kind(
+    tmp_path: Path, size: tuple[int, int], status: int
+) -> None:
+    record = make_record(tmp_path, "long.png", size, masks=[], boxes=[])
+    file = write_rows(tmp_path / "rows.parquet", record)
+    output = check(file, status=status)
+    assert ("expected at most 200 times as long as wide" in output) == bool(status)
+    kinds = [result.kind for result in check_files([file], 1) if isinstance(result, Problem)]
+    assert kinds == ["ratio"] * status
+
+
 EMPTY = encode_rle(np.zeros((48, 64), bool))
 FALSE: dict[str, tuple[dict[str, Any], str]] = {
     "missing image": ({"image": "none.png"}, "row 1: {folder}/none.png: no such image"),

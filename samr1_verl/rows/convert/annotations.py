@@ -18,7 +18,7 @@ from samr1_verl.rows.convert.options import Exif
 from samr1_verl.rows.record import Record
 
 LONGEST_SENTENCE = 2000  # characters; the longest of ReasonSeg has a few hundred, and a sentence must fit a prompt
-_CORNERS = 3
+_CORNERS = 3  # pycocotools would read the four numbers of two corners as a box
 OUTLINE = 1 << 21  # pixels around all polygons of an object; pycocotools takes 100 bytes for each of them
 
 
@@ -79,6 +79,10 @@ def open_picture(path: Path) -> Picture:
         raise Flaw("image", str(error)) from error
 
 
+class NoPixel(Flaw):
+    """A segmentation that can be read and covers no pixel."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """A mask, HxW bool on the image that it was drawn on, and a note for each of its parts that covers no pixel."""
@@ -96,7 +100,8 @@ def segmentation_mask(segmentation: Any, drawn_wh: tuple[int, int]) -> Shape:
         drawn_wh: (W, H) of the image in pixels.
 
     Raises:
-        Flaw: the segmentation has another form, is for an image of another size, or covers no pixel.
+        Flaw: the segmentation has another form, or is for an image of another size.
+        NoPixel: it covers no pixel.
     """
     if isinstance(segmentation, dict):
         shape = Shape(_rle_mask(segmentation, drawn_wh))
@@ -107,14 +112,14 @@ def segmentation_mask(segmentation: Any, drawn_wh: tuple[int, int]) -> Shape:
         raise Flaw("segmentation", f"found {short(segmentation)}, expected polygons or an RLE")
     if not shape.mask.any():
         notes = f" ({'; '.join(shape.notes)})" if shape.notes else ""
-        raise Flaw("segmentation", f"it covers no pixel{notes}. Correct or remove the annotation")
+        raise NoPixel("segmentation", f"it covers no pixel{notes}. Correct or remove the annotation")
     return shape
 
 
 def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
     width, height = drawn_wh
     notes: list[str] = []
-    areas: list[list[float]] = []
+    painted: list[dict[str, Any]] = []
     outline = 0.0
     for number, polygon in enumerate(polygons):
         try:
@@ -133,13 +138,15 @@ def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
         outline += sum(np.abs(np.diff(way, append=way[:1])).sum() for way in (x, y))
         if outline > max(OUTLINE, 4 * width * height):
             raise Flaw("segmentation", f"its outline has more than {max(OUTLINE, 4 * width * height)} pixels")
-        if len(x) < _CORNERS or not np.dot(x - x.mean(), np.roll(y, -1) - np.roll(y, 1)):
-            notes.append(f"polygon {number} of {len(polygons)} has no area: {short(polygon)}")
+        # Painted pixels decide, not the signed area: it is 0 for a polygon that crosses itself symmetrically.
+        rle = coco_mask.frPyObjects([corners.tolist()], height, width)[0] if len(x) >= _CORNERS else None
+        if rle is None or not coco_mask.area(rle):
+            notes.append(f"polygon {number} of {len(polygons)} covers no pixel: {short(polygon)}")
         else:
-            areas.append(corners.tolist())
-    if not areas:
+            painted.append(rle)
+    if not painted:
         return Shape(np.zeros((height, width), dtype=bool), tuple(notes))
-    united = coco_mask.merge(coco_mask.frPyObjects(areas, height, width))
+    united = coco_mask.merge(painted)
     return Shape(decode_rle(united["counts"].decode("ascii"), (height, width)), tuple(notes))
 
 

@@ -1,7 +1,8 @@
 """gRefCOCO (GRES, CVPR 2023) converted to rows: its sentences are about one object, several objects, or none.
 
 The folder of annotations holds grefs(unc).json and instances.json. Each split becomes a parquet file, each sentence a
-row, each object a mask. A sentence without a target has no mask.
+row, each object a mask. A sentence without a target has no mask. Objects marked `iscrowd` are skipped, as the API
+of the data set does (getMaskByRef in ReLA's gres_model/data/datasets/grefer.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from samr1_verl.rows.convert.json_files import read_stream
 from samr1_verl.rows.convert.names import Flaw, short
 from samr1_verl.rows.convert.options import Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome
-from samr1_verl.rows.convert.referring import NO_TARGET, Files, Sample, convert_splits, refs_of
+from samr1_verl.rows.convert.referring import NO_TARGET, Sample, convert_splits, refs_of
+from samr1_verl.rows.convert.referring_rows import Files
 
 
 def annotation_ids(ref: dict) -> list[Any]:
@@ -52,6 +54,6 @@ def convert_grefcoco(
         DataError: as convert_splits.
     """
     refs = annotations / "grefs(unc).json"
-    files = Files("grefcoco", refs, annotations / "instances.json", images)
+    files = Files("grefcoco", refs, annotations / "instances.json", images, skip_crowds=True)
     fill = refs_of(lambda: read_stream(refs, "item"), annotation_ids)
     return convert_splits(files, fill, out, splits, sample, exif, run)

@@ -2,7 +2,8 @@
 
 The folder holds train, val and test, each with pairs NAME.jpg and NAME.json. Each split becomes a parquet file, each
 sentence a row. Polygons are painted as LISA paints them: largest first, so that small polygons lie on top. Pixels
-labelled `ignore` become the row's ignore mask and are not part of the object.
+labelled `ignore` become the row's ignore mask and are not part of the object. An image without a pixel of its target
+gives rows without a target.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from samr1_verl.rows.convert.pipeline import Outcome, Problem, Workspace, conver
 from samr1_verl.rows.record import DataError, Record
 
 TARGET, IGNORE = 1, 255  # LISA's labels
+OPENCV = ((4, 8), (4, 11))  # from, below: fillPoly paints other pixels from 4.11 on. LISA pins 4.8
 MOST_SHAPES = 1000  # of an image; each is painted on its own, and ReasonSeg has some ten
 
 
 def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """LISA's label image, HxW uint8 (0, TARGET or IGNORE), and notes about shapes that were left out.
+    """LISA's label image, HxW uint8 (0, TARGET or IGNORE), and notes about shapes that cover no pixel.
 
     Source: get_mask_from_json in LISA's utils/data_processing.py. Corners are cut to whole pixels, outlines belong to
-    the polygon, and `flag` marks annotations that LISA's authors withdrew.
+    the polygon, one corner is a dot and two are a line. `flag` marks annotations that LISA's authors withdrew.
 
     Args:
         shapes: LISA's annotations, each with `label` and `points` [[x, y], …] in pixels of the original frame.
@@ -41,7 +43,7 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
         Flaw: a shape has no label or no points, or lies far outside the image.
     """
     notes: list[str] = []
-    painted: list[tuple[int, np.ndarray, int]] = []
+    painted: list[tuple[np.integer, np.ndarray, int]] = []
     for number, shape in enumerate(shapes):
         try:
             label, corners = shape["label"].lower(), np.asarray(shape["points"], dtype=np.float64)
@@ -53,14 +55,14 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
             raise Flaw(f"shapes[{number}].points", f"found {short(shape['points'])}, expected [[x, y], …]")
         if corners.size and (np.abs(corners / size_hw[::-1] - 0.5) > 1.5).any():
             raise Flaw(f"shapes[{number}].points", f"far outside the image of {size_hw[1]}x{size_hw[0]} pixels")
-        if len(np.unique(corners, axis=0)) < 3:
-            notes.append(f"shapes[{number}] ({label}) has no area: {len(corners)} corners")
-            continue
         polygon = corners.astype(np.int32)
         alone = np.zeros(size_hw, dtype=np.uint8)
         _fill(alone, polygon, TARGET)
-        painted.append((int(alone.sum()), polygon, IGNORE if "ignore" in label else TARGET))
+        if not alone.any():
+            notes.append(f"shapes[{number}] ({label}) covers no pixel: {short(shape['points'])}")
+        painted.append((alone.sum(), polygon, IGNORE if "ignore" in label else TARGET))
     labels = np.zeros(size_hw, dtype=np.uint8)
+    # NumPy's order of shapes with equal areas depends on the type: it is uint64 in LISA, too.
     for index in np.argsort([area for area, _, _ in painted])[::-1]:
         _fill(labels, painted[index][1], painted[index][2])
     return labels, notes
@@ -70,8 +72,30 @@ def _fill(canvas: np.ndarray, polygon: np.ndarray, value: int) -> None:
     """Paint a polygon, [N, 2] int32 XY pixels, and its outline on `canvas`, HxW uint8."""
     import cv2  # only here: it belongs to the extra `data`
 
-    cv2.polylines(canvas, [polygon], True, value, 1)
-    cv2.fillPoly(canvas, [polygon], value)
+    cv2.polylines(canvas, [polygon], True, (value,), 1)
+    cv2.fillPoly(canvas, [polygon], (value,))
+
+
+def check_opencv() -> None:
+    """Raise where masks would not be those of LISA.
+
+    Raises:
+        DataError: the version of OpenCV paints other pixels than the version of LISA.
+        ModuleNotFoundError: the package cv2 (extra `data`) is not installed.
+    """
+    import cv2
+
+    lowest, above = OPENCV
+    if not lowest <= tuple(int(part) for part in cv2.__version__.split(".")[:2]) < above:
+        raise DataError(
+            f"OpenCV is {cv2.__version__}, expected at least {_dotted(lowest)} and below {_dotted(above)}: other "
+            "versions paint other pixels than LISA's 4.8. Type: pip install 'opencv-python-headless>=4.8,<4.11'. Where "
+            "vLLM is installed, which needs a newer OpenCV, do so in an environment of its own"
+        )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def read_annotation(path: Path) -> dict[str, Any]:
@@ -85,10 +109,10 @@ def read_annotation(path: Path) -> dict[str, Any]:
             annotation = parse_json(data.decode("cp1252"))
     except (ValueError, OSError) as error:
         raise Flaw("json", f"unreadable ({error}). Unpack the data set again") from error
-    for name in ("text", "shapes"):
+    for name, least in (("text", 1), ("shapes", 0)):
         values = annotation.get(name) if isinstance(annotation, dict) else None
-        if not isinstance(values, list) or not values:
-            raise Flaw(name, "expected a list that is not empty")
+        if not isinstance(values, list) or len(values) < least:
+            raise Flaw(name, f"found {short(values)}, expected a list{' that is not empty' if least else ''}")
     if len(annotation["shapes"]) > MOST_SHAPES:
         raise Flaw("shapes", f"{len(annotation['shapes'])} shapes, expected at most {MOST_SHAPES}")
     return annotation
@@ -112,12 +136,14 @@ class ReasonSegConvert:
             # LISA reads images with OpenCV, which applies the EXIF orientation: its polygons are in the original frame.
             picture = open_picture(path_below(self.source, str(Path(name).with_suffix(".jpg"))))
             labels, notes = paint(annotation["shapes"], picture.size_hw)
-            if not (labels == TARGET).any():
-                raise Flaw("shapes", f"no pixel is the target ({'; '.join(notes) or 'no target polygon'})")
         except Flaw as flaw:
             return [], [Problem(str(path), "annotation", flaw.field, str(flaw), len(texts))]
         problems = [Problem(str(path), "annotation", "shapes", note, 0) for note in notes]
-        truth, ignore = truth_of(labels == TARGET, 1), labels == IGNORE
+        target, ignore = labels == TARGET, labels == IGNORE
+        truths = [truth_of(target, 1)] if target.any() else []
+        if not truths:
+            text = "no pixel is the target. The rows are kept without a target, as LISA keeps the image"
+            problems.append(Problem(str(path), "annotation", "shapes", text, 0))
         records = []
         for number, text in enumerate(texts):
             try:
@@ -127,7 +153,7 @@ class ReasonSegConvert:
                         sentence=text,
                         picture=picture,
                         folder=self.folder,
-                        truths=[truth],
+                        truths=truths,
                         ignore=encode_rle(ignore) if ignore.any() else None,
                         source={
                             "split": self.split,
@@ -149,14 +175,13 @@ def convert_reasonseg(
 
     Args:
         folder: folder with train, val and test.
-        first_sentence: one row per image, with its first sentence, as LISA evaluates val.
+        first_sentence: one row per image, with its first sentence, as LISA and Seg-Zero evaluate val and test.
 
     Raises:
-        DataError: a split does not exist, a problem where `run.strict`, or no row is left.
+        DataError: a split does not exist, a problem where `run.strict`, no row is left, or as check_opencv.
         ModuleNotFoundError: the package cv2 (extra `data`) is not installed.
     """
-    import cv2  # noqa: F401 - a missing package is an error here, not in each worker
-
+    check_opencv()  # here, not in each worker
     present = {path.parent.name for path in folder.glob("*/*.json")} - {"explanatory"}
     unknown = sorted(set(splits) - present)
     if unknown or not present:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from samr1_verl.geometry.files import open_regular
 from samr1_verl.rows.convert.options import Exif, RunOptions
 from samr1_verl.rows.convert.pipeline import Outcome
-from samr1_verl.rows.convert.referring import Files, Sample, convert_splits, refs_of
+from samr1_verl.rows.convert.referring import Sample, convert_splits, refs_of
+from samr1_verl.rows.convert.referring_rows import Files
 from samr1_verl.rows.record import DataError
 
 LARGEST = 1 << 28  # bytes of a pickle; the published ones have 60 MB at most

@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samr1_verl.rows.convert.annotations import (
-    Picture,
-    Truth,
-    make_record,
-    open_picture,
-    segmentation_mask,
-    truth_of,
-)
 from samr1_verl.rows.convert.instances import Fill, instances_of, open_index
-from samr1_verl.rows.convert.names import Flaw, checked_id, checked_sentences, checked_split, find_image, short
+from samr1_verl.rows.convert.names import Flaw, checked_id, checked_sentences, checked_split, short
 from samr1_verl.rows.convert.options import Exif, RunOptions
-from samr1_verl.rows.convert.pipeline import Convert, Outcome, Problem, Workspace, convert, stamp
+from samr1_verl.rows.convert.pipeline import Convert, Outcome, Workspace, convert
+from samr1_verl.rows.convert.referring_rows import Files, ReferringConvert, jobs_of
 from samr1_verl.rows.files import complete
-from samr1_verl.rows.record import DataError, Record
+from samr1_verl.rows.record import DataError
 
 _TABLES = """
 CREATE TABLE refs (id PRIMARY KEY, image_id, split TEXT, annotations TEXT) WITHOUT ROWID;
@@ -38,7 +30,6 @@ CREATE TABLE sentences (
 ) WITHOUT ROWID;
 CREATE TABLE flaws (record TEXT, field TEXT, problem TEXT, rows INTEGER);
 """
-FLAWS = 100
 NO_TARGET = [-1]  # gRefCOCO's ann_id of a sentence about nothing in the image
 
 
@@ -48,22 +39,6 @@ class Sample:
 
     count: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one data set. `name` becomes the rows' data_source."""
-
-    name: str
-    refs: Path
-    instances: Path
-    images: Path
-
-    def plan(self) -> dict[str, Any]:
-        """The part of a Workspace's plan that names the source. Raises DataError where a file or folder is missing."""
-        if not self.images.is_dir():
-            raise DataError(f"--images: no folder {self.images}. Unpack COCO's train2014 images there")
-        return {"refs": stamp(self.refs), "instances": stamp(self.instances), "images": str(self.images.resolve())}
 
 
 def refs_of(refs: Callable[[], Iterable[Any]], read: Callable[[dict], list]) -> Fill:
@@ -140,7 +115,7 @@ def convert_splits(
                 "SELECT COUNT(DISTINCT image_id) FROM sentences WHERE split = ? AND chosen", (split,)
             ).fetchone()
             function: Convert = ReferringConvert(files, split, out, exif)
-            jobs = _jobs(database, split, with_flaws=number == 0)
+            jobs = jobs_of(database, split, with_flaws=number == 0)
             outcomes.append(convert(work, out / f"{split}.parquet", jobs, total, function, run))
         database.close()
         return outcomes
@@ -176,118 +151,3 @@ def _draw(database: sqlite3.Connection, files: Files, split: str, sample: Sample
     content = {"dataset": files.name, "split": split, "seed": sample.seed, "sentences": ids}
     with complete(listing) as partial:
         partial.write_text(json.dumps(content) + "\n")
-
-
-@dataclass(frozen=True)
-class ReferringJob:
-    """The references of one image. The first jobs hold the references that could not be read, FLAWS each."""
-
-    image: tuple | None  # id, name, width, height
-    refs: dict[Any, tuple[list, list]] = field(default_factory=dict)  # id: annotation ids, sentences (id, JSON text)
-    annotations: dict[Any, tuple] = field(default_factory=dict)  # id: image id, category, JSON segmentation
-    flaws: list[tuple] = field(default_factory=list)
-
-
-def _jobs(database: sqlite3.Connection, split: str, with_flaws: bool) -> Iterator[ReferringJob]:
-    flaws = database.execute("SELECT * FROM flaws")
-    while with_flaws and (listed := flaws.fetchmany(FLAWS)):
-        yield ReferringJob(None, flaws=listed)
-    rows = database.execute(
-        "SELECT s.image_id, s.ref_id, r.annotations, s.id, s.text FROM sentences s JOIN refs r ON r.id = s.ref_id "
-        "WHERE s.split = ? AND s.chosen ORDER BY s.image_id, s.ref_id, s.number",
-        (split,),
-    )
-    for image_id, group in groupby(rows, key=lambda row: row[0]):
-        refs: dict[Any, tuple[list, list]] = {}
-        for _, ref_id, ids, sent_id, text in group:
-            refs.setdefault(ref_id, (json.loads(ids), []))[1].append((sent_id, text))
-        image = database.execute("SELECT id, name, width, height FROM images WHERE id = ?", (image_id,)).fetchone()
-        wanted = {ann_id for ids, _ in refs.values() for ann_id in ids}
-        annotations = database.execute(
-            "SELECT a.id, a.image_id, c.name, a.segmentation FROM annotations a LEFT JOIN categories c "
-            f"ON c.id = a.category_id WHERE a.id IN ({', '.join('?' * len(wanted))})",
-            list(wanted),
-        )
-        by_id = {ann_id: tuple(values) for ann_id, *values in annotations}
-        yield ReferringJob(image or (image_id, None, 0, 0), refs, by_id)
-
-
-@dataclass(frozen=True)
-class ReferringConvert:
-    """Rows and problems of one image's references."""
-
-    files: Files
-    split: str
-    folder: Path
-    exif: Exif
-
-    def __call__(self, job: ReferringJob) -> tuple[list[Record], list[Problem]]:
-        problems = [Problem(str(self.files.refs), *flaw) for flaw in job.flaws]
-        if job.image is None:
-            return [], problems
-        image_id, name, width, height = job.image
-        try:
-            if name is None:
-                raise Flaw("image_id", f"no image has the id {image_id}. Is the instances file of the same data set?")
-            picture = open_picture(find_image(self.files.images, name))
-            orientation = picture.turn((width, height), self.exif)
-        except Flaw as flaw:
-            sentences = sum(len(texts) for _, texts in job.refs.values())
-            problems.append(Problem(str(self.files.instances), f"image {image_id}", flaw.field, str(flaw), sentences))
-            return [], problems
-        truths = self._truths(job, orientation, problems)
-        missing = Flaw("ann_id", "no annotation has this id")
-        records: list[Record] = []
-        for ref_id, (ids, texts) in job.refs.items():
-            flaws = {ann_id: truth for ann_id in ids if isinstance(truth := truths.get(ann_id, missing), Flaw)}
-            if flaws:
-                ann_id, first = next(iter(flaws.items()))
-                record = f"annotation {ann_id} of ref_id {ref_id}"
-                problems.append(Problem(str(self.files.instances), record, first.field, str(first), len(texts)))
-                continue
-            for sent_id, text in texts:
-                try:
-                    records.append(self._record(job, picture, truths, ref_id, sent_id, json.loads(text)))
-                except Flaw as flaw:
-                    where = f"sent_id {sent_id} of ref_id {ref_id}"
-                    problems.append(Problem(str(self.files.refs), where, flaw.field, str(flaw), 1))
-        return records, problems
-
-    def _truths(self, job: ReferringJob, orientation: int, problems: list[Problem]) -> dict[Any, Truth | Flaw]:
-        """The object of each annotation, or its flaw. Parts without a pixel are added to `problems`."""
-        assert job.image is not None
-        image_id, _, width, height = job.image
-        truths: dict[Any, Truth | Flaw] = {}
-        for ann_id, (of_image, _, segmentation) in job.annotations.items():
-            try:
-                if of_image != image_id:
-                    raise Flaw("image_id", f"the annotation is of image {of_image}, its reference of image {image_id}")
-                shape = segmentation_mask(json.loads(segmentation), (width, height))
-                truths[ann_id] = truth_of(shape.mask, orientation)
-            except Flaw as flaw:
-                truths[ann_id] = flaw
-                continue
-            where = (str(self.files.instances), f"annotation {ann_id}", "segmentation")
-            problems += [Problem(*where, note, 0) for note in shape.notes]
-        return truths
-
-    def _record(
-        self, job: ReferringJob, picture: Picture, truths: dict[Any, Any], ref_id: Any, sent_id: Any, sentence: Any
-    ) -> Record:
-        assert job.image is not None
-        ids = job.refs[ref_id][0]
-        return make_record(
-            data_source=self.files.name,
-            sentence=sentence,
-            picture=picture,
-            folder=self.folder,
-            truths=[truths[ann_id] for ann_id in ids],
-            category=", ".join(dict.fromkeys(job.annotations[ann_id][1] or "" for ann_id in ids)),
-            source={
-                "split": self.split,
-                "image_id": job.image[0],
-                "ref_id": ref_id,
-                "sent_id": sent_id,
-                "ann_id": ",".join(map(str, ids)),
-            },
-        )

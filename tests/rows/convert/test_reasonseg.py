@@ -94,18 +94,20 @@ def test_files_in_cp1252_and_images_turned_by_exif_are_read(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("shapes", "texts", "field", "rows"),
     [
-        ([shape("target", [[1, 1], [5, 5]])], ["a", "b"], "shapes", 2),
-        ([shape("ignore", BOX)], ["a"], "shapes", 1),
+        ([shape("target", [[-2, 1], [-5, 5]]), shape("target", BOX)], ["a", "b"], "shapes", 0),
+        ([shape("ignore", BOX)], ["a"], "shapes", 0),
+        ([], ["a"], "shapes", 0),
+        ([shape("target", [])], ["a"], "shapes[0].points", 1),
         ([shape("target", [[1, 1], [5, 5], [9000, 9]])], ["a"], "shapes[0].points", 1),
         ([shape("target", [1, 2, 3])], ["a"], "shapes[0].points", 1),
         ([{"points": BOX}], ["a"], "shapes[0]", 1),
-        ([], ["a"], "shapes", 1),
+        ({}, ["a"], "shapes", 1),
         ([shape("target", BOX)], [], "text", 1),
         ([shape("target", BOX)], ["a", " "], "sentence", 1),
         ([shape("target", BOX)], ["a", "x" * 10_240], "sentence", 1),
     ],
 )
-def test_bad_annotations_are_named(tmp_path: Path, shapes: list, texts: list, field: str, rows: int) -> None:
+def test_bad_annotations_are_named(tmp_path: Path, shapes: Any, texts: list, field: str, rows: int) -> None:
     write(tmp_path / "ReasonSeg" / "val", "bad", shapes, texts)
     write(tmp_path / "ReasonSeg" / "val", "good", [shape("target", BOX)])
     assert run(tmp_path) == 3

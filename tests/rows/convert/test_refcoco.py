@@ -199,13 +199,33 @@ def test_bad_input_is_named_and_good_rows_are_written(tmp_path: Path, capsys, na
     assert not list((tmp_path / "strict").glob("*.parquet"))
 
 
-def test_a_part_without_area_is_reported_and_its_object_kept(tmp_path: Path) -> None:
+def test_a_part_without_pixels_is_reported_and_its_object_kept(tmp_path: Path) -> None:
     good = [[10, 10, 50, 10, 50, 50, 10, 50]]
     assert run(tmp_path, content=_annotation(0, segmentation=[[5, 5, 9, 9, 7, 7], *good])) == 3
     (problem,) = problems_of(tmp_path / "out" / "train.parquet")
-    assert problem["problem"].startswith("polygon 0 of 2 has no area") and problem["rows"] == 0
+    assert problem["problem"].startswith("polygon 0 of 2 covers no pixel") and problem["rows"] == 0
     rows = rows_of(tmp_path / "out" / "train.parquet")
     assert len(rows) == 3 and np.array_equal(mask_of(rows[0]), polygon_mask(good, (480, 640)))
+
+
+CROSSED = [10, 10, 20, 20, 20, 10, 10, 20]  # its two halves have areas of opposite sign
+POLYGONS: dict[str, list[list[float]]] = {
+    "crossed": [CROSSED],
+    "crossed, with another part": [CROSSED, [100, 100, 150, 100, 150, 150]],
+    "an eight that lies": [[30, 30, 60, 50, 60, 30, 30, 50], [200.4, 10.6, 230.2, 30.9, 230.7, 10.1, 200.5, 30.8]],
+    "a bow tie beyond the border": [[-20, 100, 40, 160, 40, 100, -20, 160]],
+    "a part twice": [[5, 5, 40, 5, 40, 40, 5, 40], [5, 5, 40, 5, 40, 40, 5, 40]],
+    "closed by its first corner": [[5, 5, 40, 5, 40, 40, 5, 40, 5, 5]],
+}
+
+
+@pytest.mark.parametrize("name", POLYGONS)
+def test_polygons_are_the_masks_that_pycocotools_paints(tmp_path: Path, name: str) -> None:
+    assert run(tmp_path, content=_annotation(0, segmentation=POLYGONS[name]), split=["train"]) == 0
+    painted = mask_of(rows_of(tmp_path / "out" / "train.parquet")[0])
+    assert np.array_equal(painted, polygon_mask(POLYGONS[name], (480, 640)))
+    if name == "crossed":
+        assert painted.sum() == 50
 
 
 @pytest.mark.parametrize("case", ["missing", "cut", "text", "other size"])
