@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from samr1_verl.cli.compare import compare
 from samr1_verl.cli.data import app as data_app
 from samr1_verl.cli.doctor import doctor
 from samr1_verl.cli.evaluate import evaluate
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(regress_app, name="regress")
+app.command()(compare)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(predict)
