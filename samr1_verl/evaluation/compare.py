@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from samr1_verl.evaluation.judge import counts_in
-from samr1_verl.geometry.giou import EvalProtocol, giou_ciou
+from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol, giou_ciou
 from samr1_verl.scoring.sample import Sample
 
 LEVEL, RESAMPLES = 0.01, 4999
@@ -94,58 +94,67 @@ def difference(a: Sums, b: Sums, seed: int, resamples: int = RESAMPLES) -> Diffe
     return Difference(value_a, value_b, value_b - value_a, interval, float(p), found)
 
 
-def compare(pairs: Sequence[tuple[Sample, Sample]], protocol: EvalProtocol, seed: int, rows: int) -> dict[str, Any]:
+def compare(pairs: Sequence[tuple[Sample, Sample]], protocol: str, seed: int, rows: int) -> dict[str, Any]:
     """The comparison of policy B with policy A, in JSON values. Every difference is B minus A.
 
     Args:
         pairs: judged samples of the same rows, as `pairs.read_pairs` returns them.
+        protocol: name of one of PROTOCOLS.
         seed: seed of resamples and exchanges.
         rows: maximum number of rows in `changed`.
 
     Returns:
         `protocol`, `rows`, `images`; `giou` and `ciou` with the fields of Difference; `better`, `worse` and `alike`
-        (numbers of rows whose IoU rose, fell, stayed); `test` (how the difference was tested); `changed` (the rows
-        whose IoU changed most: `row`, `data_source`, `sentence`, `image`, IoUs `a` and `b`, `change`, reasons of
+        (numbers of rows whose IoU rose, fell, stayed or is left out by the protocol); `test` (how the difference was
+        tested); `changed` (the rows whose IoU changed most: `row`, `data_source`, `sentence`, `image`, IoUs `a` and `b`, `change`, reasons of
         unusable answers `reason_a` and `reason_b`).
     """
-    sums = [sums_of([pair[side] for pair in pairs], protocol) for side in (0, 1)]
+    rules = PROTOCOLS[protocol]
+    sums = [sums_of([pair[side] for pair in pairs], rules) for side in (0, 1)]
     figures = {name: asdict(difference(sums[0][name], sums[1][name], seed)) for name in ("giou", "ciou")}
     for side, letter in enumerate("ab"):  # of eval's own arithmetic: equal to its results to the last digit
-        exact = giou_ciou([counts_in(pair[side]) for pair in pairs], protocol)
-        for name, value in zip(("giou", "ciou"), exact, strict=True):
-            figures[name][letter] = value
+        exact = giou_ciou([counts_in(pair[side]) for pair in pairs], rules)
+        for name, figure in figures.items():
+            figure[letter] = exact.get(name, 0.0)  # missing: the protocol leaves out all rows
     for figure in figures.values():
         figure["difference"] = figure["b"] - figure["a"]
-    changes = [_change(a, b, protocol) for a, b in pairs]
+    changes = [_change(a, b, rules) for a, b in pairs]
     moved = sorted((change for change in changes if change["change"]), key=lambda change: -abs(change["change"]))
     return {
         "protocol": protocol,
         "rows": len(pairs),
         "images": len(sums[0]["giou"].numerator),
         **figures,
-        "better": sum(change["change"] > 0 for change in changes),
-        "worse": sum(change["change"] < 0 for change in changes),
+        "better": sum(change["change"] > 0 for change in moved),
+        "worse": sum(change["change"] < 0 for change in moved),
         "alike": len(changes) - len(moved),
         "test": {"over": "images", "level": LEVEL, "resamples": RESAMPLES, "seed": seed},
         "changed": moved[:rows],
     }
 
 
-def sums_of(samples: Sequence[Sample], protocol: EvalProtocol) -> dict[str, Sums]:
-    """The sums of `giou` and `ciou` per image, in the order in which the images come first."""
+def sums_of(samples: Sequence[Sample], rules: EvalProtocol) -> dict[str, Sums]:
+    """The sums of `giou` and `ciou` per image, in the order in which the images come first.
+
+    A row that the protocol leaves out adds nothing to them.
+    """
     number_of = {digest: number for number, digest in enumerate(dict.fromkeys(sample.sha256 for sample in samples))}
     image = np.array([number_of[sample.sha256] for sample in samples])
     counts = [counts_in(sample) for sample in samples]
-    ious = np.array([sentence.iou(protocol) for sentence in counts])
-    pixels = np.array([sentence.counted(protocol) for sentence in counts], dtype=np.float64)
-    columns = {"giou": (ious, np.ones_like(ious)), "ciou": (pixels[:, 0], pixels[:, 1])}
+    ious = [rules.iou(sentence) for sentence in counts]
+    kept = np.array([iou is not None for iou in ious])
+    pixels = np.array([rules.counted(sentence) for sentence in counts], dtype=np.float64) * kept[:, None]
+    columns = {
+        "giou": (np.array([iou or 0.0 for iou in ious]), kept.astype(np.float64)),
+        "ciou": (pixels[:, 0], pixels[:, 1]),
+    }
     return {
         name: Sums(*(np.bincount(image, column, len(number_of)) for column in both)) for name, both in columns.items()
     }
 
 
-def _change(a: Sample, b: Sample, protocol: EvalProtocol) -> dict[str, Any]:
-    before, after = (counts_in(sample).iou(protocol) for sample in (a, b))
+def _change(a: Sample, b: Sample, rules: EvalProtocol) -> dict[str, Any]:
+    before, after = (rules.iou(counts_in(sample)) for sample in (a, b))
     return {
         "row": a.index,
         "data_source": a.data_source,
@@ -153,7 +162,7 @@ def _change(a: Sample, b: Sample, protocol: EvalProtocol) -> dict[str, Any]:
         "image": a.image,
         "a": before,
         "b": after,
-        "change": after - before,
+        "change": 0.0 if before is None or after is None else after - before,
         "reason_a": a.reason,
         "reason_b": b.reason,
     }

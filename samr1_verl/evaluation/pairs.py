@@ -7,7 +7,7 @@ from typing import Any
 
 from samr1_verl.evaluation.journal import PREDICTIONS, RESULTS
 from samr1_verl.evaluation.judge import judged
-from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.giou import COUNTS
 from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample, read_samples
 
@@ -62,7 +62,7 @@ def _by_row(path: Path) -> dict[int, Sample]:
             raise DataError(
                 f"{path}: row {sample.index} has no true mask, expected predictions of samr1 eval or samr1 rescore"
             )
-        samples[sample.index] = sample if PixelCounts.in_scores(sample.scores) is not None else judged(sample)
+        samples[sample.index] = sample if sample.scores.keys() >= {*COUNTS, "truth"} else judged(sample)
     if not samples:
         raise DataError(f"{path}: no predictions, expected one per row. Type the command of this evaluation again")
     return samples

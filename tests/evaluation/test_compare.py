@@ -16,9 +16,11 @@ from samr1_verl.cli import app
 from samr1_verl.evaluation.compare import compare, difference, sums_of
 from samr1_verl.evaluation.pairs import read_pairs
 from samr1_verl.evaluation.run import results_of, store_results
+from samr1_verl.geometry.giou import PROTOCOLS
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample, write_samples
-from tests.evaluation.samples import samples_of
+from tests.evaluation.samples import SIZE, sample_of, samples_of
 
 SIDES = {
     "a": [20, 4, 0, 9, 16, 12, 3, 18, 10, 7, 1, 13, 5, 20],
@@ -62,7 +64,7 @@ def test_the_interval_is_that_of_all_resamples_of_images() -> None:
         figure(b[list(chosen)].ravel(), "giou") - figure(a[list(chosen)].ravel(), "giou")
         for chosen in itertools.product(range(5), repeat=5)
     ]
-    sides = [sums_of(samples_of(SIDES[side][:10], 2), "segzero")["giou"] for side in "ab"]
+    sides = [sums_of(samples_of(SIDES[side][:10], 2), PROTOCOLS["segzero"])["giou"] for side in "ab"]
     found = difference(*sides, seed=0)
     assert found.interval == pytest.approx(np.percentile(every, [0.5, 99.5]), abs=0.02)
     assert difference(*sides, seed=0) == found
@@ -121,6 +123,18 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "data source": ({"data_source": "other"}, "row 2: the data source is 'other'"),
     "ignored pixels": ({"ignore": samples_of([1])[0].mask}, "row 2: the mask of ignored pixels is"),
 }
+
+
+def test_rows_that_the_protocol_leaves_out_count_on_neither_side() -> None:
+    empty = encode_rle(np.zeros(SIZE, dtype=bool))
+    nothing = {"truth": empty, "mask": empty, "reason": "no_target"}
+    a = [*samples_of([10, 5, 20]), sample_of(3, 0, **nothing)]
+    b = [*samples_of([12, 5, 10]), sample_of(3, 20, truth=empty)]
+    found = compare(list(zip(a, b, strict=True)), "segzero_scripts", 0, 9)
+    assert found["giou"]["a"] == pytest.approx((0.5 + 0.25 + 1) / 3)
+    assert found["giou"]["b"] == pytest.approx((0.6 + 0.25 + 0.5 + 0) / 4)
+    assert (found["better"], found["worse"], found["alike"]) == (1, 1, 2)
+    assert [row["row"] for row in found["changed"]] == [2, 0]
 
 
 @pytest.mark.parametrize("name", CHANGES)
