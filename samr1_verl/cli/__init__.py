@@ -13,6 +13,7 @@ from samr1_verl.cli.predict import predict
 from samr1_verl.cli.regress import app as regress_app
 from samr1_verl.cli.rehearse import rehearse
 from samr1_verl.cli.report import report
+from samr1_verl.cli.rescore import rescore
 from samr1_verl.cli.serve import serve
 
 app = typer.Typer(
@@ -28,5 +29,6 @@ app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(rehearse)
 app.command()(report)
+app.command()(rescore)
 app.command()(playground)
 app.command()(serve)

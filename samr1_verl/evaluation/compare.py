@@ -106,8 +106,8 @@ def compare(pairs: Sequence[tuple[Sample, Sample]], protocol: str, seed: int, ro
     Returns:
         `protocol`, `rows`, `images`; `giou` and `ciou` with the fields of Difference; `better`, `worse` and `alike`
         (numbers of rows whose IoU rose, fell, stayed or is left out by the protocol); `test` (how the difference was
-        tested); `changed` (the rows whose IoU changed most: `row`, `data_source`, `sentence`, `image`, IoUs `a` and `b`, `change`, reasons of
-        unusable answers `reason_a` and `reason_b`).
+        tested); `changed` (the rows whose IoU changed most: `row`, `data_source`, `sentence`, `image`, IoUs `a` and
+        `b`, `change`, reasons of unusable answers `reason_a` and `reason_b`).
     """
     rules = PROTOCOLS[protocol]
     sums = [sums_of([pair[side] for pair in pairs], rules) for side in (0, 1)]
