@@ -124,7 +124,7 @@ def results_of(samples: list[Sample], protocol: str, seed: int, settings: Mappin
         overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
     return {
         "protocol": protocol,
-        **overall[protocol],
+        **{name: value for name, value in overall[protocol].items() if name.removesuffix("_ci") in ("giou", "ciou")},
         **overall,
         "unusable": reasons(samples),
         "bootstrap": {"over": "images", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed},
