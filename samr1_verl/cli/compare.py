@@ -24,7 +24,7 @@ def compare(
 ) -> None:
     """Compare two evaluations of the same rows: differences with 99 % intervals, and the rows that changed most.
 
-    Equal policies are told apart in at most 2 % of comparisons. Evaluations of different rows are refused.
+    Of equal policies, at most 2 % of the comparisons find a difference. Evaluations of different rows are refused.
     """
     from samr1_verl.evaluation.compare import compare as compare_pairs
     from samr1_verl.evaluation.comparison_table import show_comparison

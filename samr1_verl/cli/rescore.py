@@ -32,7 +32,7 @@ def rescore(
         bool, typer.Option("--unite", help="unite the masks of each row; default: several are refused")
     ] = False,
     protocol: Annotated[
-        Shown, typer.Option(help="protocol of the printed figures; the results hold all protocols")
+        Shown, typer.Option(help="protocol of the printed groups and intervals; the results hold all protocols")
     ] = Shown.lisa,
     out: Annotated[
         Path | None, typer.Option(help="folder of the results; default: outputs/rescore/PREDICTIONS.FOLDER.FILE")
@@ -47,7 +47,7 @@ def rescore(
     """
     from samr1_verl.evaluation.journal import PREDICTIONS
     from samr1_verl.evaluation.predictions import read_predictions
-    from samr1_verl.evaluation.rescore import drop_text_figures, rescored
+    from samr1_verl.evaluation.rescore import check_out, drop_text_figures, rescored
     from samr1_verl.evaluation.row_names import RowNames
     from samr1_verl.evaluation.rows import read_rows
     from samr1_verl.evaluation.run import results_of, store_results
@@ -57,6 +57,7 @@ def rescore(
 
     folder = out or Path("outputs/rescore") / _name(predictions, file)
     with errors_end_the_command():
+        check_out(folder)
         rows = RowNames(read_rows(file, limit, images=False), file, key)
         samples = rescored(rows, file, read_predictions(predictions, rows, unite))
         settings = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from samr1_verl.answers import Reason
+from samr1_verl.evaluation.journal import CHECKSUMS
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.predictions import Prediction
 from samr1_verl.evaluation.row_names import RowNames
@@ -19,6 +20,12 @@ from samr1_verl.scoring.sample import Sample
 
 MISSING, UNUSABLE = "missing", "unusable"  # reasons of rows without a prediction, and of predictions that say so
 _REASONS = {"objects": None, "nothing": Reason.NO_TARGET.value, "unusable": UNUSABLE}
+
+
+def check_out(folder: Path) -> None:
+    """Check that the results overwrite no evaluation of a policy. Raises DataError."""
+    if (folder / CHECKSUMS).exists():
+        raise DataError(f"{folder}: is the folder of a samr1 eval, whose predictions cost more. Choose another --out")
 
 
 def rescored(rows: RowNames, file: Path, predictions: Mapping[int, Prediction]) -> list[Sample]:

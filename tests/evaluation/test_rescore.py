@@ -155,6 +155,13 @@ def truth_of(file: Path, row: int) -> dict[str, Any]:
     return {"size": [record.height, record.width], "counts": record.masks[0]}
 
 
+def test_an_evaluation_is_not_overwritten(file: Path, evaluated: Path) -> None:
+    before = (evaluated / "predictions.jsonl").read_bytes()
+    status, output = rescore(evaluated, file, "--out", evaluated)
+    assert status == 1 and "is the folder of a samr1 eval" in output and "Choose another --out" in output
+    assert (evaluated / "predictions.jsonl").read_bytes() == before
+
+
 def test_a_row_may_be_named_by_its_source(file: Path, tmp_path: Path) -> None:
     results = [{"image_id": f"s{row}", "segmentation": truth_of(file, row)} for row in (8, 0)]
     (tmp_path / "p.json").write_text(json.dumps(results))
