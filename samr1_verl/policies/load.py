@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samr1_verl.config import ConfigError
-from samr1_verl.policies.base import Policy, PolicyError
+from samr1_verl.policies.base import Policy, PolicyError, Sampling
 from samr1_verl.policies.checkpoints import Files, find, run_of
 from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe, run_config
 
@@ -48,7 +48,7 @@ class PolicyChoice:
         server: address of an OpenAI-compatible server with the policy; None: a policy in this process.
         model: name of the policy on the server; None: the server's only model.
         merge: as for `checkpoints.find`.
-        temperature: sampling temperature; 0: greedy.
+        temperature: sampling temperature; 0: greedy. `top_k` and `top_p` are those of the recipe's rollouts.
         parallel: maximum number of concurrent requests to a server.
     """
 
@@ -66,7 +66,7 @@ class PolicyChoice:
         Raises:
             PolicyError: the policy's files do not exist.
         """
-        sampling = {"max_new_tokens": self.config.max_new_tokens, "temperature": self.temperature}
+        sampling = {"max_new_tokens": self.config.max_new_tokens, **self._sampling().as_json()}
         if self.server is not None:
             return {"server": self.server, "model": self.model, **sampling}
         files = self._files()
@@ -86,14 +86,18 @@ class PolicyChoice:
         if self.server is None:
             from samr1_verl.policies.local import LocalPolicy
 
-            return LocalPolicy(self._files(), config.max_new_tokens, self.temperature, config.dtype, **extra)
+            return LocalPolicy(self._files(), config.max_new_tokens, self._sampling(), config.dtype, **extra)
         if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
                 f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"
             )
         from samr1_verl.policies.server import ServerPolicy
 
-        return ServerPolicy(self.server, self.model, config.max_new_tokens, self.temperature, self.parallel, **extra)
+        sampling = self._sampling()
+        return ServerPolicy(self.server, self.model, config.max_new_tokens, sampling, self.parallel, **extra)
+
+    def _sampling(self) -> Sampling:
+        return replace(self.config.sampling, temperature=self.temperature)
 
     def _files(self) -> Files:
         try:
