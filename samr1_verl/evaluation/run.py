@@ -64,7 +64,7 @@ class Evaluation:
                 row.
         """
         records = read_rows(self.file, self.limit)
-        with open_journal(folder, self.fingerprint(), len(records), self.block, restart) as journal:
+        with open_journal(folder, self.fingerprint(), len(records), self.block, restart, Sample) as journal:
             progress(len(journal.samples), len(records))
             if missing := list(journal.missing()):
                 policy = self.choice.load()
@@ -119,9 +119,7 @@ def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, setting
     Its keys: `protocol`; the keys of `figures`, with `giou_ci` and `ciou_ci` per protocol; `giou`, `ciou` and their
     intervals by `protocol` once more at the top; `unusable`, `bootstrap`, `settings` and `tables`.
     """
-    overall = figures(samples)
-    for name in PROTOCOLS:
-        overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
+    overall = overall_figures(samples, seed)
     return {
         "protocol": protocol,
         **overall[protocol],
@@ -131,6 +129,14 @@ def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, setting
         "settings": dict(settings),
         "tables": tables(samples),
     }
+
+
+def overall_figures(samples: list[Sample], seed: int) -> dict[str, Any]:
+    """`figures` of all samples, with the interval of each under `<figure>_ci`."""
+    overall = figures(samples)
+    for name in PROTOCOLS:
+        overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
+    return overall
 
 
 def store_results(results: Mapping[str, Any], folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +36,30 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     if results["unusable"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
         console.print(f"unusable answers, counted as empty masks: {reasons}")
+
+
+def show_curve(curve: Sequence[Mapping[str, Any]], protocol: str, console: Console) -> None:
+    """Print figures and cost against the number of answers a row.
+
+    Args:
+        curve: as `poll.curve` returns it.
+    """
+    table = Table(title=f"N answers a row, combined by vote, protocol {protocol}")
+    for column in ("N", "gIoU", "95 % interval", "cIoU", "answers", "tokens", "policy s", "SAM s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for point in curve:
+        figures, cost = point[protocol], point["cost"]
+        table.add_row(
+            str(point["votes"]),
+            f"{figures['giou']:.3f}",
+            _interval(figures["giou_ci"]),
+            f"{figures['ciou']:.3f}",
+            f"{cost['answers']:,}",
+            "unknown" if cost["tokens"] is None else f"{cost['tokens']:,}",
+            f"{cost['policy_seconds']:,.1f}",
+            f"{cost['segmenter_seconds']:,.1f}",
+        )
+    console.print(table)
 
 
 def _cells(group: Mapping[str, Any], protocol: str) -> list[str]:
