@@ -1,4 +1,4 @@
-"""`samr1 eval`: gIoU and cIoU of a policy on the rows of a file."""
+"""`samr1 eval`: the figures of a policy on the rows of a file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,16 @@ from samr1_verl.cli.options import (
 
 
 class Shown(str, Enum):
-    """The protocol of the printed figures."""
+    """The protocol of the printed groups and intervals; the names of `geometry.giou.PROTOCOLS`."""
 
     lisa = "lisa"
     segzero = "segzero"
+    segzero_scripts = "segzero_scripts"
+    vision_reasoner = "vision_reasoner"
+    vision_reasoner_no_object = "vision_reasoner_no_object"
+    star = "star"
+    rela = "rela"
+    rela_50 = "rela_50"
 
 
 def evaluate(
@@ -44,7 +50,7 @@ def evaluate(
     set_: SetOption = None,
     merge: MergeOption = False,
     protocol: Annotated[
-        Shown, typer.Option(help="protocol of the printed gIoU and cIoU; the results hold both protocols")
+        Shown, typer.Option(help="protocol of the printed groups and intervals; the results hold all protocols")
     ] = Shown.lisa,
     parsing: ParsingOption = Parsing.strict,
     out: Annotated[
@@ -71,7 +77,8 @@ def evaluate(
 ) -> None:
     """Evaluate a policy on every row of a file. After an interruption the same command resumes.
 
-    Results: gIoU and cIoU over all rows and per group, with 95 % confidence intervals.
+    Results: gIoU and cIoU over all rows and per group, with 95 % confidence intervals; over all rows also N-acc, T-acc
+    and Pr@0.5 to 0.9, by the rules of each published evaluator.
     """
     from transformers.utils import logging as transformers_logging
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from samr1_verl.answers import Reason
-from samr1_verl.evaluation.judge import judged
+from samr1_verl.evaluation.judge import answered, judged
 from samr1_verl.evaluation.votes import elect
 from samr1_verl.geometry.masks import encode_rle, union_rle
 from samr1_verl.scoring.sample import Sample
@@ -52,7 +51,7 @@ class Ballot(Sample):
 
     def vote(self) -> list[tuple[str, float]] | None:
         """The answer as `votes.elect` takes it."""
-        if self.reason not in (None, Reason.NO_TARGET.value):
+        if answered(self) == "unusable":
             return None
         return [(seen.mask, seen.score) for seen in self.objects]
 

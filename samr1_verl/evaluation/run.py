@@ -14,7 +14,7 @@ from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, interv
 from samr1_verl.evaluation.journal import RESULTS, open_journal
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.rows import read_rows
-from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol
+from samr1_verl.geometry.giou import PROTOCOLS
 from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.policies.base import Policy
@@ -113,7 +113,7 @@ class Evaluation:
         }
 
 
-def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def results_of(samples: list[Sample], protocol: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The content of results.json.
 
     Its keys: `protocol`; the keys of `figures`, with `giou_ci` and `ciou_ci` per protocol; `giou`, `ciou` and their
@@ -122,7 +122,7 @@ def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, setting
     overall = overall_figures(samples, seed)
     return {
         "protocol": protocol,
-        **overall[protocol],
+        **{name: value for name, value in overall[protocol].items() if name.removesuffix("_ci") in ("giou", "ciou")},
         **overall,
         "unusable": reasons(samples),
         "bootstrap": {"over": "images", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed},

@@ -143,7 +143,7 @@ async def overlap(rollout: Rollout, segmenter: Any) -> PixelCounts:
     with _mask_errors_name_the_row(rollout):
         if isinstance(rollout.answer, Unusable):
             true, ignore = rollout.truth.union_and_ignore()
-            return PixelCounts.of(np.zeros_like(true), true, ignore)
+            return PixelCounts.overlap(np.zeros_like(true), true, ignore)
         prompts_original = prompts_of(rollout, rollout.answer.objects_policy)
         return (await get_client(segmenter).overlap(image, sha256, prompts_original, rollout.truth)).pixels
 

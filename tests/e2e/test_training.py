@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts
 from samr1_verl.geometry.masks import decode_rle
 from samr1_verl.regress.training import UNREPEATABLE, digest_of_state
 from samr1_verl.rehearsal.process import kill, without_a_cluster
@@ -72,7 +72,7 @@ def test_a_killed_training_resumes_and_ends_as_one_that_was_not_killed(world: Wo
         assert len(samples) == 4, "one sentence about each of four scenes"
         for sample in samples:  # the mask that is shown is the one that was paid for
             shown = [decode_rle(one, sample.size) for one in (sample.mask, sample.truth)]
-            assert PixelCounts.of(*shown, None).iou("segzero") == pytest.approx(sample.scores["acc"])
+            assert PROTOCOLS["segzero"].iou(PixelCounts.of(*shown, None)) == pytest.approx(sample.scores["acc"])
 
     run = read_run(world.run)
     page, _ = report([run])
