@@ -21,6 +21,7 @@ from samr1_verl.policies.base import Policy
 from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.policies.load import PolicyChoice
 from samr1_verl.prompts.questions import Questions
+from samr1_verl.prompts.templates import prompt_identity
 from samr1_verl.rows.files import complete
 from samr1_verl.scoring.sample import Reader, Sample
 from samr1_verl.segmenters.base import SegmenterError
@@ -102,7 +103,7 @@ class Evaluation:
             "file_sha256": sha256_of(self.file),
             "limit": self.limit,
             "policy": self.choice.identity(),
-            "prompt": config.prompt.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json") | prompt_identity(config.prompt.prompt),
             "processor": config.processor_kwargs,
             "template": config.template_kwargs,
             "segmenter": config.segmenter.model_dump(mode="json", exclude={"service"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +12,14 @@ from samr1_verl.config import ConfigError
 from samr1_verl.policies.base import Policy, PolicyError, Sampling
 from samr1_verl.policies.checkpoints import Files, find, run_of
 from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe, run_config
+from samr1_verl.prompts.templates import is_file
 
 TRY_OUT, PAPER = "samr1_tiny", "samr1"
+# Names of the published policies of Seg-Zero and VisionReasoner (Ricky06662 on the hub) and of StAR (sj9909).
+PUBLISHED = frozenset(
+    ("seg-zero-7b", "seg-zero-7b-best-on-reasonsegtest", "visionreasoner-7b", "star-7b", "star-8b", "star-32b")
+)
+_log = logging.getLogger(__name__)
 
 
 def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str], server: bool) -> InferenceConfig:
@@ -36,6 +43,23 @@ def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str],
     if problems := list(inference.problems()):
         raise ConfigError("\n".join(problems))
     return inference
+
+
+def other_words(policy: str | None, prompt: str) -> str | None:
+    """A notice where a published policy gets one of our templates, which are worded anew; None: there is none to give.
+
+    Args:
+        policy: hub id, folder or name on a server. None: the recipe's own model.
+        prompt: `samr1.prompt`.
+    """
+    name = (policy or "").rstrip("/").rsplit("/", 1)[-1]
+    if name.lower() not in PUBLISHED or is_file(prompt):
+        return None
+    return (
+        f"{policy}: {name} was trained with its authors' own prompt, and samr1.prompt={prompt} asks in other words, so "
+        "figures may differ from the published ones. For the original question write the authors' prompt to a .jinja "
+        "or .txt file with {{ sentence }} in it, and add --set samr1.prompt=FILE"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,13 @@ class PolicyChoice:
         return model | sampling
 
     def load(self) -> Policy:
+        """The policy, ready to answer. Logs a notice where it is a published one that is asked in other words."""
+        policy = self._load()
+        if notice := other_words(getattr(policy, "model_name", self.policy), self.config.prompt.prompt):
+            _log.warning("%s", notice)
+        return policy
+
+    def _load(self) -> Policy:
         """The policy, ready to answer.
 
         Raises:

@@ -102,7 +102,7 @@ class ServerPolicy:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
         self._pool = HttpPool(self._headers, timeout, connections=parallel, idle=parallel)
-        self._model = self._served(model)
+        self.model_name = self._served(model)
 
     async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Reply]:
         """As `Policy.answer`."""
@@ -140,7 +140,7 @@ class ServerPolicy:
 
     async def _ask(self, item: Mapping[str, Any], seed: int) -> Reply:
         body = {
-            "model": self._model,
+            "model": self.model_name,
             "messages": await asyncio.to_thread(_messages, item["raw_prompt"]),
             "max_tokens": self._max_new_tokens,
             "temperature": self._sampling.temperature,
