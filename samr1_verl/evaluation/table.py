@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -49,6 +49,36 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     if results["unusable"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
         console.print(f"unusable answers, counted as empty masks: {reasons}")
+
+
+def show_curve(curve: Sequence[Mapping[str, Any]], protocol: str, console: Console) -> None:
+    """Print figures and cost against the number of answers a row, then gIoU by every protocol.
+
+    Args:
+        curve: as `poll.curve` returns it.
+    """
+    table = Table(title=f"N answers a row, combined by vote, protocol {protocol}")
+    for column in ("N", "gIoU", "95 % interval", "cIoU", "answers", "tokens", "policy s", "SAM s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for point in curve:
+        figures, cost = point[protocol], point["cost"]
+        table.add_row(
+            str(point["votes"]),
+            _figure(figures.get("giou")),
+            _interval(figures["giou_ci"]),
+            _figure(figures.get("ciou")),
+            f"{cost['answers']:,}",
+            "unknown" if cost["tokens"] is None else f"{cost['tokens']:,}",
+            f"{cost['policy_seconds']:,.1f}",
+            f"{cost['segmenter_seconds']:,.1f}",
+        )
+    console.print(table)
+    every = Table(title="gIoU of N answers, by protocol", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for column in ("protocol", *(str(point["votes"]) for point in curve)):
+        every.add_column(column, justify="left" if column == "protocol" else "right", no_wrap=True)
+    for name in PROTOCOLS:
+        every.add_row(name, *(_figure(point[name].get("giou")) for point in curve))
+    console.print(every)
 
 
 def protocols_of(results: Mapping[str, Any]) -> Table:
