@@ -6,6 +6,7 @@ import json
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from reward_fns import dr_seg, seg_zero, star, vision_reasoner
@@ -141,8 +142,6 @@ def test_a_list_of_words_between_objects_costs_vision_reasoner_nothing_but_its_s
 
 
 def test_boxes_that_share_one_column_overlap_by_it_but_not_in_seg_zero() -> None:
-    import numpy as np
-
     one, other = np.array([[0.0, 0, 9, 9]]), np.array([[9.0, 0, 18, 9]])
     assert inclusive_iou(one, other)[0, 0] == pytest.approx(10 / 190)
     line, wide = np.array([[5.0, 0, 5, 9]]), np.array([[5.0, 0, 6, 9]])
