@@ -63,7 +63,7 @@ def test_a_server_gets_a_seed_for_every_answer(
 @pytest.mark.parametrize("votes", ["0", "-3", "257", "many"])
 def test_a_number_of_votes_that_is_none_is_refused(votes: str, drawn: Path) -> None:
     status, output = evaluate(drawn / "test.parquet", "--votes", votes)
-    assert status == 2 and "--votes" in output and votes in output
+    assert status == 2 and "Invalid value for '--votes'" in output
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from samr1_verl.config import ConfigError, PromptConfig
-from samr1_verl.policies.load import other_words
+from samr1_verl.policies.inference_config import InferenceConfig
+from samr1_verl.policies.load import PolicyChoice, other_words
 from samr1_verl.preflight.callback import examine_config
 from samr1_verl.prompts.questions import messages_of
 from samr1_verl.prompts.templates import load_prompt, prompt_identity, prompt_names
@@ -131,3 +132,16 @@ def test_a_published_policy_that_gets_our_words_is_noticed(tmp_path: Path) -> No
         assert notice is not None and "asks in other words" in notice and "samr1.prompt=FILE" in notice
     assert other_words("Ricky06662/Seg-Zero-7B", "mine.jinja") is None
     assert other_words("Qwen/Qwen2.5-VL-7B-Instruct", "seg_zero") is None and other_words(None, "seg_zero") is None
+
+
+def test_the_notice_is_given_once_when_the_policy_loads(
+    tmp_path: Path, warm_policy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = tmp_path / "Seg-Zero-7B"
+    published.symlink_to(warm_policy)
+    for prompt, notices in (("tiny", 1), (str(tmp_path / "mine.txt"), 0)):
+        (tmp_path / "mine.txt").write_text("segment {{ sentence }}")
+        config = InferenceConfig.of(compose_recipe("samr1_tiny", f"samr1.prompt={prompt}"))
+        caplog.clear()
+        PolicyChoice(config, str(published)).load()
+        assert caplog.text.count("asks in other words") == notices
