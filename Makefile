@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 SMALL_SAM := data/weights/small_sam
 SHAPES := data/shapes
 
-.PHONY: help venv weights data demo demo-control test test-fast test-vllm test-gpu lint
+.PHONY: help venv weights data demo demo-control test test-ray test-others test-fast test-vllm test-gpu lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,14 +43,22 @@ demo: weights data
 demo-control: weights data
 	$(BIN)/python benchmarks/demo.py --control
 
-# Two processes share the tests; those that start Ray stay in one of them. More threads than cores only wait.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+# More threads than cores only wait.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# Two processes share the tests. One has all that start Ray: two trainings beside each other on two cores take longer
+# than one after the other.
 test: weights
-	$(PYTEST)
+	$(MAKE) --jobs 2 --keep-going --output-sync=line test-ray test-others
+
+test-ray:
+	$(PYTEST) -m ray
+
+test-others:
+	$(PYTEST) -m "not ray"
 
 test-fast: weights
-	$(PYTEST) -m "not slow"
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow"
 
 test-vllm: weights
 	bash tests/vllm/run.sh

@@ -4,13 +4,15 @@
     python benchmarks/ablation.py --seed 1 --seed 2 --steps 24         fewer, and shorter
     python benchmarks/ablation.py --only samr1 --only no_kl            some of them
     python benchmarks/ablation.py --world talkative                    with reasoning of very different lengths
+    python benchmarks/ablation.py --record mine.jsonl                  train again what the record here has
 
 Runs with the same seed are paired: they see the same rows in the same order, and their rollouts have the same random
 numbers. So SAM-R1 is compared with each variant seed by seed.
 
-Runs land in runs/ablation/<world>_<steps>_steps/<variant>/<seed>: train.log, tensorboard, the last checkpoint,
-after.json with every response and result.json. A second call skips finished runs and resumes from checkpoints. It ends
-with the table as Markdown and, as its last line, one JSON object.
+Runs land in runs/ablation/<world>_<steps>_steps/<variant>/<seed>: train.log, tensorboard, the last checkpoint and
+after.json with every response. The figures of each finished run go into the record, one line each; that of
+docs/ablation.md lies beside this file. A second call reads what the record has and resumes the rest from checkpoints.
+It ends with the table as Markdown and, as its last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from scipy import stats
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.demo import figures, score_policy
-from benchmarks.demo_training import RECIPE, Training, stored
+from benchmarks.demo_training import RECIPE, Training
 from data.tiny_world import talkative
 from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.regress.golden import Place
 from samr1_verl.report.run import read_curves
 
 console = Console()
 ROOT = Path("runs/ablation")
+RECORD = Path(__file__).with_name("ablation_runs.jsonl")
 CLIP_HIGH = "actor_rollout_ref.actor.clip_ratio_high"
 THRESHOLDS = "samr1.reward.thresholds"
 GRPO = ("samr1.objective.normalizer=sequence", f"{CLIP_HIGH}=0.2")
@@ -101,18 +105,25 @@ def trained(folder: Path, title: str, overrides: Sequence[str]) -> tuple[dict[st
     return figures(score_policy(training.policy_folder(), recipe, folder / "after.json")), read_curves(folder)
 
 
-def train(world: str, name: str, seed: int, steps: int) -> dict[str, float]:
+def recorded(record: Path, run: dict[str, Any]) -> dict[str, float] | None:
+    """Figures of a finished run; None: the record does not have it."""
+    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+    found = [line["figures"] for line in map(json.loads, lines) if line["run"] == run]
+    return found[-1] if found else None
+
+
+def train(world: str, name: str, seed: int, steps: int, record: Path) -> dict[str, float]:
     """Figures on the held-out test split of one run; the missing part of it is trained first."""
-    folder = run_folder(world, name, seed, steps)
-    if result := stored(folder / "result.json"):
-        return result
+    run = {"world": world, "steps": steps, "variant": name, "seed": seed}
+    if figures := recorded(record, run):
+        return figures
     own = (*WORLDS[world], *VARIANTS[name].overrides)
     overrides = (*own, f"data.seed={seed}", f"trainer.total_training_steps={steps}")
-    result, curves = trained(folder, f"{name}, seed {seed}", overrides)
-    for key, tag in LOGGED.items():
-        result[key] = statistics.fmean(curves[tag].values())
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
-    return result
+    figures, curves = trained(run_folder(world, name, seed, steps), f"{name}, seed {seed}", overrides)
+    figures |= {key: statistics.fmean(curves[tag].values()) for key, tag in LOGGED.items()}
+    with record.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
+    return figures
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
@@ -176,6 +187,7 @@ def main(
         list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
     ] = None,
     world: Annotated[str, typer.Option(help=f"one of {', '.join(WORLDS)}")] = "tiny",
+    record: Annotated[Path, typer.Option(help="JSON lines, one for each finished run")] = RECORD,
 ) -> None:
     """Train the missing runs and print the table. The last line is one JSON object."""
     transformers_logging.disable_progress_bar()
@@ -193,7 +205,7 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:  # a whole table after each seed
         for name in names:
-            results[name].append(train(world, name, seed, steps))
+            results[name].append(train(world, name, seed, steps, record))
     typer.echo(table(results, before))
     typer.echo(json.dumps({"world": world, "seeds": seeds, "steps": steps, "before": before, "after": results}))
 

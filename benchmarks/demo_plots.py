@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
 from benchmarks.demo_scores import predicted_mask
-from samr1_verl.geometry.giou import PixelCounts
+from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts
 from samr1_verl.geometry.images import open_image
 from samr1_verl.report.run import read_curves
 from samr1_verl.rows.ground_truth import GroundTruth
@@ -68,7 +68,7 @@ def contact_sheet(
         masks = [predicted_mask(item, response, recipe) for response in responses]
         cells[0].imshow(image)
         cells[0].set_title(item["raw_prompt"][0]["content"][1]["text"], fontsize=9, loc="left")
-        ious = [PixelCounts.of(mask, truth, None).iou("segzero") for mask in masks]
+        ious = [PROTOCOLS["segzero"].iou(PixelCounts.of(mask, truth, None)) for mask in masks]
         names = [f"{when} {iou:.2f}" for when, iou in zip(("before", "after"), ious, strict=True)]
         for cell, mask, name, colour in zip(
             cells[1:], [*masks, truth], [*names, "truth"], (ORANGE, BLUE, GREEN), strict=True

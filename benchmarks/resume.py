@@ -53,15 +53,17 @@ def differences(whole: Path, killed: Path, starts: int) -> list[str]:
     """Everything in which the killed training is not the whole one."""
     reference = read(whole / "metrics.jsonl", whole / "rollouts", whole / "run")
     found = read(killed / f"metrics_{starts - 1}.jsonl", killed / "rollouts", killed / "run")
-    wrong = []
+    wrong, missing = [], set(reference.metrics)
     for number in range(starts):
         file = killed / f"metrics_{number}.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
             entry = json.loads(line)
             step, logged = entry["step"], entry["data"]
+            missing.discard(step)
             for name, value in reference.metrics[step].items():
                 if name in logged and logged[name] != value:
                     wrong.append(f"start {number}, step {step}: {name} is {logged[name]}, was {value}")
+    wrong += [f"step {step}: no start has logged it" for step in sorted(missing)]
     for step, digest in reference.samples.items():
         if found.samples.get(step) != digest:
             wrong.append(f"step {step}: samples {found.samples.get(step)}, were {digest}")

@@ -78,7 +78,8 @@ def format_of(text: str, box: float, point: float, label: float = 0.0) -> float:
         count = max(1, len(objects))
         for entry in objects:
             total += box * _is_list(entry, "bbox_2d", 4) + point * _is_list(entry, "point_2d", 2)
-            total += label * ("label" in entry and isinstance(entry["label"], str) and entry["label"].strip() != "")
+            if label:  # VisionReasoner's rule does not look at labels, which would be an error in some entries
+                total += label * ("label" in entry and isinstance(entry["label"], str) and entry["label"].strip() != "")
     except MALFORMED:
         pass
     return min(total / count, box + point + label)
@@ -136,10 +137,28 @@ def compare(boxes: np.ndarray, points: np.ndarray, true_boxes: np.ndarray, true_
 
 
 def inclusive_iou(boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
-    """IoU [M, N] of boxes [M, 4] and [N, 4] with inclusive corners; 0 where they do not overlap in x and in y."""
+    """IoU [M, N] of boxes [M, 4] and [N, 4] with inclusive corners, as in VisionReasoner, StAR and Dr. Seg.
+
+    Boxes that share a column of pixels overlap by it: the intersection is max(0, x2 - x1 + 1) · max(0, y2 - y1 + 1).
+    """
+    low, high = _common(boxes, true_boxes)
+    return _ratio(np.maximum(0, high - low + 1).prod(axis=2), boxes, true_boxes)
+
+
+def seg_zero_iou(boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
+    """`inclusive_iou` as in Seg-Zero: 0 where the common corners are not x1 < x2 and y1 < y2."""
+    low, high = _common(boxes, true_boxes)
+    overlaps = (low < high).all(axis=2)
+    return _ratio(np.where(overlaps, (high - low + 1).prod(axis=2), 0.0), boxes, true_boxes)
+
+
+def _common(boxes: np.ndarray, true_boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last corner, [M, N, 2] each, of the common part of every pair."""
     low = np.maximum(boxes[:, None, :2], true_boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], true_boxes[None, :, 2:])
-    intersection = np.where((low < high).all(axis=2), (high - low + 1).prod(axis=2), 0.0)
+    return low, np.minimum(boxes[:, None, 2:], true_boxes[None, :, 2:])
+
+
+def _ratio(intersection: np.ndarray, boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
     areas, true_areas = ((corners[:, 2:] - corners[:, :2] + 1).prod(axis=1) for corners in (boxes, true_boxes))
     return intersection / (areas[:, None] + true_areas[None] - intersection)
 

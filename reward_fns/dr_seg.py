@@ -14,10 +14,10 @@ validation, whose answers would enter the window:
       name: compute_score
       reward_kwargs: {segmenter: "${samr1.segmenter}", reward: "${samr1.reward}"}
 
-Three differences to the published code. A metric of 0 has rank 0, so that a wrong answer gets no reward; in the code
-its rank is the share of zeros in the window. Among matchings with equal sums, the matching with the larger IoUs and
-point scores is used; in the code the order of the objects decides. Repetition is VisionReasoner's rule, without the
-code's list of placeholder phrases.
+Three differences to the published code, each so that a wrong answer gets no reward. A metric of 0 has rank 0; in the
+code its rank is the share of zeros in the window. A metric that is no number, from a NaN in the answer, is 0; in the
+code its rank is 1. Among matchings with equal sums, the matching with the larger IoUs and point scores is used; in the
+code the order of the objects decides.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from typing import Any
 import numpy as np
 
 from reward_fns.arguments import ArgumentReader
-from reward_fns.boxes import Pairs, best_matching, format_of, pairs_of
-from reward_fns.terms import non_repetition
+from reward_fns.boxes import format_of
+from reward_fns.dr_seg_terms import looks, metrics_of, non_repetition
+from reward_fns.terms import no_target
 from samr1_verl.config import ConfigError, WindowConfig
 from samr1_verl.rows.files import complete
 from samr1_verl.scoring.rollout import read_rollout
@@ -47,13 +48,11 @@ ARGUMENTS = ArgumentReader(WEIGHTS, reads=["window", "strict"])
 
 @dataclass(frozen=True)
 class Constants:
-    """The reward's constants, from its code; the thresholds of the matching are in reward_fns/boxes.py."""
+    """The window's constants, from the reward's code; those of the terms are in reward_fns/dr_seg_terms.py."""
 
     window: int = 2048  # number of rows in the window
     initial: int = 128  # number of rows of zeros in a new window
     digits: int = 1  # number of decimals of a rank
-    near: float = 30.0  # distance in pixels up to which a point scores 1
-    far: float = 200.0  # distance in pixels from which a point scores 0; linear in between
 
 
 CONSTANTS = Constants()
@@ -165,7 +164,8 @@ async def compute_score(
 
     Returns:
         All floats: `score`; the components and every further term before their weights; `metric/iou`, `metric/count`
-        and `metric/point`, the metrics before ranking; `acc`, equal to `metric/iou`; the flags `answer/<reason>`.
+        and `metric/point`, the metrics before ranking; `acc`, equal to `metric/iou`, or 1 for `[]` on a row without an
+        object; the flags `answer/<reason>`.
 
     Raises:
         ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.vision_reasoner.compute_score`.
@@ -181,42 +181,17 @@ async def compute_score(
     window = get_window(config)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     graded = arguments.graded(rollout)
-    metrics = metrics_of(pairs_of(graded))
+    right = no_target(rollout)
+    metrics = metrics_of(graded, count_unread=not arguments.config.strict or bool(right))
     components = {
         "think": arguments.think(rollout),
         "format": format_of(graded.text, 1.0, 1.0),
         "look": looks(rollout.text),
         **dict(zip(RANKED, window.rank(metrics), strict=True)),
-        "non_repetition": non_repetition(rollout),
+        "non_repetition": non_repetition(rollout.text),
     }
-    scores = await arguments.score(rollout, components, segmenter, acc=metrics[0])
+    scores = await arguments.score(rollout, components, segmenter, acc=metrics[0] or right)
     with _lock:
         if window.add(metrics) and config.path is not None:
             window.save(Path(config.path))
     return {**scores, **{f"metric/{name}": value for name, value in zip(RANKED, metrics, strict=True)}}
-
-
-def metrics_of(pairs: Pairs | None) -> tuple[float, float, float]:
-    """The metrics `iou`, `count` and `point`, each in [0, 1]; None as `pairs`: all 0.
-
-    `iou` and `point` are means over matched objects, `count` is min(M, N) / max(M, N).
-    """
-    if pairs is None:
-        return 0.0, 0.0, 0.0
-    near, far = CONSTANTS.near, CONSTANTS.far
-    points = np.clip((far - pairs.distance) / (far - near), 0.0, 1.0)
-    # The second summand only breaks ties: its sum is at most 1e-3 x 2 x 120, below the step of 1 between matchings.
-    matched = best_matching(pairs.box_iou + pairs.box_l1 + pairs.point + 1e-3 * (pairs.iou + points))
-    return float(pairs.iou[matched].mean()), min(pairs.iou.shape) / pairs.larger, float(points[matched].mean())
-
-
-def looks(text: str) -> float:
-    """1 where thinking or answer contains a `<look>…</look>` that is not blank (the look-to-confirm format), else 0."""
-    for tag in ("think", "answer"):
-        _, _, rest = text.partition(f"<{tag}>")
-        body, closed, _ = rest.partition(f"</{tag}>")
-        _, _, inner = body.partition("<look>")
-        look, ended, _ = inner.partition("</look>")
-        if closed and ended and look.strip():
-            return 1.0
-    return 0.0

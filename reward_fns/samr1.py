@@ -15,7 +15,7 @@ recipe:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from reward_fns.arguments import ArgumentReader
@@ -98,7 +98,7 @@ async def compute_score(
     tiers = arguments.config.tiers or CONSTANTS.tiers
     components = {"seg": tier_of(iou, tiers), "think": reasons(rollout), "format": usable(rollout)}
     scores = await arguments.score(rollout, components, segmenter, acc=iou)
-    return {**scores, **{name: float(count) for name, count in asdict(pixels).items()}}
+    return {**scores, **pixels.scores()}
 
 
 def tier_of(iou: float, tiers: Sequence[tuple[float, float]]) -> float:

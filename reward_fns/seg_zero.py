@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from reward_fns.arguments import ArgumentReader
-from reward_fns.boxes import MALFORMED, inclusive_iou
+from reward_fns.boxes import MALFORMED, seg_zero_iou
 from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.scoring.rollout import Rollout, read_rollout
 
@@ -90,7 +90,7 @@ def components_of(rollout: Rollout) -> tuple[dict[str, float], float]:
             "reward is for one object. Leave the row out, or train with +recipe=vision_reasoner"
         )
     true_boxes, true_points = rollout.true_boxes(), rollout.true_points(2)[0]
-    iou = _term(lambda: float(inclusive_iou(_box(rollout)[None], true_boxes)[0, 0]))
+    iou = _term(lambda: float(seg_zero_iou(_box(rollout)[None], true_boxes)[0, 0]))
     components = {
         "format": _term(lambda: _format(rollout.text)),
         "box_iou": float(iou > CONSTANTS.box_iou),

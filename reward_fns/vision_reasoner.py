@@ -20,7 +20,7 @@ from typing import Any
 
 from reward_fns.arguments import ArgumentReader
 from reward_fns.boxes import best_matching, format_of, pairs_of
-from reward_fns.terms import non_repetition
+from reward_fns.terms import no_target, non_repetition
 from samr1_verl.scoring.rollout import Rollout, read_rollout
 
 WEIGHTS = {"think": 1.0, "format": 1.0, "accuracy": 1.0, "non_repetition": 1.0}  # the paper sums them
@@ -60,7 +60,8 @@ async def compute_score(
 
     Returns:
         All floats: `score`; the four components and every further term before their weights; `acc`, the sum of the IoUs
-        of matched boxes divided by the larger number of objects; the flags `answer/<reason>`.
+        of matched boxes divided by the larger number of objects, or 1 for `[]` on a row without an object; the flags
+        `answer/<reason>`.
 
     Raises:
         ConfigError: a keyword argument is invalid.
@@ -77,7 +78,7 @@ async def compute_score(
         "accuracy": accuracy,
         "non_repetition": non_repetition(rollout),
     }
-    return await arguments.score(rollout, components, segmenter, acc=iou)
+    return await arguments.score(rollout, components, segmenter, acc=iou or no_target(rollout))
 
 
 def accuracy_of(rollout: Rollout) -> tuple[float, float]:

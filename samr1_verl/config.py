@@ -56,7 +56,7 @@ class PromptConfig(_Section):
         description="[W, H] to which every image is resized; null: the processor's own smart resize",
     )
     frame: Frame = Field(description="absolute: pixels of the resized image (Qwen2.5-VL); thousand: 0-1000 (Qwen3-VL)")
-    prompt: str = Field(description="name of a template in samr1_verl/prompts")
+    prompt: str = Field(description="name of a template in samr1_verl/prompts, or path of a .jinja or .txt file")
 
 
 class RayServiceConfig(_Section):

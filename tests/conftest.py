@@ -16,23 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Fixtures of tests that start Ray, a verl training or a browser.
-HEAVY = {"ray_folder": "ray", "cluster": "ray", "transfer_queue": "ray", "chromium": "browser"}
+# Fixtures that start a Ray cluster, and those that start a browser.
+RAY = {"ray_folder", "cluster", "transfer_queue"}
+BROWSER = {"chromium"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow tests by what they start, and keep together what two processes should not do at once (pytest-xdist).
-
-    A file's tests stay in one process, because they share what its fixtures make. Everything that starts Ray is one
-    group: two trainings beside each other on two cores take longer than one after the other.
-    """
+    """Mark tests by what they start: `ray`, and `slow` for those and for a browser."""
     for item in items:
-        groups = [HEAVY[name] for name in getattr(item, "fixturenames", ()) if name in HEAVY]
-        if groups:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & RAY:
+            item.add_marker("ray")
+        if fixtures & BROWSER or item.get_closest_marker("ray"):
             item.add_marker("slow")
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(groups[0] if groups else item.path.stem))
 
 
 @pytest.fixture(scope="session")

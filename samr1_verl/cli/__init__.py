@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from samr1_verl.cli.compare import compare
 from samr1_verl.cli.data import app as data_app
 from samr1_verl.cli.doctor import doctor
 from samr1_verl.cli.evaluate import evaluate
@@ -12,6 +13,7 @@ from samr1_verl.cli.predict import predict
 from samr1_verl.cli.regress import app as regress_app
 from samr1_verl.cli.rehearse import rehearse
 from samr1_verl.cli.report import report
+from samr1_verl.cli.rescore import rescore
 from samr1_verl.cli.serve import serve
 
 app = typer.Typer(
@@ -21,10 +23,12 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(regress_app, name="regress")
+app.command()(compare)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(rehearse)
 app.command()(report)
+app.command()(rescore)
 app.command()(playground)
 app.command()(serve)

@@ -1,4 +1,4 @@
-"""`samr1 eval`: gIoU and cIoU of a policy on the rows of a file."""
+"""`samr1 eval`: the figures of a policy on the rows of a file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,16 @@ from samr1_verl.cli.options import (
 
 
 class Shown(str, Enum):
-    """The protocol of the printed figures."""
+    """The protocol of the printed groups and intervals; the names of `geometry.giou.PROTOCOLS`."""
 
     lisa = "lisa"
     segzero = "segzero"
+    segzero_scripts = "segzero_scripts"
+    vision_reasoner = "vision_reasoner"
+    vision_reasoner_no_object = "vision_reasoner_no_object"
+    star = "star"
+    rela = "rela"
+    rela_50 = "rela_50"
 
 
 def evaluate(
@@ -44,7 +50,7 @@ def evaluate(
     set_: SetOption = None,
     merge: MergeOption = False,
     protocol: Annotated[
-        Shown, typer.Option(help="protocol of the printed gIoU and cIoU; the results hold both protocols")
+        Shown, typer.Option(help="protocol of the printed groups and intervals; the results hold all protocols")
     ] = Shown.lisa,
     parsing: ParsingOption = Parsing.strict,
     out: Annotated[
@@ -53,26 +59,42 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="number of rows, from the first; default: all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="rows per batch of a policy in this process")] = 16,
     parallel: Annotated[int, typer.Option(min=1, help="maximum number of concurrent requests to --server")] = 16,
-    temperature: Annotated[float, typer.Option(min=0.0, help="sampling temperature; 0: greedy")] = 0.0,
+    votes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=256,
+            help="number of sampled answers a row, combined into one mask by StAR's vote, with a curve of gIoU against "
+            "it; default: one greedy answer",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="sampling temperature; 0: greedy. Default: 0; with --votes the recipe's rollouts'"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the sampling and of the bootstrap")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="discard predictions of an earlier start")] = False,
 ) -> None:
     """Evaluate a policy on every row of a file. After an interruption the same command resumes.
 
-    Results: gIoU and cIoU over all rows and per group, with 95 % confidence intervals.
+    Results: gIoU and cIoU over all rows and per group, with 95 % confidence intervals; over all rows also N-acc, T-acc
+    and Pr@0.5 to 0.9, by the rules of each published evaluator.
     """
     from transformers.utils import logging as transformers_logging
 
+    from samr1_verl.evaluation.ballots import elected
+    from samr1_verl.evaluation.poll import Poll, curve
     from samr1_verl.evaluation.run import Evaluation, results_of, store_results
-    from samr1_verl.evaluation.table import show
+    from samr1_verl.evaluation.table import show, show_curve
     from samr1_verl.policies.load import PolicyChoice, config_for
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
-    folder = out or Path("outputs/eval") / _name(policy, server, model, file)
+    folder = out or Path("outputs/eval") / _name(policy, server, model, file, votes is not None)
     with errors_end_the_command():
         config = config_for(policy, recipe, set_ or [], server is not None)
-        choice = PolicyChoice(config, policy, server, model, merge, temperature, parallel)
+        drawn_at = _temperature(temperature, votes, config.sampling.temperature)
+        choice = PolicyChoice(config, policy, server, model, merge, drawn_at, parallel)
         evaluation = Evaluation(
             file,
             choice,
@@ -82,24 +104,50 @@ def evaluate(
             block=batch_size if server is None else 1,
             seed=seed,
         )
-        with _progress() as progress:
-            samples = evaluation.run(folder, restart, progress)
-        results = results_of(samples, protocol.value, seed, evaluation.fingerprint())
+        settings = evaluation.fingerprint()
+        with _progress("rows" if votes is None else "answers") as progress:
+            if votes is None:
+                samples, points = evaluation.run(folder, restart, progress), None
+            else:
+                rows = Poll(evaluation, votes).run(folder, restart, progress)
+                samples, points = list(map(elected, rows)), curve(rows, seed)
+        results = results_of(samples, protocol.value, seed, settings)
+        if points is not None:
+            results |= {"votes": votes, "curve": points}
         stored = store_results(results, folder)
     show(results, Console())
+    if points is not None:
+        show_curve(points, protocol.value, Console())
     typer.echo(f"{stored}\n{stored.with_name('predictions.jsonl')}")
     typer.echo(json.dumps({name: value for name, value in results.items() if name != "tables"}))
 
 
-def _name(policy: str | None, server: str | None, model: str | None, file: Path) -> str:
+def _temperature(chosen: float | None, votes: int | None, of_rollouts: float) -> float:
+    """The sampling temperature. Raises ConfigError where --votes would get the same greedy answer every time."""
+    from samr1_verl.config import ConfigError
+
+    if votes is None:
+        return chosen or 0.0
+    temperature = of_rollouts if chosen is None else chosen
+    if temperature == 0:
+        source = "--temperature" if chosen is not None else "actor_rollout_ref.rollout.temperature"
+        raise ConfigError(
+            f"{source}: found 0 with --votes {votes}, expected more than 0: greedy answers are all the same. Set "
+            "--temperature, for example to 1, or leave out --votes"
+        )
+    return temperature
+
+
+def _name(policy: str | None, server: str | None, model: str | None, file: Path, votes: bool) -> str:
     name = model or server or policy or "recipe"
-    return re.sub(r"[^\w.-]+", "_", f"{name}.{file.parent.name}.{file.stem}").strip("._")
+    end = ".votes" if votes else ""
+    return re.sub(r"[^\w.-]+", "_", f"{name}.{file.parent.name}.{file.stem}{end}").strip("._")
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error: a function of the number of finished rows and the number of all rows."""
-    columns = ("rows", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+def _progress(counted: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error: a function of the number of finished and of all rows or answers."""
+    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=None)
+        task = progress.add_task(counted, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""Figures of judged samples: gIoU and cIoU by both protocols, overall and per group, with confidence intervals."""
+"""Figures of judged samples by every protocol, overall and per group, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from scipy import stats
 
 from samr1_verl.evaluation.judge import counts_in
-from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol, giou_ciou
+from samr1_verl.geometry import giou
+from samr1_verl.geometry.giou import PROTOCOLS
 from samr1_verl.geometry.masks import coco_rle
 from samr1_verl.scoring.sample import Sample
 
@@ -39,7 +40,7 @@ def figures(samples: Sequence[Sample]) -> dict[str, Any]:
 
     Returns:
         `rows` and `images` (counts), `format_rate` and `think_rate` (shares in [0, 1] of usable answers and of answers
-        with think tags), and per protocol a mapping with `giou` and `ciou`, each in [0, 1].
+        with think tags), and per protocol a mapping with the figures of `geometry.giou.figures`.
     """
     counts = [counts_in(sample) for sample in samples]
     result: dict[str, Any] = {
@@ -48,10 +49,7 @@ def figures(samples: Sequence[Sample]) -> dict[str, Any]:
         "format_rate": float(np.mean([sample.scores["format"] for sample in samples])),
         "think_rate": float(np.mean([sample.scores["think"] for sample in samples])),
     }
-    for protocol in PROTOCOLS:
-        giou, ciou = giou_ciou(counts, protocol)
-        result[protocol] = {"giou": giou, "ciou": ciou}
-    return result
+    return result | {name: giou.figures(counts, protocol) for name, protocol in PROTOCOLS.items()}
 
 
 def reasons(samples: Sequence[Sample]) -> dict[str, int]:
@@ -74,16 +72,20 @@ def tables(samples: Sequence[Sample]) -> dict[str, dict[str, dict[str, Any]]]:
     return result
 
 
-def intervals(samples: Sequence[Sample], protocol: EvalProtocol, seed: int) -> dict[str, list[float] | None]:
+def intervals(samples: Sequence[Sample], protocol: str, seed: int) -> dict[str, list[float] | None]:
     """95 % percentile bootstrap intervals [low, high] of `giou` and `ciou`; None: fewer than two images.
 
-    Images are resampled, not sentences, because the results of the sentences about one image are correlated.
+    Images are resampled, not sentences, because the results of the sentences about one image are correlated. Rows that
+    the protocol leaves out count in no resample.
     """
+    rules = PROTOCOLS[protocol]
+    rated = [(sample, counts_in(sample)) for sample in samples]
+    samples = [sample for sample, counts in rated if rules.iou(counts) is not None]
+    counts = [counts for _, counts in rated if rules.iou(counts) is not None]
     number_of = {digest: number for number, digest in enumerate(dict.fromkeys(sample.sha256 for sample in samples))}
-    image = np.array([number_of[sample.sha256] for sample in samples])
-    counts = [counts_in(sample) for sample in samples]
-    ious = np.array([sentence.iou(protocol) for sentence in counts])
-    pixels = np.array([sentence.counted(protocol) for sentence in counts], dtype=np.float64)
+    image = np.array([number_of[sample.sha256] for sample in samples], dtype=np.int64)
+    ious = np.array([rules.iou(sentence) for sentence in counts], dtype=np.float64)
+    pixels = np.array([rules.counted(sentence) for sentence in counts], dtype=np.float64).reshape(-1, 2)
     images = len(number_of)
     sums = {"giou": (ious, np.ones_like(ious)), "ciou": (pixels[:, 0], pixels[:, 1])}
     return {

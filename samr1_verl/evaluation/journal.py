@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from samr1_verl.scoring.sample import Sample
 
 PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"
 CHECKSUMS = "checksums.txt"
+ANSWERS = "answers"  # folder of the single answers of an evaluation with votes
+Stored = TypeVar("Stored", bound=Sample)
 _log = logging.getLogger(__name__)
 INFORMATIVE = ("file",)  # settings that may differ between two starts: file_sha256 decides, not the file's path
 
 
-class Journal:
+class Journal(Generic[Stored]):
     """Predictions of `rows` rows in blocks of `block` consecutive rows. `open_journal` makes it.
 
     A second file has a line for every block: the block's first row, its place in the predictions' file and its length,
@@ -36,9 +38,12 @@ class Journal:
     damaged, are asked again.
     """
 
-    def __init__(self, file: BinaryIO, checksums: BinaryIO, path: Path, rows: int, block: int) -> None:
+    def __init__(
+        self, file: BinaryIO, checksums: BinaryIO, path: Path, rows: int, block: int, kind: type[Stored]
+    ) -> None:
         self._file, self._checksums, self._path, self._rows, self._block = file, checksums, path, rows, block
-        self.samples: dict[int, Sample] = {}
+        self._kind = kind
+        self.samples: dict[int, Stored] = {}
         self._recover()
 
     def missing(self) -> Iterator[range]:
@@ -47,14 +52,14 @@ class Journal:
             if start not in self.samples:
                 yield self._rows_of(start)
 
-    def append(self, samples: Sequence[Sample]) -> None:
+    def append(self, samples: Sequence[Stored]) -> None:
         """Append one whole block to the file, and wait until it is on disk."""
         place, block = self._file.tell(), _lines(samples)
         _to_disk(self._file, block)
         _to_disk(self._checksums, _entry(samples, place))  # last: it never stands for a block that is not on disk
         self.samples.update((sample.index, sample) for sample in samples)
 
-    def finish(self) -> list[Sample]:
+    def finish(self) -> list[Stored]:
         """All samples in the order of the rows, in which the file then has them as well."""
         blocks = [[self.samples[row] for row in self._rows_of(start)] for start in range(0, self._rows, self._block)]
         ordered = b"".join(map(_lines, blocks))
@@ -87,14 +92,14 @@ class Journal:
         self._file.truncate(end)
         self._file.seek(end)
 
-    def _read(self, entry: bytes, content: bytes) -> tuple[int, int, list[Sample]] | None:
+    def _read(self, entry: bytes, content: bytes) -> tuple[int, int, list[Stored]] | None:
         """Place, length and samples of an entry's block; None: the entry or its block is damaged or gone."""
         try:
             start, place, length, checksum = (int(number, 16) for number in entry.split(b" "))
             block = content[place : place + length]
             if zlib.crc32(block) != checksum:
                 return None
-            samples = [Sample.model_validate_json(line) for line in block.splitlines()]
+            samples = [self._kind.model_validate_json(line) for line in block.splitlines()]
         except ValueError:  # pydantic's as well
             return None
         sound = [sample.index for sample in samples] == list(self._rows_of(start))
@@ -123,7 +128,14 @@ def _to_disk(file: BinaryIO, content: bytes) -> None:
 
 
 @contextmanager
-def open_journal(folder: Path, settings: Mapping[str, Any], rows: int, block: int, restart: bool) -> Iterator[Journal]:
+def open_journal(
+    folder: Path,
+    settings: Mapping[str, Any],
+    rows: int,
+    block: int,
+    restart: bool,
+    kind: type[Stored],
+) -> Iterator[Journal[Stored]]:
     """The journal in an evaluation's folder. The folder is made where it is missing.
 
     Args:
@@ -131,10 +143,13 @@ def open_journal(folder: Path, settings: Mapping[str, Any], rows: int, block: in
         rows: number of rows of the evaluation.
         block: number of rows that the policy answers together.
         restart: discard the predictions in the folder.
+        kind: class of a stored prediction.
 
     Raises:
         DataError: the folder has predictions with other settings or without checksums, or another process writes to it.
     """
+    if (folder / ANSWERS).exists():
+        raise DataError(f"{folder}: holds an evaluation with --votes. Choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PREDICTIONS
     if path.exists() and path.stat().st_size and not restart and not (folder / CHECKSUMS).exists():
@@ -154,7 +169,7 @@ def open_journal(folder: Path, settings: Mapping[str, Any], rows: int, block: in
         file.seek(0)
         checksums.seek(0)
         _check_settings(folder, settings, empty=path.stat().st_size == 0)
-        yield Journal(file, checksums, path, rows, block)
+        yield Journal(file, checksums, path, rows, block, kind)
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> None:

@@ -14,13 +14,14 @@ from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, interv
 from samr1_verl.evaluation.journal import RESULTS, open_journal
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.rows import read_rows
-from samr1_verl.geometry.giou import PROTOCOLS, EvalProtocol
+from samr1_verl.geometry.giou import PROTOCOLS
 from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.policies.base import Policy
 from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.policies.load import PolicyChoice
 from samr1_verl.prompts.questions import Questions
+from samr1_verl.prompts.templates import prompt_identity
 from samr1_verl.rows.files import complete
 from samr1_verl.scoring.sample import Reader, Sample
 from samr1_verl.segmenters.base import SegmenterError
@@ -64,7 +65,7 @@ class Evaluation:
                 row.
         """
         records = read_rows(self.file, self.limit)
-        with open_journal(folder, self.fingerprint(), len(records), self.block, restart) as journal:
+        with open_journal(folder, self.fingerprint(), len(records), self.block, restart, Sample) as journal:
             progress(len(journal.samples), len(records))
             if missing := list(journal.missing()):
                 policy = self.choice.load()
@@ -102,7 +103,7 @@ class Evaluation:
             "file_sha256": sha256_of(self.file),
             "limit": self.limit,
             "policy": self.choice.identity(),
-            "prompt": config.prompt.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json") | prompt_identity(config.prompt.prompt),
             "processor": config.processor_kwargs,
             "template": config.template_kwargs,
             "segmenter": config.segmenter.model_dump(mode="json", exclude={"service"}),
@@ -113,24 +114,30 @@ class Evaluation:
         }
 
 
-def results_of(samples: list[Sample], protocol: EvalProtocol, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def results_of(samples: list[Sample], protocol: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The content of results.json.
 
     Its keys: `protocol`; the keys of `figures`, with `giou_ci` and `ciou_ci` per protocol; `giou`, `ciou` and their
     intervals by `protocol` once more at the top; `unusable`, `bootstrap`, `settings` and `tables`.
     """
-    overall = figures(samples)
-    for name in PROTOCOLS:
-        overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
+    overall = overall_figures(samples, seed)
     return {
         "protocol": protocol,
-        **overall[protocol],
+        **{name: value for name, value in overall[protocol].items() if name.removesuffix("_ci") in ("giou", "ciou")},
         **overall,
         "unusable": reasons(samples),
         "bootstrap": {"over": "images", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed},
         "settings": dict(settings),
         "tables": tables(samples),
     }
+
+
+def overall_figures(samples: list[Sample], seed: int) -> dict[str, Any]:
+    """`figures` of all samples, with the interval of each under `<figure>_ci`."""
+    overall = figures(samples)
+    for name in PROTOCOLS:
+        overall[name] |= {f"{key}_ci": value for key, value in intervals(samples, name, seed).items()}
+    return overall
 
 
 def store_results(results: Mapping[str, Any], folder: Path) -> Path:

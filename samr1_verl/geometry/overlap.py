@@ -38,4 +38,4 @@ def overlap_of(
         if mask.shape != union.shape:
             raise MaskError(f"predicted masks are {union.shape} and {mask.shape}: all must be the image's HxW")
         union = union | mask
-    return Overlap(PixelCounts.of(union, truth, ignore), float(np.mean(scores)))
+    return Overlap(PixelCounts.overlap(union, truth, ignore), float(np.mean(scores)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from samr1_verl import Samr1Error
@@ -10,6 +11,35 @@ from samr1_verl import Samr1Error
 
 class PolicyError(Samr1Error, ValueError):
     """A policy cannot be loaded or does not answer; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. `top_k` 0 and `top_p` 1: from all tokens."""
+
+    temperature: float = 0.0  # 0: greedy, without effect of the other two
+    top_k: int = 0  # number of the most probable tokens that may be drawn; 0: all
+    top_p: float = 1.0  # the most probable tokens whose probabilities sum to it; 1: all
+
+    def as_json(self) -> dict[str, float]:
+        """The values that have an effect."""
+        if self.temperature == 0:
+            return {"temperature": self.temperature}
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+GREEDY = Sampling()
+
+
+class Reply(str):
+    """A response with `tokens`, the number of its generated tokens; None: the server does not say."""
+
+    tokens: int | None
+
+    def __new__(cls, text: str, tokens: int | None) -> Reply:
+        reply = super().__new__(cls, text)
+        reply.tokens = tokens
+        return reply
 
 
 class Policy(Protocol):
@@ -23,8 +53,8 @@ class Policy(Protocol):
     def parallel(self) -> int:
         """Maximum number of concurrent calls of `answer`."""
 
-    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
-        """One response per item, in the order of the items, without special tokens.
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> Sequence[str]:
+        """One response per item, in the order of the items, without special tokens; a `Reply` where tokens are counted.
 
         Args:
             seed: seed of the sampling; without effect at temperature 0.

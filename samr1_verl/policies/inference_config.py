@@ -29,9 +29,11 @@ from samr1_verl.config import (
     reward_config,
     segmenter_config,
 )
+from samr1_verl.policies.base import Sampling
 from samr1_verl.segmenters import segmenter_problems
 from samr1_verl.service.client import service_problems
 
+ROLLOUTS = Sampling(1.0)  # as verl's own keys have it
 RUN_CONFIG = Path(".hydra/config.yaml")
 
 
@@ -93,6 +95,7 @@ class InferenceConfig:
     processor_kwargs: dict[str, Any]  # verl's data.mm_processor_kwargs
     template_kwargs: dict[str, Any]  # verl's data.apply_chat_template_kwargs
     prepare: PrepareConfig  # commands that make a missing input
+    sampling: Sampling = ROLLOUTS  # of the training's rollouts
 
     @classmethod
     def of(cls, config: DictConfig) -> InferenceConfig:
@@ -126,6 +129,7 @@ class InferenceConfig:
             processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
             template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}),
             prepare=PrepareConfig.model_validate(dict(root.prepare)),
+            sampling=_sampling(config.actor_rollout_ref.rollout),
         )
 
     def problems(self) -> Iterator[str]:
@@ -133,3 +137,8 @@ class InferenceConfig:
         yield from service_problems(self.segmenter.service)
         if self.segmenter.service.mode != "http":
             yield from (f"{problem}. {self.prepare.segmenter}" for problem in segmenter_problems(self.segmenter))
+
+
+def _sampling(rollout: DictConfig) -> Sampling:
+    """verl's keys: `top_k` -1 means all tokens, as 0 does."""
+    return Sampling(float(rollout.temperature), max(0, int(rollout.get("top_k", 0))), float(rollout.get("top_p", 1.0)))

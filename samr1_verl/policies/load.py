@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samr1_verl.config import ConfigError
-from samr1_verl.policies.base import Policy, PolicyError
+from samr1_verl.policies.base import Policy, PolicyError, Sampling
 from samr1_verl.policies.checkpoints import Files, find, run_of
 from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe, run_config
+from samr1_verl.prompts.templates import is_file
 
 TRY_OUT, PAPER = "samr1_tiny", "samr1"
+# Names of the published policies of Seg-Zero and VisionReasoner (Ricky06662 on the hub) and of StAR (sj9909).
+PUBLISHED = frozenset(
+    ("seg-zero-7b", "seg-zero-7b-best-on-reasonsegtest", "visionreasoner-7b", "star-7b", "star-8b", "star-32b")
+)
+_log = logging.getLogger(__name__)
 
 
 def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str], server: bool) -> InferenceConfig:
@@ -38,6 +45,23 @@ def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str],
     return inference
 
 
+def other_words(policy: str | None, prompt: str) -> str | None:
+    """A notice where a published policy gets one of our templates, which are worded anew; None: there is none to give.
+
+    Args:
+        policy: hub id, folder or name on a server. None: the recipe's own model.
+        prompt: `samr1.prompt`.
+    """
+    name = (policy or "").rstrip("/").rsplit("/", 1)[-1]
+    if name.lower() not in PUBLISHED or is_file(prompt):
+        return None
+    return (
+        f"{policy}: {name} was trained with its authors' own prompt, and samr1.prompt={prompt} asks in other words, so "
+        "figures may differ from the published ones. For the original question write the authors' prompt to a .jinja "
+        "or .txt file with {{ sentence }} in it, and add --set samr1.prompt=FILE"
+    )
+
+
 @dataclass(frozen=True)
 class PolicyChoice:
     """A policy as a user names it, not loaded yet.
@@ -48,7 +72,7 @@ class PolicyChoice:
         server: address of an OpenAI-compatible server with the policy; None: a policy in this process.
         model: name of the policy on the server; None: the server's only model.
         merge: as for `checkpoints.find`.
-        temperature: sampling temperature; 0: greedy.
+        temperature: sampling temperature; 0: greedy. `top_k` and `top_p` are those of the recipe's rollouts.
         parallel: maximum number of concurrent requests to a server.
     """
 
@@ -66,7 +90,7 @@ class PolicyChoice:
         Raises:
             PolicyError: the policy's files do not exist.
         """
-        sampling = {"max_new_tokens": self.config.max_new_tokens, "temperature": self.temperature}
+        sampling = {"max_new_tokens": self.config.max_new_tokens, **self._sampling().as_json()}
         if self.server is not None:
             return {"server": self.server, "model": self.model, **sampling}
         files = self._files()
@@ -75,6 +99,13 @@ class PolicyChoice:
         return model | sampling
 
     def load(self) -> Policy:
+        """The policy, ready to answer. Logs a notice where it is a published one that is asked in other words."""
+        policy = self._load()
+        if notice := other_words(getattr(policy, "model_name", self.policy), self.config.prompt.prompt):
+            _log.warning("%s", notice)
+        return policy
+
+    def _load(self) -> Policy:
         """The policy, ready to answer.
 
         Raises:
@@ -86,14 +117,18 @@ class PolicyChoice:
         if self.server is None:
             from samr1_verl.policies.local import LocalPolicy
 
-            return LocalPolicy(self._files(), config.max_new_tokens, self.temperature, config.dtype, **extra)
+            return LocalPolicy(self._files(), config.max_new_tokens, self._sampling(), config.dtype, **extra)
         if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
                 f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"
             )
         from samr1_verl.policies.server import ServerPolicy
 
-        return ServerPolicy(self.server, self.model, config.max_new_tokens, self.temperature, self.parallel, **extra)
+        sampling = self._sampling()
+        return ServerPolicy(self.server, self.model, config.max_new_tokens, sampling, self.parallel, **extra)
+
+    def _sampling(self) -> Sampling:
+        return replace(self.config.sampling, temperature=self.temperature)
 
     def _files(self) -> Files:
         try:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.base import GREEDY, PolicyError, Reply, Sampling
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.prompts.policy_image import load_policy_image
 
@@ -23,7 +23,7 @@ class LocalPolicy:
     Args:
         files: the policy's files.
         max_new_tokens: maximum number of tokens per answer.
-        temperature: sampling temperature; 0: greedy.
+        sampling: how answers are drawn. Default: greedily.
         dtype: dtype of the weights, such as bfloat16; auto: the dtype in config.json. verl always writes bfloat16
             there, so use the rollout's dtype for a policy that verl trained.
         processor_kwargs, template_kwargs: keyword arguments of the processor and of the chat template.
@@ -38,7 +38,7 @@ class LocalPolicy:
         self,
         files: Files,
         max_new_tokens: int,
-        temperature: float = 0.0,
+        sampling: Sampling = GREEDY,
         dtype: str = "auto",
         processor_kwargs: Mapping[str, Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -48,26 +48,33 @@ class LocalPolicy:
         self.model = _model(files, dtype).eval().to(device)
         self._processor_kwargs, self._template_kwargs = dict(processor_kwargs or {}), dict(template_kwargs or {})
         own = self.model.generation_config
-        sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
         # The model's own settings may have a repetition penalty, which training does not use and greedy excludes.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=own.eos_token_id,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else self.processor.tokenizer.pad_token_id,
-            **sampling,
+            **_drawing(sampling),
         )
 
-    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Reply]:
         """As `Policy.answer`; in a thread, so that the event loop can ask the segmenter meanwhile."""
         return await asyncio.to_thread(self.generate, items, seed)
 
     @torch.inference_mode()
-    def generate(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+    def generate(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Reply]:
         """As `answer`, in the calling thread."""
         inputs = self.inputs(items).to(self.model.device)
         torch.manual_seed(seed)
         tokens = self.model.generate(**inputs)
-        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+        return [Reply(text, self._length(answer)) for text, answer in zip(texts, answers.tolist(), strict=True)]
+
+    def _length(self, answer: list[int]) -> int:
+        """Number of generated tokens with the end's, without the padding of an answer shorter than its batch."""
+        config = self.model.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        return next((number for number, token in enumerate(answer, start=1) if token in ends), len(answer))
 
     def inputs(self, items: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """The model's inputs for a batch of questions: tokens [batch, length] padded on the left, and image patches.
@@ -88,6 +95,18 @@ class LocalPolicy:
             return_tensors="pt",
             **self._processor_kwargs,
         )
+
+
+def _drawing(sampling: Sampling) -> dict[str, Any]:
+    """The keyword arguments of GenerationConfig. transformers' own default draws from the 50 best tokens only."""
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
 
 
 def _processor(model: Path | str) -> Any:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.base import GREEDY, PolicyError, Reply, Sampling
 from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.service.http_pool import HttpPool, fetch, read
 from samr1_verl.service.retry import ExhaustedError, Patience, TransientError, persist
@@ -45,10 +45,20 @@ class _Choice(BaseModel):
     message: _Message
 
 
+class _Usage(BaseModel):
+    completion_tokens: NonNegativeInt | None = None
+
+
 class _Completion(BaseModel):
     """The parts of a chat completion that are read."""
 
     choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+    def reply(self) -> Reply:
+        return Reply(
+            self.choices[0].message.content or "", None if self.usage is None else self.usage.completion_tokens
+        )
 
 
 class ServerPolicy:
@@ -60,7 +70,7 @@ class ServerPolicy:
         address: address with the API's version, such as http://localhost:8000/v1.
         model: name of the policy on the server; None: the server's only model.
         max_new_tokens: maximum number of tokens per answer.
-        temperature: sampling temperature; 0: greedy.
+        sampling: how answers are drawn. Default: greedily.
         parallel: maximum number of concurrent requests.
         processor_kwargs, template_kwargs: keyword arguments of the processor and of the chat template; sent under
             vLLM's names where they are not empty.
@@ -78,23 +88,23 @@ class ServerPolicy:
         address: str,
         model: str | None,
         max_new_tokens: int,
-        temperature: float = 0.0,
+        sampling: Sampling = GREEDY,
         parallel: int = 16,
         processor_kwargs: Mapping[str, Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.parallel = parallel
         self._address = address.rstrip("/")
-        self._max_new_tokens, self._temperature = max_new_tokens, temperature
+        self._max_new_tokens, self._sampling = max_new_tokens, sampling
         extra = {"mm_processor_kwargs": processor_kwargs, "chat_template_kwargs": template_kwargs}
         self._extra = {name: dict(values) for name, values in extra.items() if values}
         key = os.environ.get(KEY_VARIABLE)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
         self._pool = HttpPool(self._headers, timeout, connections=parallel, idle=parallel)
-        self._model = self._served(model)
+        self.model_name = self._served(model)
 
-    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+    async def answer(self, items: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Reply]:
         """As `Policy.answer`."""
         return list(await asyncio.gather(*(self._ask(item, seed + number) for number, item in enumerate(items))))
 
@@ -128,14 +138,15 @@ class ServerPolicy:
             )
         return model
 
-    async def _ask(self, item: Mapping[str, Any], seed: int) -> str:
+    async def _ask(self, item: Mapping[str, Any], seed: int) -> Reply:
         body = {
-            "model": self._model,
+            "model": self.model_name,
             "messages": await asyncio.to_thread(_messages, item["raw_prompt"]),
             "max_tokens": self._max_new_tokens,
-            "temperature": self._temperature,
-            "top_p": 1.0,
+            "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
             "seed": seed,
+            **({"top_k": self._sampling.top_k} if self._sampling.top_k else {}),  # vLLM's, not OpenAI's
             **self._extra,
         }
         extra = item["extra_info"]
@@ -147,7 +158,7 @@ class ServerPolicy:
         except PolicyError as error:
             raise PolicyError(f"{where}: {error}") from error
 
-    async def _post(self, body: dict[str, Any]) -> str:
+    async def _post(self, body: dict[str, Any]) -> Reply:
         limit = ANSWER_BYTES + TOKEN_BYTES * self._max_new_tokens
         url = f"{self._address}/chat/completions"
         reply = await read(await self._pool.client(), "POST", url, limit, json=body)
@@ -156,7 +167,7 @@ class ServerPolicy:
         if not reply.is_success:
             raise PolicyError(f"it refuses the request: status {reply.status}, {reply.excerpt()}")
         try:
-            return _Completion.model_validate_json(reply.content).choices[0].message.content or ""
+            return _Completion.model_validate_json(reply.content).reply()
         except ValidationError as error:
             raise PolicyError(f"{reply.excerpt()!r} is no chat completion") from error
 

@@ -96,7 +96,7 @@ def _first_row(path: Path, record: Record) -> Iterator[str]:
 
 
 def check_prompt(settings: Samr1Config) -> Iterator[str]:
-    """`samr1.prompt` is the name of a template."""
+    """`samr1.prompt` is the name of a template, or a file that can be rendered."""
     try:
         load_prompt(settings.prompt)
     except ConfigError as error:

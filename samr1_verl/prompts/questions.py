@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-
 from samr1_verl.config import ConfigError, PromptConfig
 from samr1_verl.geometry.frames import THOUSAND
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.prompts.policy_image import PolicySize
-from samr1_verl.prompts.templates import as_question, load_prompt
+from samr1_verl.prompts.templates import PromptTemplate, as_question, load_prompt
 from samr1_verl.rows.record import Record
 
 
@@ -63,7 +61,7 @@ class Questions:
 
 
 def messages_of(
-    sentence: str, image: str, sha256: str, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
+    sentence: str, image: str, sha256: str, policy_wh: tuple[int, int], prompt: PromptConfig, template: PromptTemplate
 ) -> list[dict]:
     """Chat messages with one user turn: the image, then the rendered prompt.
 
@@ -80,7 +78,7 @@ def messages_of(
 
 
 def item_of(
-    record: Record, image: str, index: int, policy_wh: tuple[int, int], prompt: PromptConfig, template: Template
+    record: Record, image: str, index: int, policy_wh: tuple[int, int], prompt: PromptConfig, template: PromptTemplate
 ) -> dict[str, Any]:
     """The item of row `index` for rollout and reward: raw_prompt, data_source, reward_model and extra_info.
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from samr1_verl.geometry.frames import THOUSAND
+from samr1_verl.prompts.templates import is_file, prompt_text
 
 BROKEN = 0.3  # share of answers without their last bracket
 RATE = 3e-3  # learning rate
@@ -45,7 +46,7 @@ class Form:
     """How the answers of a prompt look.
 
     Args:
-        prompt: `samr1.prompt`.
+        prompt: name of a template of ours; for a file of the user's, `like` says which.
         extent_wh: (W, H) of the coordinates' range.
         words: number of words between <think> and </think>.
     """
@@ -82,6 +83,19 @@ class Form:
 
     def _point(self, rng: np.random.Generator) -> list[int]:
         return [int(rng.integers(round(0.4 * side), round(0.6 * side))) for side in self.extent_wh]
+
+
+def like(prompt: str) -> str:
+    """The template of ours whose answers have the form that `samr1.prompt` asks for.
+
+    A file of the user's is told by the keys that its text names.
+    """
+    if not is_file(prompt):
+        return prompt
+    text = prompt_text(prompt)
+    if "bbox_2d" not in text:
+        return "seg_zero"
+    return "star" if "label" in text else "vision_reasoner"
 
 
 def form_of(prompt: str, frame: str, policy_wh: tuple[int, int], count: Callable[[str], int], limit: int) -> Form:

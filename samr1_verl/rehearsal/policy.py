@@ -18,7 +18,7 @@ from samr1_verl.prompts.policy_image import PolicySize
 from samr1_verl.prompts.questions import messages_of
 from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rehearsal.architecture import full_config, small_config
-from samr1_verl.rehearsal.lessons import Form, Taught, Teacher, form_of
+from samr1_verl.rehearsal.lessons import Form, Taught, Teacher, form_of, like
 from samr1_verl.rehearsal.processor import own_processor, small_processor
 from samr1_verl.rows.record import iter_rows
 
@@ -53,7 +53,7 @@ def save_policy(config: DictConfig, rows: Sequence[Path], folder: Path, device: 
     full = full_config(model)
     own = own_processor(model, LARGEST_VOCABULARY_ON_CPU if device == "cpu" else None)
     chats = list(islice(_chats(config, rows), PROMPTS))
-    draft = Form(prompt.prompt, prompt.policy_size or (1000, 1000), words=1000)
+    draft = Form(like(prompt.prompt), prompt.policy_size or (1000, 1000), words=1000)
     rng = np.random.default_rng(seed)
     texts = [part["text"] for messages, _ in chats for part in messages[0]["content"] if part["type"] == "text"]
     processor = own or small_processor(full, [*texts, *(draft.answer(rng) for _ in range(500))])
@@ -64,7 +64,7 @@ def save_policy(config: DictConfig, rows: Sequence[Path], folder: Path, device: 
     def count(text: str) -> int:
         return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    form = form_of(prompt.prompt, prompt.frame, largest_wh, count, config.data.max_response_length)
+    form = form_of(like(prompt.prompt), prompt.frame, largest_wh, count, config.data.max_response_length)
 
     torch.manual_seed(seed)
     parallel = int(config.actor_rollout_ref.rollout.tensor_model_parallel_size)

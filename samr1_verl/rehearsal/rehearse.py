@@ -28,6 +28,7 @@ from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.preflight.inputs import compares_masks, uses_segmenter
 from samr1_verl.rehearsal import evidence, process, replacements
 from samr1_verl.rehearsal.evidence import Check, RehearsalError
+from samr1_verl.rehearsal.lessons import like
 from samr1_verl.rehearsal.policy import StandIn, save_policy
 from samr1_verl.rehearsal.replacements import STEPS, Replacement, Replacements
 from samr1_verl.rehearsal.scenes import write_scenes
@@ -134,7 +135,7 @@ def _empty(out: Path) -> None:
 def _rows(put: Replacements, folder: Path) -> None:
     """Draw scenes where one of the recipe's data files does not exist."""
     config = put.config
-    objects = 3 if config.samr1.prompt in ("vision_reasoner", "star") else 1
+    objects = 3 if like(config.samr1.prompt) in ("vision_reasoner", "star") else 1
     why = "not here: drawn scenes of photograph size"
     for key, rows in (("train_files", 32), ("val_files", VALIDATION_ROWS)):
         if not all(file.is_file() for file in replacements.files_of(config, key)):

@@ -58,7 +58,7 @@ def render(name: str, title: str, data: Any, connect: str = "'none'") -> str:
     """The HTML of a page: NAME.jinja with style.css, NAME.js and the modules that it imports.
 
     Args:
-        name: `report` or `playground`.
+        name: `report`, `playground` or `compare`.
         title: title of the page; any text.
         data: data for the page's script; JSON values.
         connect: addresses that the script may request, as a source expression of the content security policy.

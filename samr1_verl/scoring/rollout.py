@@ -18,6 +18,7 @@ from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth, RowError, View, read_row
+from samr1_verl.segmenters.base import Prediction
 from samr1_verl.service.client import get_client
 
 
@@ -142,16 +143,18 @@ async def overlap(rollout: Rollout, segmenter: Any) -> PixelCounts:
     with _mask_errors_name_the_row(rollout):
         if isinstance(rollout.answer, Unusable):
             true, ignore = rollout.truth.union_and_ignore()
-            return PixelCounts.of(np.zeros_like(true), true, ignore)
+            return PixelCounts.overlap(np.zeros_like(true), true, ignore)
         prompts_original = prompts_of(rollout, rollout.answer.objects_policy)
         return (await get_client(segmenter).overlap(image, sha256, prompts_original, rollout.truth)).pixels
 
 
 async def segment(rollout: Rollout, objects_policy: Sequence[Prompt], segmenter: Any) -> list[np.ndarray]:
-    """One mask per object, HxW bool in the original frame, in the order of the objects. Raises as `overlap`.
+    """One mask per object, HxW bool in the original frame, in the order of the objects. Raises as `overlap`."""
+    return [prediction.mask for prediction in await predictions_of(rollout, objects_policy, segmenter)]
 
-    Equal objects are decoded once.
-    """
+
+async def predictions_of(rollout: Rollout, objects_policy: Sequence[Prompt], segmenter: Any) -> list[Prediction]:
+    """As `segment`, with the IoU that the segmenter predicts for each mask. Equal objects are decoded once."""
     image, sha256 = image_of(rollout)
     distinct = list(dict.fromkeys(objects_policy))
     if not distinct:
@@ -161,8 +164,8 @@ async def segment(rollout: Rollout, objects_policy: Sequence[Prompt], segmenter:
     with _mask_errors_name_the_row(rollout):
         for prediction in predictions:
             rollout.truth.check_size(prediction.mask.shape)
-    mask_of = {target: prediction.mask for target, prediction in zip(distinct, predictions, strict=True)}
-    return [mask_of[target] for target in objects_policy]
+    prediction_of = dict(zip(distinct, predictions, strict=True))
+    return [prediction_of[target] for target in objects_policy]
 
 
 async def with_masks(rollout: Rollout, segmenter: Any) -> Rollout:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samr1_verl.answers import CAPS, Answer, Caps, Unusable
 from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import DataError
-from samr1_verl.scoring.rollout import prompts_of, read_rollout, union_of
+from samr1_verl.scoring.rollout import predictions_of, prompts_of, read_rollout
+from samr1_verl.segmenters.base import Prediction
 from samr1_verl.service.wire import WirePrompt
 
 FOLDER = "samples"  # in a training run's folder
@@ -71,6 +73,12 @@ class Reader:
             ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
             MaskError: a true mask does not decode.
         """
+        return (await self.with_objects(item, response, scores))[0]
+
+    async def with_objects(
+        self, item: Mapping[str, Any], response: str, scores: Mapping[str, float]
+    ) -> tuple[Sample, list[Prediction]]:
+        """As `sample`, with the segmenter's results for the answer's objects, in their order; equal objects as well."""
         extra = item["extra_info"]
         rollout = read_rollout(
             item["data_source"],
@@ -82,9 +90,12 @@ class Reader:
         )
         truth, answer = rollout.truth, rollout.answer
         true_mask, _ = truth.union_and_ignore()
-        predicted = await union_of(rollout, self.segmenter)
-        prompts_original = prompts_of(rollout, answer.objects_policy) if isinstance(answer, Answer) else []
-        return Sample(
+        objects_policy = answer.objects_policy if isinstance(answer, Answer) else ()
+        predictions = await predictions_of(rollout, objects_policy, self.segmenter)
+        predicted = np.zeros(truth.size, dtype=bool)
+        for prediction in predictions:
+            predicted |= prediction.mask
+        sample = Sample(
             index=extra["index"],
             data_source=item["data_source"],
             category=extra["category"],
@@ -94,12 +105,13 @@ class Reader:
             size=truth.size,
             response=response,
             reason=answer.reason.value if isinstance(answer, Unusable) else None,
-            shapes=tuple(map(WirePrompt.of, prompts_original)),
+            shapes=tuple(map(WirePrompt.of, prompts_of(rollout, objects_policy))),
             mask=encode_rle(predicted),
             truth=encode_rle(true_mask) if truth.masks or not truth.boxes else None,
             ignore=truth.ignore,
             scores=dict(scores),
         )
+        return sample, predictions
 
 
 def write_samples(samples: Iterable[Sample], path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from samr1_verl.geometry.giou import COUNTS
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.geometry.prompt import Prompt
@@ -116,7 +117,8 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
             overlap = await engine.overlap(path, sha256, prompts, request.truth)
             pixels = overlap.pixels
             iou = pixels.intersection / pixels.union if pixels.union else 0.0
-            wire_overlap = WireOverlap(**asdict(pixels), iou=iou, score=overlap.score)
+            counts = {name: getattr(pixels, name) for name in COUNTS}
+            wire_overlap = WireOverlap(**counts, iou=iou, score=overlap.score)
             answer = answer.model_copy(update={"overlap": wire_overlap})
         if request.masks:
             wire: list[WirePrediction] = []

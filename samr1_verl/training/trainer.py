@@ -106,6 +106,7 @@ class Trainer(PPOTrainerSync):
         config.trainer.v1.trainer_mode = "sync"
         self._samr1 = samr1_config(config)
         self._saved: list[int] = []  # steps of this process's checkpoints that are kept
+        self._unnamed: int | None = None  # step of a checkpoint that a run cannot resume from yet
         super().__init__(config)
 
     def _build_replay_buffer(self) -> replay_buffer.ReplayBuffer:
@@ -143,23 +144,41 @@ class Trainer(PPOTrainerSync):
             self._guard.add_workers(f"rollout server of replica {replica.replica_rank}", replica.servers)
         super().fit(agent_loop_manager)
 
-    def _load_checkpoint(self) -> None:
-        if self.config.trainer.resume_mode == "auto":
-            checkpoints.name_latest(Path(self.config.trainer.default_local_dir))
-        super()._load_checkpoint()
-
     def _save_checkpoint(self) -> None:
-        """verl's checkpoint; old ones are removed after verl has named the new one."""
-        trainer = self.config.trainer
+        """verl's checkpoint, which is named later, and the old ones removed then."""
+        trainer, checkpoint = self.config.trainer, self.config.actor_rollout_ref.actor.checkpoint
         keep, trainer.max_actor_ckpt_to_keep = trainer.max_actor_ckpt_to_keep, None
+        own, checkpoint.async_save = checkpoint.async_save, True  # verl's driver then leaves the name to others
         try:
             super()._save_checkpoint()
         finally:
-            trainer.max_actor_ckpt_to_keep = keep
-        self._saved.append(self.global_steps)
+            trainer.max_actor_ckpt_to_keep, checkpoint.async_save = keep, own
+        self._unnamed = self.global_steps
+
+    def _name_checkpoint(self) -> None:
+        """Have runs resume from the last checkpoint, when everything else that its step leaves is on disk."""
+        if self._unnamed is None:
+            return
+        for written in self._dump_futures:
+            written.result()
+        if board := self.logger.logger.get("tensorboard"):
+            board.writer.flush()  # it keeps two minutes of metrics in memory
+        folder, keep = Path(self.config.trainer.default_local_dir), self.config.trainer.max_actor_ckpt_to_keep
+        checkpoints.name(folder, self._unnamed)
+        self._saved.append(self._unnamed)
+        self._unnamed = None
         if keep:
-            checkpoints.remove(Path(trainer.default_local_dir), self._saved[:-keep])
+            checkpoints.remove(folder, self._saved[:-keep])
             self._saved = self._saved[-keep:]
+
+    def on_step_begin(self) -> None:
+        self._name_checkpoint()  # of the step before, whose metrics verl has logged meanwhile
+        super().on_step_begin()
+
+    def _shutdown_dump_executor(self) -> None:
+        """verl's last act after the last step."""
+        super()._shutdown_dump_executor()
+        self._name_checkpoint()
 
     def on_init_end(self) -> None:
         super().on_init_end()

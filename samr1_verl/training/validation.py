@@ -1,8 +1,8 @@
-"""Additions to verl's validation: gIoU and cIoU by both protocols, and samples.
+"""Additions to verl's validation: gIoU and cIoU by two protocols, and samples.
 
 Metrics, per data source, where the reward's scores have pixel counts:
 
-    val-core/<data source>/giou/<protocol>, val-core/<data source>/ciou/<protocol>
+    val-core/<data source>/giou/<protocol>, val-core/<data source>/ciou/<protocol>          protocols: LOGGED
 
 Samples: RUN/samples/STEP.jsonl, with the same rows at every validation, spread evenly over the validation files.
 """
@@ -13,18 +13,20 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samr1_verl import Samr1Error
+from samr1_verl.answers import Reason
 from samr1_verl.config import Samr1Config
-from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts, giou_ciou
+from samr1_verl.geometry.giou import PROTOCOLS, Answered, PixelCounts, giou_ciou
 from samr1_verl.rows.ground_truth import read_row
 from samr1_verl.scoring.sample import FOLDER, Reader, Sample, write_samples
 
+LOGGED = ("lisa", "segzero")  # the other protocols are figures of `samr1 eval`
 _log = logging.getLogger(__name__)
 
 
@@ -53,33 +55,34 @@ def lost_rows(dataset: Sequence[Mapping[str, Any]], rows: Sequence[Validated], t
 def protocol_metrics(rows: Sequence[Validated], lost: Sequence[Mapping[str, Any]] = ()) -> dict[str, float]:
     """gIoU and cIoU, in [0, 1], per data source and protocol.
 
-    A lost rollout counts as a mask that finds nothing. Where the reward compares no masks, no row has pixel counts, and
+    A lost rollout counts as an unusable answer. Where the reward compares no masks, no row has pixel counts, and
     there are no metrics.
     """
     counts: dict[str, list[PixelCounts]] = defaultdict(list)
     for row in rows:
-        if (pixels := PixelCounts.in_scores(row.scores)) is not None:
+        if (pixels := PixelCounts.in_scores(row.scores, _answered(row.scores))) is not None:
             counts[row.item["data_source"]].append(pixels)
     for item in lost if counts else ():
-        counts[item["data_source"]].append(_nothing_found(item))
-    metrics = {}
+        counts[item["data_source"]].append(_unanswered(item))
+    metrics: dict[str, float] = {}
     for source, of_source in counts.items():
-        for protocol in PROTOCOLS:
-            giou, ciou = giou_ciou(of_source, protocol)
-            metrics[f"val-core/{source}/giou/{protocol}"] = giou
-            metrics[f"val-core/{source}/ciou/{protocol}"] = ciou
+        for protocol in LOGGED:
+            found = giou_ciou(of_source, PROTOCOLS[protocol])
+            metrics |= {f"val-core/{source}/{name}/{protocol}": found[name] for name in ("giou", "ciou")}
     return metrics
 
 
-def _nothing_found(item: Mapping[str, Any]) -> PixelCounts:
-    """The counts of an empty mask against the truth of an item of the data set.
+def _answered(scores: Mapping[str, float]) -> Answered:
+    """The state of an answer by the reward's flags `answer/<reason>`."""
+    flagged = next((reason for reason in Reason if scores.get(f"answer/{reason.value}")), None)
+    return "objects" if flagged is None else "nothing" if flagged is Reason.NO_TARGET else "unusable"
 
-    Where the truth is empty as well, an empty mask would be right: the lost answer counts as one wrong pixel there.
-    """
+
+def _unanswered(item: Mapping[str, Any]) -> PixelCounts:
+    """The counts of an unusable answer about an item of the data set."""
     truth, _, _ = read_row(item["data_source"], item["reward_model"]["ground_truth"], item["extra_info"])
     union, ignore = truth.union_and_ignore()
-    counts = PixelCounts.of(np.zeros_like(union), union, ignore)
-    return counts if counts.union else replace(counts, union=1)
+    return PixelCounts.of(np.zeros_like(union), union, ignore, "unusable")
 
 
 class SampleWriter:

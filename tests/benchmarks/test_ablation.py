@@ -14,7 +14,13 @@ from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.preflight import checks
 
 SCORES = {"score": 3.0, "acc": 0.25, "format": 1.0, "intersection": 5.0, "union": 10.0}
-FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0, "clip_low": 0.001, "clip_high": 0.002}
+FIGURES = {"giou": 0.5, "ciou": 0.4, "format_rate": 1.0, "mean_reward": 4.0}
+CURVES = {"actor/pg_clipfrac_low": {1: 0.0, 2: 0.002}, "actor/pg_clipfrac_high": {1: 0.001, 2: 0.003}}
+
+
+def train_to(monkeypatch, figures):
+    """Replace the training by one that ends with these figures."""
+    monkeypatch.setattr(ablation, "trained", lambda *_: (dict(figures), CURVES))
 
 
 @pytest.mark.parametrize("world", ablation.WORLDS)
@@ -53,18 +59,29 @@ def test_the_variants_change_what_their_titles_name():
 def test_finished_runs_are_read_and_their_spread_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "ROOT", tmp_path)
     monkeypatch.setattr(ablation, "score_policy", lambda *_: [{"scores": dict(SCORES)}])
+    record = tmp_path / "record.jsonl"
     for name, gious in {"grpo": (0.4, 0.7), "samr1": (0.5, 0.7)}.items():
         for seed, giou in enumerate(gious, start=1):
-            folder = ablation.run_folder("tiny", name, seed, steps=9)
-            folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps(FIGURES | {"giou": giou}))
-    ablation.main(seeds=[1, 2], steps=9, only=["grpo", "samr1"])
+            train_to(monkeypatch, FIGURES | {"giou": giou})
+            ablation.train("tiny", name, seed, steps=9, record=record)
+    monkeypatch.setattr(ablation, "trained", None)  # nothing is trained again
+    ablation.main(seeds=[1, 2], steps=9, only=["grpo", "samr1"], record=record)
     *shown, last = capsys.readouterr().out.splitlines()
     assert shown[2].startswith("| before training | 0.250 | | 0.500 | 3.00 |")
     # Differences 0.1 and 0: mean 0.05, standard error 0.05, Student's t of one degree of freedom 12.706.
     assert "| 0.550 ± 0.212 | +0.050 [-0.585, +0.685], 1 of 2 | 0.400 ± 0.000 | 4.000 ± 0.000 |" in shown[3]
     assert "| 0.600 ± 0.141 |  | 0.400 ± 0.000 | 4.000 ± 0.000 | 0.200, 0.100 | 60.2, 54.3 |" in shown[4]
     assert [run["giou"] for run in json.loads(last)["after"]["samr1"]] == [0.5, 0.7]
+
+
+def test_another_run_is_not_taken_for_a_recorded_one(tmp_path, monkeypatch):
+    record = tmp_path / "record.jsonl"
+    train_to(monkeypatch, FIGURES)
+    ablation.train("tiny", "samr1", 1, steps=9, record=record)
+    train_to(monkeypatch, FIGURES | {"giou": 0.9})
+    others = [("talkative", "samr1", 1, 9), ("tiny", "grpo", 1, 9), ("tiny", "samr1", 2, 9), ("tiny", "samr1", 1, 8)]
+    assert {ablation.train(*run, record)["giou"] for run in others} == {0.9}
+    assert ablation.train("tiny", "samr1", 1, 9, record)["giou"] == 0.5
 
 
 def test_an_interval_is_that_of_a_paired_t_test():

@@ -14,7 +14,7 @@ import pytest
 
 from tests.row_files import make_record, write_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 STEPS, PROMPTS, GROUP, TOKENS = 2, 4, 4, 12
 

@@ -17,7 +17,7 @@ from samr1_verl.prompts.policy_image import load_policy_image
 from samr1_verl.rows.record import read_table, record_at, resolve_image
 from tests.cpu.test_training import overrides
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 FRAME = 140
 STEPS, PROMPTS, GROUP = 2, 2, 2

@@ -1,4 +1,4 @@
-"""gIoU and cIoU against implementations written here from the protocols' definitions, on label maps of pixels.
+"""The figures of every protocol against the published evaluators of tests/protocols.py, on label maps of pixels.
 
 Label maps are LISA's: 0 background, 1 object, 255 ignored. Responses go the whole way: parsed, segmented, counted.
 """
@@ -20,32 +20,9 @@ from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rows.record import Record
 from samr1_verl.scoring.sample import Reader, Sample
 from tests.evaluation.world import answer, inference_config
+from tests.protocols import EVALUATORS, Row
 
 SIZE = (48, 64)
-
-
-def lisa(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Pixels labelled 255 are ignored on both sides; I/(U+1e-5), and 1 where the union is empty; cIoU = ΣI/ΣU."""
-    terms, total_i, total_u = [], 0, 0
-    for predicted, labels in pairs:
-        valid = labels != 255
-        i = int(((predicted == 1) & (labels == 1) & valid).sum())
-        u = int((((predicted == 1) | (labels == 1)) & valid).sum())
-        terms.append(1.0 if u == 0 else i / (u + 1e-5))
-        total_i, total_u = total_i + i, total_u + u
-    return float(np.mean(terms)), total_i / total_u if total_u else 0.0
-
-
-def segzero(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Label 255 is foreground, as casting the label map to bool makes it; an empty union is 0."""
-    terms, total_i, total_u = [], 0, 0
-    for predicted, labels in pairs:
-        truth = labels.astype(bool)
-        i = int(np.logical_and(predicted, truth).sum())
-        u = int(np.logical_or(predicted, truth).sum())
-        terms.append(i / u if u else 0.0)
-        total_i, total_u = total_i + i, total_u + u
-    return float(np.mean(terms)), total_i / total_u if total_u else 0.0
 
 
 async def sampled(
@@ -80,15 +57,17 @@ def painted(*boxes: tuple[int, int, int, int], label: int = 1) -> np.ndarray:
 A, B, C = (4, 4, 20, 20), (30, 8, 50, 40), (0, 0, 64, 48)
 HALF_IGNORED = np.where(painted((4, 4, 12, 20)) == 1, 255, painted(A))
 ONLY_IGNORED = painted(A, label=255)
+EMPTY_LIST = "<think>none</think><answer>[]</answer>"
 EDGES: dict[str, tuple[list[np.ndarray], list[tuple[int, int, int, int]] | str]] = {
     "the truth itself": ([painted(A)], [A]),
     "another object": ([painted(A)], [B]),
-    "empty truth, empty prediction": ([painted()], "<think>none</think><answer>[]</answer>"),
+    "empty truth, empty prediction": ([painted()], EMPTY_LIST),
+    "empty truth, unreadable answer": ([painted()], "I see none."),
     "empty truth, something predicted": ([painted()], [A]),
-    "empty prediction": ([painted(A)], "<think>none</think><answer>[]</answer>"),
+    "empty prediction": ([painted(A)], EMPTY_LIST),
     "half of the truth ignored": ([HALF_IGNORED], [A]),
     "all of the truth ignored": ([ONLY_IGNORED], [A]),
-    "all of the truth ignored, empty prediction": ([ONLY_IGNORED], "nothing"),
+    "all of the truth ignored, unreadable answer": ([ONLY_IGNORED], "nothing"),
     "prediction beside the ignored pixels": ([ONLY_IGNORED], [B]),
     "several objects, all found": ([painted(A), painted(B)], [A, B]),
     "several objects, one found": ([painted(A), painted(B)], [B]),
@@ -99,64 +78,75 @@ EDGES: dict[str, tuple[list[np.ndarray], list[tuple[int, int, int, int]] | str]]
 }
 
 
-async def case(folder: Path, name: str, index: int) -> tuple[Sample, tuple[np.ndarray, np.ndarray]]:
-    """The sample by our code, and the pair of prediction and label map for the definitions."""
+async def case(folder: Path, name: str, index: int) -> tuple[Sample, Row]:
+    """The sample by our code, and the row for the evaluators."""
     labels, asked = EDGES[name]
     response = asked if isinstance(asked, str) else answer(*asked)
     usable = not isinstance(asked, str) and all(x1 < SIZE[1] for x1, *_ in asked)
     together = np.where(np.any([one == 1 for one in labels], axis=0), 1, np.max(labels, axis=0))
     sample = await sampled(folder, labels, response, index, image=str(index))
     assert (sample.reason is None) == usable
-    return sample, (painted(*asked) if usable else painted(), together)
+    state = "objects" if usable else "nothing" if response == EMPTY_LIST else "unusable"
+    return sample, Row((painted(*asked) if usable else painted()) == 1, together, state)
+
+
+def expected(rows: list[Row]) -> dict[str, Any]:
+    return {name: pytest.approx(evaluate(rows), abs=1e-6) for name, evaluate in EVALUATORS.items()}
+
+
+def by_protocol(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in EVALUATORS}
 
 
 @pytest.mark.parametrize("name", EDGES)
-async def test_every_edge_case_is_counted_as_each_protocol_defines_it(name: str, tmp_path: Path) -> None:
-    sample, pair = await case(tmp_path, name, 0)
+async def test_every_edge_case_is_counted_as_each_evaluator_counts_it(name: str, tmp_path: Path) -> None:
+    sample, row = await case(tmp_path, name, 0)
     found = figures([sample])
-    assert (found["lisa"]["giou"], found["lisa"]["ciou"]) == pytest.approx(lisa([pair]), abs=1e-12)
-    assert (found["segzero"]["giou"], found["segzero"]["ciou"]) == pytest.approx(segzero([pair]), abs=1e-12)
+    assert by_protocol(found) == expected([row])
     assert found["format_rate"] == float(sample.reason is None)
+    assert {key: value for key, value in sample.scores.items() if key.startswith("iou/")} == {
+        f"iou/{protocol}": rated["giou"] for protocol, rated in by_protocol(found).items() if "giou" in rated
+    }
 
 
-async def test_the_protocols_differ_where_they_should(tmp_path: Path) -> None:
+async def test_only_an_answer_that_says_nothing_is_right_without_a_target(tmp_path: Path) -> None:
     async def ious(name: str) -> tuple[float, float]:
         found = figures([(await case(tmp_path, name, 0))[0]])
         return round(found["lisa"]["giou"], 4), round(found["segzero"]["giou"], 4)
 
     assert await ious("empty truth, empty prediction") == (1.0, 0.0)
+    assert await ious("empty truth, unreadable answer") == (0.0, 0.0)
     assert await ious("empty truth, something predicted") == (0.0, 0.0)
     assert await ious("all of the truth ignored") == (1.0, 1.0), "lisa: nothing counts; segzero: all of it is meant"
-    assert await ious("all of the truth ignored, empty prediction") == (1.0, 0.0)
+    assert await ious("all of the truth ignored, unreadable answer") == (0.0, 0.0)
 
 
 async def test_no_row_is_dropped_and_figures_are_over_all(tmp_path: Path) -> None:
     cases = [await case(tmp_path, name, index) for index, name in enumerate(EDGES)]
-    samples, pairs = [one for one, _ in cases], [pair for _, pair in cases]
+    samples, rows = [one for one, _ in cases], [row for _, row in cases]
     found = figures(samples)
     assert found["rows"] == len(EDGES)
-    assert (found["lisa"]["giou"], found["lisa"]["ciou"]) == pytest.approx(lisa(pairs))
-    assert (found["segzero"]["giou"], found["segzero"]["ciou"]) == pytest.approx(segzero(pairs))
-    assert reasons(samples) == {"no_target": 2, "no_answer": 2, "not_json": 1, "outside": 1}
-    assert found["format_rate"] == pytest.approx(1 - 6 / len(EDGES))
+    assert by_protocol(found) == expected(rows)
+    assert found["segzero_scripts"]["left_out"] == 1, "the empty union of the answer that says nothing"
+    assert reasons(samples) == {"no_answer": 3, "no_target": 2, "not_json": 1, "outside": 1}
+    assert found["format_rate"] == pytest.approx(1 - 7 / len(EDGES))
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_random_masks_agree_with_the_definitions(seed: int, tmp_path: Path) -> None:
+async def test_random_masks_agree_with_the_evaluators(seed: int, tmp_path: Path) -> None:
     draw = np.random.default_rng(seed)
-    samples, pairs = [], []
+    samples, rows = [], []
     for index in range(30):
         labels = draw.choice([0, 1, 255], size=SIZE, p=draw.dirichlet([1, 1, 0.3]))
         if draw.random() < 0.2:
             labels[labels == 1] = 0
         x1, y1 = (int(draw.integers(0, edge - 9)) for edge in (SIZE[1], SIZE[0]))
         box = (x1, y1, int(draw.integers(x1 + 8, SIZE[1] + 1)), int(draw.integers(y1 + 8, SIZE[0] + 1)))
-        blind = draw.random() < 0.2
-        samples.append(await sampled(tmp_path, [labels], "" if blind else answer(box), index, image=str(index)))
-        pairs.append((painted() if blind else painted(box), labels))
-    found = figures(samples)
-    assert (found["lisa"]["giou"], found["lisa"]["ciou"]) == pytest.approx(lisa(pairs), abs=1e-12)
-    assert (found["segzero"]["giou"], found["segzero"]["ciou"]) == pytest.approx(segzero(pairs), abs=1e-12)
+        state = str(draw.choice(["objects", "objects", "objects", "nothing", "unusable"]))
+        response = {"objects": answer(box), "nothing": EMPTY_LIST, "unusable": ""}[state]
+        samples.append(await sampled(tmp_path, [labels], response, index, image=str(index)))
+        rows.append(Row(painted(*[box] * (state == "objects")) == 1, labels, state))
+    assert by_protocol(figures(samples)) == expected(rows)
 
 
 async def test_tables_split_all_rows_by_source_category_and_cocos_sizes(tmp_path: Path) -> None:
@@ -169,7 +159,7 @@ async def test_tables_split_all_rows_by_source_category_and_cocos_sizes(tmp_path
     found = tables(samples)
     assert {name: one["rows"] for name, one in found["size"].items()} == {"none": 1, "small": 1, "medium": 1}
     assert {name: one["rows"] for name, one in found["data_source"].items()} == {"one": 2, "other": 1}
-    assert found["size"]["none"]["lisa"]["giou"] == 1.0 and found["size"]["none"]["segzero"]["giou"] == 0.0
+    assert found["size"]["none"]["star"]["giou"] == 1.0 and found["size"]["none"]["lisa"]["giou"] == 0.0
     assert sorted(found["category"]) == sorted(boxes)
 
 
@@ -203,3 +193,17 @@ async def test_more_sentences_about_the_same_images_say_nothing_new(tmp_path: Pa
     assert once == {name: pytest.approx(limits) for name, limits in often.items()}
     assert intervals(await some(tmp_path), "lisa", 0)["giou"] is not None
     assert intervals((await some(tmp_path))[:1], "lisa", 0) == {"giou": None, "ciou": None}
+
+
+async def test_left_out_rows_are_in_no_resample(tmp_path: Path) -> None:
+    nothing = [await sampled(tmp_path, [painted()], EMPTY_LIST, 9, image=str(image)) for image in (8, 9)]
+    samples = await some(tmp_path)
+    assert intervals([*samples, *nothing], "segzero_scripts", 0) == intervals(samples, "segzero_scripts", 0)
+    assert intervals(nothing, "segzero_scripts", 0) == {"giou": None, "ciou": None}
+
+
+async def test_predictions_of_the_version_before_are_counted_again(tmp_path: Path) -> None:
+    sample = await sampled(tmp_path, [painted()], "no answer")
+    scores = {name: value for name, value in sample.scores.items() if name != "truth"}
+    old = sample.model_copy(update={"scores": scores | {"iou/lisa": 1.0}})
+    assert figures([old]) == figures([sample]) and figures([old])["lisa"]["giou"] == 0.0

@@ -24,12 +24,13 @@ NAME = "tiny"
 class ChatServer:
     """Answers `/v1/models` and `/v1/chat/completions`; keeps what it was asked.
 
-    `faults` are statuses that the next questions get instead of an answer.
+    `faults` are statuses that the next questions get instead of an answer. `counts`: it says how many tokens it made.
     """
 
     def __init__(self, policy: LocalPolicy | None) -> None:
         self.policy, self.asked, self.faults = policy, [], []
         self.waiting = self.most = 0
+        self.counts = True
         self._lock, self._folder = threading.Lock(), tempfile.TemporaryDirectory()
         self.app = FastAPI()
         self.app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": NAME, "object": "model"}]})
@@ -47,7 +48,8 @@ class ChatServer:
                 return Response(f"fault {fault}", status_code=fault)
             with self._lock:
                 text = self.policy.generate([self._item(body["messages"])])[0]
-            return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+            usage = {"completion_tokens": text.tokens} if self.counts else None
+            return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}], "usage": usage}
         finally:
             with self._lock:
                 self.waiting -= 1

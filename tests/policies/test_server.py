@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from samr1_verl.config import PromptConfig
 from samr1_verl.policies import server as server_module
-from samr1_verl.policies.base import PolicyError
+from samr1_verl.policies.base import PolicyError, Sampling
 from samr1_verl.policies.checkpoints import Files
 from samr1_verl.policies.local import LocalPolicy
 from samr1_verl.policies.server import ServerPolicy
@@ -85,7 +85,7 @@ async def test_what_training_tells_the_processor_and_the_template_is_told_here_t
 
 
 async def test_sampling_depends_on_the_seed_alone(warm_policy: Path, drawn: Path) -> None:
-    policy = LocalPolicy(Files(warm_policy), 48, temperature=1.5)
+    policy = LocalPolicy(Files(warm_policy), 48, Sampling(1.5))
     items = questions(drawn)
     first, again, other = [await policy.answer(items, seed=seed) for seed in (1, 1, 2)]
     assert first == again != other

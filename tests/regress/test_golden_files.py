@@ -38,8 +38,7 @@ def test_a_repetition_with_another_seed_is_no_equal_run(recipe: str) -> None:
         assert first_difference(golden, other, exact=False) is None, "it is one of the tolerated runs"
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_tiny_recipe_trains_as_recorded(recipe: str, tmp_path: Path, drawn: Path, small_sam: Path) -> None:
     """On another processor or with other versions, the comparison is within the recorded repetitions, and says so."""

@@ -9,7 +9,7 @@ import pytest
 from tests.regress.commands import regress
 from tests.regress.golden_files import furnish
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 WORKERS = (
     "trainer.n_gpus_per_node=2",

@@ -11,7 +11,7 @@ import pytest
 
 from samr1_verl.rehearsal.process import without_a_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 # The recipes' geometry with small images and short answers, so that the test takes little time.

@@ -66,7 +66,10 @@ def test_data_cannot_end_its_element(text):
     assert "<" not in block and json.loads(block) == {"text": text}
 
 
-@pytest.mark.parametrize(("page", "tests"), [("report", "test_controls.py"), ("playground", "test_playground.py")])
+@pytest.mark.parametrize(
+    ("page", "tests"),
+    [("report", "test_controls.py"), ("playground", "test_playground.py"), ("compare", "test_comparison.py")],
+)
 def test_every_control_of_a_page_is_used_in_the_browser(page, tests):
     controls = re.findall(r"<(?:button|input|select)[^>]* id=\"([\w-]+)\"", (STATIC / f"{page}.jinja").read_text())
     used = (Path(__file__).parent / tests).read_text()
@@ -75,7 +78,7 @@ def test_every_control_of_a_page_is_used_in_the_browser(page, tests):
     assert [name for name in controls if name not in layers and f"#{name}" not in used] == []
 
 
-@pytest.mark.parametrize("name", ["report", "playground"])
+@pytest.mark.parametrize("name", ["report", "playground", "compare"])
 def test_the_bundle_holds_every_module_once_after_what_it_needs(name):
     script = bundle(name)
     found = re.findall(r"^const (\w+)_js = \(\(\) => \{$", script, re.MULTILINE)

@@ -66,7 +66,8 @@ CORPUS = {
     "nested tags": (think(f"<answer>{json.dumps(both(FAR))}</answer>"), (1, 2, 2, 2, 2)),
     "tags inside JSON strings": (think(json.dumps({"a": "</answer><answer>", **both(FAR)})), (1, 2, 2, 2, 2)),
     "numbers as strings": (think(both(["600", "600", "700", "700"], ["650", "650"])), (1, 2, 2, 2, 2)),
-    "numbers as strings, listed": (think(listed(["600"] * 4, ["650"] * 2)), (1, 1, 4, 4, 4)),
+    # Dr. Seg reads them, and counts one object of one
+    "numbers as strings, listed": (think(listed(["600"] * 4, ["650"] * 2)), (1, 1, 4, 4, 5)),
     "1e308": (think(both([-1e308, -1e308, 1e308, 1e308])), (2, 2, 2, 2, 2)),  # clipped to the whole image
     "1e308, listed": (think(listed([-1e308, -1e308, 1e308, 1e308])), (2, 1, 4, 5, 5)),
     "NaN": (think('{"bbox": [NaN, NaN, NaN, NaN], "points_1": [NaN, 1], "points_2": [1, NaN]}'), (1, 2, 2, 2, 2)),

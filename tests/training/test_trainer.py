@@ -1,12 +1,15 @@
 """verl's trainer with our loss: what it sends to the actor, and when it refuses."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from samr1_verl.config import samr1_config
 from samr1_verl.training.trainer import Trainer, actor_loss, build_actor_loss
@@ -73,6 +76,52 @@ def test_the_buffer_must_keep_what_validation_needs(config: DictConfig) -> None:
         ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.training.replay_buffer"
     ):
         trainer._build_replay_buffer()
+
+
+def test_a_run_resumes_from_a_step_when_all_that_the_step_leaves_is_on_disk(
+    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's order: checkpoint, validation, metrics, next step. verl's own part is its real one, for a step."""
+    events: list[str] = []
+
+    def event(name: str) -> Callable[..., None]:
+        return lambda *_, **__: events.append(f"{name}, named: {find_latest_ckpt_path(str(tmp_path))}")
+
+    config.trainer.default_local_dir, config.trainer.max_actor_ckpt_to_keep = str(tmp_path), 1
+    trainer = object.__new__(Trainer)
+    trainer.config, trainer.use_critic, trainer.trainer_mode = config, False, "sync"
+    trainer._saved, trainer._unnamed = [], None
+    trainer.actor_rollout_wg = SimpleNamespace(
+        save_checkpoint=lambda folder, *_, **__: Path(folder).mkdir(parents=True)
+    )
+    trainer.train_dataloader = SimpleNamespace(state_dict=dict)
+    trainer.checkpoint_callback = SimpleNamespace(on_save=event("saved"))
+    trainer.logger = SimpleNamespace(
+        logger={"tensorboard": SimpleNamespace(writer=SimpleNamespace(flush=event("flush")))}
+    )
+    trainer._init_dump_executor()
+    for trainer.global_steps in (2, 4):
+        trainer._save_checkpoint()
+        trainer._dump_futures.append(trainer._dump_executor.submit(event("samples")))
+        event("logged")()
+        trainer.on_step_begin()
+    trainer.on_step_begin()  # a step without a checkpoint
+    trainer.global_steps = 5
+    trainer._save_checkpoint()
+    trainer._shutdown_dump_executor()
+
+    folders = [f"{tmp_path}/global_step_{step}" for step in (2, 4, 5)]
+    assert {line.partition(", named: ")[::2] for line in events if "saved" in line} == {
+        ("saved", "None"), ("saved", folders[0]), ("saved", folders[1]),
+    }  # fmt: skip
+    assert [line for line in events if "flush" in line] == [
+        f"flush, named: {named}" for named in ("None", *folders[:2])
+    ], "the last thing before the name"
+    assert len([line for line in events if "samples" in line and "None" not in line]) == 1
+    assert find_latest_ckpt_path(str(tmp_path)) == folders[2]
+    assert [(Path(folder) / "actor").exists() for folder in folders] == [False, False, True]
+    assert config.actor_rollout_ref.actor.checkpoint.async_save is False, "the configuration is as it was"
+    assert config.trainer.max_actor_ckpt_to_keep == 1
 
 
 def test_verl_then_takes_it_for_the_synchronous_trainer(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:

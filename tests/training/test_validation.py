@@ -71,12 +71,20 @@ def test_the_figure_is_that_of_the_whole_where_rollouts_were_lost() -> None:
     assert metrics["val-core/a/ciou/segzero"] == pytest.approx(0.45)
 
 
-def test_a_lost_answer_about_nothing_is_not_right() -> None:
-    """An empty mask is right where the truth is empty, but a lost rollout did not say so."""
-    lost = [item_about(0, np.zeros((4, 5), dtype=bool))]
+def test_only_an_answer_that_says_nothing_is_right_about_nothing() -> None:
+    """An empty mask is right by LISA's code, but a lost rollout and an unreadable answer said nothing."""
+    empty = np.zeros((4, 5), dtype=bool)
     counts = {"intersection": 0.0, "union": 0.0, "ignored": 0.0, "ignored_predicted": 0.0}
-    came_back = [Validated(item_about(1, np.zeros((4, 5), dtype=bool)), [], {"score": 6.0, **counts})]
-    assert protocol_metrics(came_back, lost)["val-core/a/giou/lisa"] == 0.5
+
+    def giou(*flags: str, lost: int = 0) -> float:
+        rows = [Validated(item_about(i, empty), [], {**counts, f"answer/{flag}": 1.0}) for i, flag in enumerate(flags)]
+        found = protocol_metrics(rows, [item_about(9, empty)] * lost)
+        assert found["val-core/a/giou/segzero"] == found["val-core/a/ciou/lisa"] == 0.0
+        return found["val-core/a/giou/lisa"]
+
+    assert giou("no_target") == 1.0
+    assert giou("no_answer") == giou("not_json") == giou("outside") == 0.0
+    assert giou("no_target", lost=1) == 0.5
 
 
 def test_each_of_a_rows_rollouts_is_missed() -> None:

@@ -16,6 +16,7 @@ export const REASONS = {
   bad_points: "points are not pairs",
   many_points: "too many points",
   outside: "outside the image",
+  missing: "no prediction",
 };
 
 export function reasonName(reason) {
