@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from samr1_verl import Samr1Error
-from samr1_verl.rows.convert.options import BoxFormat, Exif, RunOptions, Watcher
-
-if TYPE_CHECKING:
-    from samr1_verl.rows.convert.pipeline import Outcome
-
-FAILED, SOME_LEFT_OUT, INTERRUPTED = 1, 3, 130  # exit statuses; 0: every row was written
-SHOWN = 5  # problems printed; the report lists all
-PACKAGES = ("cv2", "ijson")  # import names of the packages in the extra `data`
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from samr1_verl.cli.conversion import report_and_exit, run_options
+from samr1_verl.rows.convert.options import BoxFormat, Exif
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,6 +38,8 @@ ExifChoice = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="stop at the first problem and write nothing")]
 Workers = Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")]
+QuestionFile = Annotated[Path, typer.Option(help="JSON file of one split: a list of images with questions and answers")]
+CocoImages = Annotated[Path, typer.Option(help="folder of COCO's images, with train2014, train2017 and val2017")]
 DataSource = Annotated[str, typer.Option(help="data_source of the rows: the name of the data set in metrics")]
 
 
@@ -84,7 +69,7 @@ def refcoco(
     from samr1_verl.rows.convert.referring import Sample
 
     drawn = None if sample is None else Sample(sample, seed)
-    options = _options(strict, workers)
+    options = run_options(strict, workers)
     report_and_exit(lambda: convert_refcoco(annotations, images, out, split_by, split or [], drawn, exif, options))
 
 
@@ -128,7 +113,7 @@ def grefcoco(
     from samr1_verl.rows.convert.referring import Sample
 
     drawn = None if sample is None else Sample(sample, seed)
-    options = _options(strict, workers)
+    options = run_options(strict, workers)
     report_and_exit(lambda: convert_grefcoco(annotations, images, out, split or [], drawn, exif, options))
 
 
@@ -152,7 +137,7 @@ def reasonseg(
     """
     from samr1_verl.rows.convert.reasonseg import convert_reasonseg
 
-    options = _options(strict, workers)
+    options = run_options(strict, workers)
     report_and_exit(lambda: convert_reasonseg(folder, out, split or [], first_sentence, options))
 
 
@@ -180,8 +165,67 @@ def coco(
     from samr1_verl.rows.convert.coco import CocoConvert, convert_coco
 
     to = CocoConvert(annotations, images, out.parent, name, sentence, column, exif)
-    options = _options(strict, workers)
+    options = run_options(strict, workers)
     report_and_exit(lambda: convert_coco(to, out, options))
+
+
+@app.command()
+def muse(
+    annotations: QuestionFile,
+    images: CocoImages,
+    out: OutFile,
+    name: DataSource = "muse",
+    exif: ExifChoice = Exif.auto,
+    strict: Strict = False,
+    workers: Workers = 0,
+) -> None:
+    """Convert MUSE as PixelLM reads it: a row per question, about one or several objects.
+
+    Example: samr1 data convert muse --annotations muse_val.json --images coco --out data/muse/val.parquet
+    """
+    from samr1_verl.rows.convert.multi_target import MultiTargetConvert, convert_multi_target
+
+    to = MultiTargetConvert(annotations, images, out.parent, name, exif)
+    options = run_options(strict, workers)
+    report_and_exit(lambda: convert_multi_target(to, out, options))
+
+
+@app.command()
+def mmr(
+    annotations: QuestionFile,
+    images: CocoImages,
+    out: OutFile,
+    name: DataSource = "mmr",
+    exif: ExifChoice = Exif.auto,
+    strict: Strict = False,
+    workers: Workers = 0,
+) -> None:
+    """Convert MMR as its authors read it: a row per question, about objects and parts of objects.
+
+    Example: samr1 data convert mmr --annotations MMR_val.json --images coco --out data/mmr/val.parquet
+    """
+    muse(annotations, images, out, name, exif, strict, workers)
+
+
+@app.command("refcoco-m")
+def refcoco_m(
+    out: OutFile,
+    dataset: Annotated[str, typer.Option(help="id on the hub, folder or parquet file")] = "moondream/refcoco-m",
+    split: Annotated[str, typer.Option(help="split of the data set")] = "validation",
+    name: DataSource = "refcoco-m",
+    exif: ExifChoice = Exif.auto,
+    strict: Strict = False,
+    workers: Workers = 0,
+) -> None:
+    """Convert RefCOCO-M, from the hub or from disk: a row per sentence, about one object.
+
+    Example: samr1 data convert refcoco-m --out data/refcoco-m/val.parquet
+    """
+    from samr1_verl.rows.convert.refcoco_m import RefcocoMConvert, convert_refcoco_m
+
+    to = RefcocoMConvert(dataset, out.parent, name, exif)
+    options = run_options(strict, workers)
+    report_and_exit(lambda: convert_refcoco_m(to, split, out, options))
 
 
 @app.command()
@@ -223,80 +267,5 @@ def hub(
 
     columns = Columns(image, sentence, mask, segmentation, box, category, id_column)
     to = HubConvert(dataset, images, columns, box_format, ignore_value, out.parent, name, exif)
-    options = _options(strict, workers)
+    options = run_options(strict, workers)
     report_and_exit(lambda: convert_hub(to, config, split, out, options))
-
-
-class Terminal(Watcher):
-    """Progress on standard error: a bar per file, and a line where an interrupted run is resumed."""
-
-    def resumed(self, folder: Path) -> None:
-        typer.echo(f"{folder}: going on with an interrupted run", err=True)
-
-    @contextmanager
-    def file(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(name, total=total)
-            yield lambda: progress.advance(task)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        # The speed that rich computes is of the last moments, and results come in bursts.
-        return Text(f"{task.completed / task.elapsed:,.1f} images/s" if task.elapsed else "")
-
-
-def _options(strict: bool, workers: int) -> RunOptions:
-    return RunOptions(strict, workers, Terminal())
-
-
-def report_and_exit(run: Callable[[], Sequence[Outcome]]) -> None:
-    """Run a converter, print the result of each file, and end with the exit status that fits it."""
-    try:
-        outcomes = run()
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
-        raise typer.Exit(INTERRUPTED) from error
-    except (Samr1Error, OSError, sqlite3.OperationalError, BrokenProcessPool, ModuleNotFoundError) as error:
-        message = _message(error)
-        if message is None:
-            raise
-        typer.echo(f"error: {message}", err=True)
-        raise typer.Exit(FAILED) from error
-    for outcome in outcomes:
-        typer.echo(f"{outcome.path}: {outcome.rows} rows")
-        if outcome.problems:
-            _show_problems(outcome)
-    if any(outcome.problems for outcome in outcomes):
-        raise typer.Exit(SOME_LEFT_OUT)
-
-
-def _message(error: Exception) -> str | None:
-    """The message for errors that a user can repair; None: the error is a fault of the program."""
-    if isinstance(error, Samr1Error):
-        return str(error)
-    if isinstance(error, BrokenProcessPool):
-        return (
-            "a worker process was killed, as happens when memory runs out. Type the same command with fewer "
-            "--workers; it goes on where this one stopped"
-        )
-    if isinstance(error, ModuleNotFoundError):
-        return (
-            f"{error.name} is not installed. Type: pip install 'samr1-verl[data]'" if error.name in PACKAGES else None
-        )
-    if getattr(error, "errno", None) in _FULL or "disk is full" in str(error):
-        return f"the disk is full ({error}). Make room; the same command then goes on where this one stopped"
-    if isinstance(error, OSError) and error.filename is not None:  # as for an --out that may not be written
-        return f"{error.filename}: {error.strerror}. Correct the option that names it, or the file's permissions"
-    return None
-
-
-def _show_problems(outcome: Outcome) -> None:
-    from samr1_verl.rows.convert.pipeline import Problem
-
-    counts = f"problems: {outcome.problems}, rows left out: {outcome.left_out}"
-    typer.echo(f"  {counts}; all in {outcome.report}, the first:")
-    with open(outcome.report, encoding="utf-8") as file:
-        for _, line in zip(range(SHOWN), file, strict=False):
-            typer.echo(f"  {Problem(**json.loads(line))}")

@@ -94,7 +94,7 @@ class HubConvert:
         sentences = sentence if isinstance(sentence, list) else [sentence]
         try:
             checked_sentences(sentence)
-            picture = self._picture(example[self.columns.image])
+            picture = self.picture(example[self.columns.image])
             truths, boxes, ignore, notes = self._objects(example, picture)
         except Flaw as flaw:
             return [], [self._problem(number, flaw.field, str(flaw), len(sentences))]
@@ -127,7 +127,7 @@ class HubConvert:
         column = getattr(self.columns, kind, None) or kind
         return Problem(self.dataset, f"example {number}", column, problem, rows)
 
-    def _picture(self, image: Any) -> Picture:
+    def picture(self, image: Any) -> Picture:
         """The example's image file: the file that the data set names, else a copy of its bytes in `images`."""
         image = {"path": image, "bytes": None} if isinstance(image, str) else image
         if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
@@ -155,7 +155,7 @@ class HubConvert:
             mask, ignore = split_labels(labels, self.ignore_value)
             turn = picture.turn((labels.shape[1], labels.shape[0]), self.exif)
             return [truth_of(mask, turn)], [], encode_rle(turn_mask(ignore, turn)) if ignore.any() else None, ()
-        turn = self._turn(picture)
+        turn = self.turn(picture)
         if self.columns.segmentation:
             drawn_wh = picture.stored_wh if turn != 1 else picture.size_wh
             segmentations = several_segmentations(example[self.columns.segmentation])
@@ -167,7 +167,7 @@ class HubConvert:
         boxes = [box_xyxy(box, self.box_format) for box in several_boxes(example[str(self.columns.box)])]
         return [], [box_in_image(box, picture, turn) for box in boxes], None, ()
 
-    def _turn(self, picture: Picture) -> int:
+    def turn(self, picture: Picture) -> int:
         """The EXIF orientation that polygons and boxes still need. They come without the size of their image."""
         if self.exif is Exif.auto and picture.orientation != 1:
             raise Flaw(
@@ -202,6 +202,13 @@ def open_dataset(place: str, config: str | None, split: str) -> datasets.Iterabl
         if isinstance(error, DataError):
             raise
         raise DataError(f"--dataset {place}, --split {split}: {error}") from error
+
+
+def source_files(dataset: str) -> list[list[Any]]:
+    """The stamps of a data set's files for a Workspace's plan; none for a data set on the hub."""
+    place = Path(dataset)
+    files = [place] if place.is_file() else sorted(place.rglob("*")) if place.is_dir() else []
+    return [stamp(path) for path in files if path.is_file()]
 
 
 def raw_examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[dict]:
@@ -243,14 +250,7 @@ def convert_hub(to: HubConvert, config: str | None, split: str, out: Path, run: 
         raise DataError("give exactly one of --mask, --segmentation and --box")
     stream = open_dataset(to.dataset, config, split)
     out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(to.dataset)
-    files = [place] if place.is_file() else sorted(place.rglob("*")) if place.is_dir() else []
-    plan = {
-        "to": repr(to),
-        "config": config,
-        "split": split,
-        "files": [stamp(path) for path in files if path.is_file()],
-    }
+    plan = {"to": repr(to), "config": config, "split": split, "files": source_files(to.dataset)}
     total = stream.info.splits[split].num_examples if split in (stream.info.splits or {}) else None
     with Workspace(out.parent / f".{out.name}.work", plan, run.watcher) as work:
         jobs = enumerate(raw_examples(stream, to.columns))

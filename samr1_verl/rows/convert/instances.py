@@ -52,7 +52,7 @@ def instances_of(instances: Path, keep: Sequence[str] = ()) -> Fill:
     rows: dict[str, Callable[[dict], tuple]] = {
         "images": lambda image: (
             checked_id(image["id"], "id"),
-            _file_name(image),
+            image_file_name(image),
             _pixels(image["width"], "width"),
             _pixels(image["height"], "height"),
             extra(image),
@@ -102,7 +102,7 @@ def _pixels(value: Any, field: str) -> int | float:
     raise Flaw(field, f"found {short(value)}, expected a number of pixels")
 
 
-def _file_name(image: dict) -> str:
+def image_file_name(image: dict) -> str:
     """The image's name: file_name in COCO's files; LVIS has only coco_url, whose path ends in folder/name.
 
     Raises:

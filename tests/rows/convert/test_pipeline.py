@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from samr1_verl.cli.convert import FAILED, INTERRUPTED, report_and_exit
+from samr1_verl.cli.conversion import FAILED, INTERRUPTED, report_and_exit
 from samr1_verl.rows.convert import pipeline
 from samr1_verl.rows.convert.options import RunOptions
 from samr1_verl.rows.record import DataError, Record, read_table
@@ -151,7 +151,7 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk() -> None:
 
 SLOW = """
 import time, typer
-from samr1_verl.cli.convert import Terminal, report_and_exit
+from samr1_verl.cli.conversion import Terminal, report_and_exit
 from samr1_verl.rows.convert import pipeline
 from samr1_verl.rows.convert.options import RunOptions
 from tests.rows.convert.test_pipeline import Numbers, Path
