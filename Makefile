@@ -49,7 +49,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two processes share the tests. One has all that start Ray: two trainings beside each other on two cores take longer
 # than one after the other.
 test: weights
-	$(MAKE) --jobs 2 --keep-going --output-sync=line test-ray test-others
+	$(MAKE) --jobs 2 --keep-going test-ray test-others
 
 test-ray:
 	$(PYTEST) -m ray
