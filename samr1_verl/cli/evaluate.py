@@ -104,14 +104,13 @@ def evaluate(
             block=batch_size if server is None else 1,
             seed=seed,
         )
-        settings = evaluation.fingerprint()
         with _progress("rows" if votes is None else "answers") as progress:
             if votes is None:
                 samples, points = evaluation.run(folder, restart, progress), None
             else:
                 rows = Poll(evaluation, votes).run(folder, restart, progress)
                 samples, points = list(map(elected, rows)), curve(rows, seed)
-        results = results_of(samples, protocol.value, seed, settings)
+        results = results_of(samples, protocol.value, seed, evaluation.fingerprint())
         if points is not None:
             results |= {"votes": votes, "curve": points}
         stored = store_results(results, folder)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import resize
 
+from samr1_verl.geometry.giou import COUNTS
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.geometry.overlap import overlap_of
@@ -118,7 +119,7 @@ def test_counts_on_the_device_are_those_in_host_memory(objects, with_ignore):
             [DevicePrediction(torch.from_numpy(mask), score) for mask, score in zip(masks, scores, strict=True)]
         )
         assert on_device == overlap_of(masks, scores, truth, ignored)
-        assert all(isinstance(count, int) for count in vars(on_device.pixels).values())
+        assert all(isinstance(getattr(on_device.pixels, name), int) for name in COUNTS)
     with pytest.raises(MaskError, match=r"predicted mask is \(37, 53\), ground truth is \(53, 37\)"):
         DeviceTruth(truth.T, None, "cpu").overlap([DevicePrediction(torch.from_numpy(masks[0]), 0.5)])
 

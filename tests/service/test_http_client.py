@@ -176,6 +176,7 @@ async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers,
     server = start([*command, "--port", str(port), "--root", str(tmp_path)], port, **{TOKEN_VARIABLE: TOKEN})
     servers.append(server)
     image = tmp_path / "a.png", record.sha256
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     with pytest.raises(SegmenterError, match="bearer token is needed"):
         await client_of(port).segment(*image, [Prompt((16, 12, 32, 24))])
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
