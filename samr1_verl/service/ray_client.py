@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -158,8 +159,11 @@ class RayClient:
 
 def _beat(client: weakref.ref[RayClient]) -> None:
     """Report to the application's starter that a client is alive, as long as it is."""
-    while (alive := client()) is not None and ray.is_initialized():
-        if alive._starter is not None:
-            alive._starter.beat.remote()
+    while (alive := client()) is not None:
+        if alive._starter is not None and ray.is_initialized():
+            with suppress(
+                Exception
+            ):  # the starter's cluster has ended; the next request finds that out and starts anew
+                alive._starter.beat.remote()
         del alive  # else the client would live as long as this thread
         time.sleep(ray_app.BEAT_S)

@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +33,7 @@ from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, weights_digest
 from samr1_verl.service import placement, ray_app
 from samr1_verl.service.client import announce
-from samr1_verl.service.ray_client import RayClient
+from samr1_verl.service.ray_client import RayClient, _beat
 from samr1_verl.service.retry import ServiceError
 from tests.service.fake import image_file
 from tests.service.servers import environment
@@ -209,7 +212,7 @@ async def test_a_segmenter_that_cannot_be_loaded_is_a_configuration_error(make, 
 JOB = """
 import asyncio, ray, sys
 from samr1_verl.config import segmenter_config
-from samr1_verl.service.ray_client import RayClient
+from samr1_verl.service.ray_client import RayClient, _beat
 ray.init(address="auto", namespace="job", logging_level="warning")
 
 @ray.remote(num_cpus=0)
@@ -284,6 +287,37 @@ async def test_the_application_ends_with_its_last_client(make, tmp_path, monkeyp
     assert name not in serve.status().applications
     client._handle = None
     await ask_many(client, tmp_path, 1)  # a later job starts it again
+
+
+def test_a_client_stays_alive_for_the_next_cluster_when_one_has_ended(monkeypatch):
+    beats = []
+
+    class Starter:
+        def __init__(self, ended: bool) -> None:
+            self._ended, self.beat = ended, self
+
+        def remote(self) -> None:
+            if self._ended:  # what Ray raises for an actor of another cluster
+                raise Exception("Failed to submit task to actor: It might be dead or it's from a different cluster")
+            beats.append(time.monotonic())
+
+    monkeypatch.setattr(ray_app, "BEAT_S", 0.01)
+    config: Any = SimpleNamespace(service=None)  # it asks for nothing
+    client = RayClient(config)
+    client._starter = Starter(ended=True)
+    thread = threading.Thread(target=_beat, args=(weakref.ref(client),))
+    thread.start()
+    time.sleep(0.1)
+    with monkeypatch.context() as between:
+        between.setattr(ray, "is_initialized", lambda: False)
+        time.sleep(0.1)
+    assert thread.is_alive() and not beats
+    client._starter = Starter(ended=False)
+    while not beats:
+        time.sleep(0.01)
+    del client
+    thread.join(10)
+    assert not thread.is_alive(), "it ends with its client"
 
 
 def test_another_version_or_other_weights_meet_another_application(make, tmp_path, monkeypatch):
