@@ -30,6 +30,7 @@ from pydantic import (
 from samr1_verl import Samr1Error
 from samr1_verl.answers import CAPS, Caps
 from samr1_verl.geometry.frames import Frame
+from samr1_verl.rows.record import Share
 
 ROOT = "samr1"
 # Sections of verl's configuration, for messages of several rooms.
@@ -197,9 +198,35 @@ class PrepareConfig(_Section):
     segmenter: str
 
 
+Bounds = Annotated[tuple[Share, Share], Field(strict=False)]
+
+
+class KeepRowsConfig(_Section):
+    """`samr1.keep_rows`: bounds [lowest, highest] of measured columns, ends included; other training rows are left out.
+
+    The recipe copies it to `data.keep_rows`, for the data set.
+    """
+
+    ceiling: Bounds | None = Field(default=None, description="as samr1 data ceiling measures it, such as [0.5, 1]")
+    success_rate: Bounds | None = Field(default=None, description="as samr1 data difficulty measures it: [0.1, 0.9]")
+    gradient_chance: Bounds | None = Field(default=None, description="as samr1 data difficulty measures it")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> KeepRowsConfig:
+        for name, (low, high) in self.bounds().items():
+            if low > high:
+                raise ValueError(f"{name} is [{low:g}, {high:g}], expected [lowest, highest]")
+        return self
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The bounds that are set, by column."""
+        return {name: value for name, value in self if value is not None}
+
+
 class Samr1Config(PromptConfig):
     """The root key `samr1`."""
 
+    keep_rows: KeepRowsConfig | None = None
     segmenter: SegmenterConfig
     reward: RewardConfig
     objective: ObjectiveConfig
@@ -232,6 +259,12 @@ def prompt_config(data: DictConfig) -> PromptConfig:
             "as recipes/recipe/samr1.yaml sets them"
         )
     return _validated(PromptConfig, section, "data.segmentation")
+
+
+def keep_rows_config(data: DictConfig) -> dict[str, tuple[float, float]]:
+    """The bounds of the validated `data.keep_rows` of verl's data section, by column. Raises ConfigError."""
+    section = data.get("keep_rows")
+    return {} if section is None else _validated(KeepRowsConfig, section, "data.keep_rows").bounds()
 
 
 def segmenter_config(segmenter: Any) -> SegmenterConfig:

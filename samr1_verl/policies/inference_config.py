@@ -5,7 +5,7 @@ Its source is a recipe, or the configuration that a training run writes to its f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class InferenceConfig:
     processor_kwargs: dict[str, Any]  # verl's data.mm_processor_kwargs
     template_kwargs: dict[str, Any]  # verl's data.apply_chat_template_kwargs
     prepare: PrepareConfig  # commands that make a missing input
+    reward: Mapping[str, Any]  # verl's reward.custom_reward_function, with this segmenter: scoring.recipe_reward
     sampling: Sampling = ROLLOUTS  # of the training's rollouts
 
     @classmethod
@@ -129,6 +130,7 @@ class InferenceConfig:
             processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
             template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}),
             prepare=PrepareConfig.model_validate(dict(root.prepare)),
+            reward=_reward(config, segmenter),
             sampling=_sampling(config.actor_rollout_ref.rollout),
         )
 
@@ -137,6 +139,13 @@ class InferenceConfig:
         yield from service_problems(self.segmenter.service)
         if self.segmenter.service.mode != "http":
             yield from (f"{problem}. {self.prepare.segmenter}" for problem in segmenter_problems(self.segmenter))
+
+
+def _reward(config: DictConfig, segmenter: SegmenterConfig) -> dict[str, Any]:
+    section: Any = OmegaConf.to_container(config.reward.custom_reward_function, resolve=True)
+    if arguments := section.get("reward_kwargs"):
+        section["reward_kwargs"] = arguments | ({"segmenter": segmenter} if "segmenter" in arguments else {})
+    return dict(section)
 
 
 def _sampling(rollout: DictConfig) -> Sampling:

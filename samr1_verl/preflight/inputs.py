@@ -16,11 +16,12 @@ from huggingface_hub import constants, try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
-from samr1_verl.config import ConfigError, Samr1Config, hub_id_or_folder
+from samr1_verl.config import ConfigError, Samr1Config, hub_id_or_folder, keep_rows_config
 from samr1_verl.geometry.images import ImageError, ImageFile
 from samr1_verl.geometry.masks import MaskError, decode_rle
 from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rows.ground_truth import RowError
+from samr1_verl.rows.measured import Bounds, kept_rows
 from samr1_verl.rows.record import DataError, Record, read_table, record_at, resolve_image
 from samr1_verl.segmenters import segmenter_problems
 from samr1_verl.service.client import service_problems
@@ -51,15 +52,20 @@ def check_data(config: DictConfig, remedy: str) -> Iterator[str]:
         if not isinstance(files, list | ListConfig) or not files:
             yield f"{key} is {files}, expected a path or a list of paths. {remedy}"
             continue
+        bounds = keep_rows_config(config.data) if key == "data.train_files" else {}
         for file in files:
             try:
-                yield from (f"{key}: {problem}" for problem in _data_file(Path(file).expanduser().absolute()))
+                yield from (f"{key}: {problem}" for problem in _data_file(Path(file).expanduser().absolute(), bounds))
             except DataError as error:
                 yield f"{key}: {error}. {remedy}"
 
 
-def _data_file(path: Path) -> Iterator[str]:
+def _data_file(path: Path, bounds: Bounds) -> Iterator[str]:
     table = read_table(path)
+    try:
+        kept_rows(table, bounds, path)
+    except DataError as error:
+        yield f"{error}, or set samr1.keep_rows=null"
     record = record_at(table, 0, path)
     yield from _first_row(path, record)
     images = table.column("image").unique().to_pylist()

@@ -24,6 +24,7 @@ _VERSION_KEY = b"samr1_schema_version"
 _ROW_GROUP = 1024
 MAX_PIXELS = 178_956_970  # of a row's image: Pillow opens no larger one. A mask takes a byte per pixel
 MAX_RATIO = 200  # longer to shorter side; the processors of Qwen's models refuse more
+Share = Annotated[float, Field(ge=0, le=1)]
 Coordinate = Annotated[float, Field(gt=-(1 << 31), lt=1 << 31)]  # pixels; no NaN
 
 
@@ -48,6 +49,12 @@ class Record(BaseModel):
     points: list[list[list[Coordinate]]] = Field(default_factory=list, description="x y, any number per object")
     category: str = ""
     source: dict[str, str] = Field(default_factory=dict, description="ids in the source data set")
+    # Measured by `samr1 data ceiling` and `samr1 data difficulty`; None: not measured.
+    ceiling: Share | None = Field(default=None, description="mask IoU that the segmenter reaches with true prompts")
+    success_rate: Share | None = Field(
+        default=None, description="share of a policy's answers with a mask IoU above 0.5"
+    )
+    gradient_chance: Share | None = Field(default=None, description="chance that rewards differ in a group of answers")
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
@@ -75,6 +82,7 @@ class Record(BaseModel):
         )
 
 
+MEASURED = ("ceiling", "success_rate", "gradient_chance")  # columns that a file may lack
 SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),
@@ -89,6 +97,7 @@ SCHEMA = pa.schema(
         ("points", pa.list_(pa.list_(pa.list_(pa.float64())))),
         ("category", pa.string()),
         ("source", pa.string()),  # JSON: parquet maps read back as lists of pairs
+        *((name, pa.float64()) for name in MEASURED),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -118,8 +127,8 @@ def concatenate(path: str | Path, files: Sequence[Path]) -> int:
     count = 0
     with complete(Path(path)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):
-                writer.write_batch(batch, row_group_size=_ROW_GROUP)
+            for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):  # a part may have no rows
+                writer.write_table(_with_every_column(pa.Table.from_batches([batch])), row_group_size=_ROW_GROUP)
                 count += batch.num_rows
     return count
 
@@ -132,14 +141,27 @@ def read_table(path: str | Path) -> pa.Table:
             another type, or is empty.
     """
     with _checked(Path(path)) as file, _readable(path):
-        return file.read(columns=SCHEMA.names)
+        return _with_every_column(file.read(columns=SCHEMA.names))
+
+
+def _with_every_column(table: pa.Table) -> pa.Table:
+    for name in MEASURED:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
+    return table.select(SCHEMA.names)
 
 
 def iter_rows(path: str | Path) -> Iterator[dict]:
     """The rows of a file as plain values for `parse_record`, with one row group in memory. Raises as `read_table`."""
+    for table in read_batches(path):
+        yield from table.to_pylist()
+
+
+def read_batches(path: str | Path) -> Iterator[pa.Table]:
+    """The rows of a file in tables of at most one row group. Raises as `read_table`."""
     with _checked(Path(path)) as file, _readable(path):
         for batch in file.iter_batches(_ROW_GROUP, columns=SCHEMA.names):
-            yield from batch.to_pylist()
+            yield _with_every_column(pa.Table.from_batches([batch]))
 
 
 def count_rows(path: str | Path) -> int:
@@ -168,6 +190,8 @@ def _checked(path: Path) -> pq.ParquetFile:
         raise DataError(_other_version(path, version.decode(errors="replace")[:80]))
     for field in SCHEMA:
         if field.name not in schema.names:
+            if field.name in MEASURED:
+                continue
             raise DataError(
                 f"{path}: column {field.name!r} is missing; found {schema.names}, expected {SCHEMA.names}. "
                 "Prepare the data with samr1 data convert, or write it with samr1_verl.rows.record.write_records"

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from samr1_verl.geometry.drawing import COLOURS, draw
 from samr1_verl.geometry.images import ImageError, open_image
 from samr1_verl.geometry.masks import MaskError, coco_rle, decode_rle
-from samr1_verl.rows.record import DataError, Record, count_rows, iter_rows, parse_record, resolve_image
+from samr1_verl.rows.record import MEASURED, DataError, Record, count_rows, iter_rows, parse_record, resolve_image
 
 TILE, CAPTION, GAP = 360, 52, 8  # pixels
 IGNORED = (128, 128, 128)
@@ -31,6 +31,8 @@ class Statistics:
     words: list[int] = field(default_factory=list)
     objects: list[int] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # of the image's pixels that a mask covers, 0 to 1
+    # Values of the measured columns, of the rows that have one.
+    measured: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURED})
     ignored: int = 0  # rows with pixels that do not count
     sources: Counter[str] = field(default_factory=Counter)
     categories: Counter[str] = field(default_factory=Counter)
@@ -46,6 +48,9 @@ class Statistics:
         size = (record.height, record.width)
         areas = (coco_mask.area(coco_rle(counts, size)) for counts in record.masks)
         self.shares += [int(area) / pixels for area in areas]
+        for name, values in self.measured.items():
+            if (value := getattr(record, name)) is not None:
+                values.append(value)
         self.ignored += record.ignore is not None
         self.sources[record.data_source] += 1
         self.categories[record.category] += 1
@@ -62,6 +67,7 @@ class Statistics:
             ("objects per row", ", ".join(f"{number}: {objects[number]:,}" for number in sorted(objects)[:8])),
             ("mask, share of the image", _spread([100 * share for share in self.shares], " %")),
             ("rows with ignored pixels", f"{self.ignored:,}"),
+            *((name.replace("_", " "), _spread(values)) for name, values in self.measured.items() if values),
             ("categories", f"{len(self.categories):,} ({_most(self.categories, 8)})"),
         ]
 

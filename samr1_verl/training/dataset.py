@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 from PIL import Image
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from samr1_verl.config import ConfigError, prompt_config
+from samr1_verl.config import ConfigError, keep_rows_config, prompt_config
 from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
 from samr1_verl.prompts.questions import item_of, messages_of
 from samr1_verl.prompts.templates import SentenceError, load_prompt
+from samr1_verl.rows.measured import kept_rows
 from samr1_verl.rows.record import DataError, read_table, record_at, resolve_image
 from samr1_verl.service.client import announce
 
@@ -35,7 +36,8 @@ class SegmentationDataset(RLHFDataset):
     """Rows of samr1_verl.rows.record for verl.
 
     To use it, set `data.custom_cls` to path pkg://samr1_verl.training.dataset and this name. It reads
-    `data.segmentation` (policy_size, frame, prompt) in addition to verl's own keys. An item is a dict with
+    `data.segmentation` (policy_size, frame, prompt) and `data.keep_rows` (bounds of measured columns for the training
+    files; None: all rows) in addition to verl's own keys. An item is a dict with
 
         raw_prompt: chat messages; the image item has an absolute path and the policy's size
         data_source: str
@@ -47,8 +49,9 @@ class SegmentationDataset(RLHFDataset):
 
     Raises:
         DataError: a file is invalid, or prompts are longer than data.max_prompt_length, so that verl would lose their
-            rollouts one by one. data.filter_overlong_prompts=true leaves such rows out and logs their number.
-        ConfigError: data.segmentation or the processor does not fit.
+            rollouts one by one. data.filter_overlong_prompts=true leaves such rows out and logs their number. Or a
+            column of data.keep_rows is not measured, or leaves no row.
+        ConfigError: data.segmentation, data.keep_rows or the processor does not fit.
     """
 
     def _read_files_and_tokenize(self) -> None:
@@ -64,16 +67,27 @@ class SegmentationDataset(RLHFDataset):
         tables = [read_table(path) for path in self.data_files]
         self._table = pa.concat_tables(tables).combine_chunks()
         self._first_rows = np.cumsum([0, *(table.num_rows for table in tables)])
-        self._rows = self._check_lengths(self._select(self._table.num_rows))
+        self._rows = self._check_lengths(self._select(self._kept(tables)))
         logger.info("%d of %d rows of %s", len(self._rows), self._table.num_rows, list(self.data_files))
 
-    def _select(self, total: int) -> np.ndarray:
+    def _kept(self, tables: Sequence[pa.Table]) -> np.ndarray:
+        """The rows within `data.keep_rows`: of the training files, all of others."""
+        bounds, training = keep_rows_config(self.config), self.config.get("train_files")
+        if not bounds or list(self.original_data_files) != ([training] if isinstance(training, str) else training):
+            return np.arange(self._table.num_rows)
+        kept = [kept_rows(table, bounds, path) for table, path in zip(tables, self.data_files, strict=True)]
+        rows = np.flatnonzero(np.concatenate(kept))
+        logger.info("data.keep_rows: %d of %d rows are left", len(rows), self._table.num_rows)
+        return rows
+
+    def _select(self, rows: np.ndarray) -> np.ndarray:
         """The rows within verl's `data.{train,val}_max_samples`: random with data.shuffle, else the first."""
-        if not 0 < self.max_samples < total:
-            return np.arange(total)
+        if not 0 < self.max_samples < len(rows):
+            return rows
         if not self.shuffle:
-            return np.arange(self.max_samples)
-        return np.asarray(np.random.default_rng(self.seed).choice(total, size=self.max_samples, replace=False))
+            return rows[: self.max_samples]
+        chosen = np.random.default_rng(self.seed).choice(len(rows), size=self.max_samples, replace=False)
+        return rows[chosen]
 
     def _check_lengths(self, rows: np.ndarray) -> np.ndarray:
         lengths = np.concatenate([self._lengths(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)])

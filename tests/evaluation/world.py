@@ -22,15 +22,16 @@ Rule = Callable[[Mapping[str, Any], int], str]  # item, seed → response
 
 def inference_config(segmenter: str = "boxes,0") -> InferenceConfig:
     """Answers in pixels of the original image; every box is its own mask."""
+    boxes = SegmenterConfig(
+        backend="tests.service.fake",
+        path=segmenter,
+        device="cpu",
+        dtype="float32",
+        service=ServiceConfig(mode="embedded", cache_gb=0.01, cache_dir=None),
+    )
     return InferenceConfig(
         prompt=PromptConfig(policy_size=SIZE_WH, frame="absolute", prompt="tiny"),
-        segmenter=SegmenterConfig(
-            backend="tests.service.fake",
-            path=segmenter,
-            device="cpu",
-            dtype="float32",
-            service=ServiceConfig(mode="embedded", cache_gb=0.01, cache_dir=None),
-        ),
+        segmenter=boxes,
         caps=Caps(points=16, objects=16),
         max_new_tokens=48,
         model="none",
@@ -38,6 +39,7 @@ def inference_config(segmenter: str = "boxes,0") -> InferenceConfig:
         processor_kwargs={},
         template_kwargs={},
         prepare=PrepareConfig(data="", model="", segmenter=""),
+        reward={"path": "pkg://reward_fns.samr1", "name": "compute_score", "reward_kwargs": {"segmenter": boxes}},
     )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from samr1_verl.config import samr1_config
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.preflight import checks, inputs
 from samr1_verl.preflight.callback import Preflight, examine_config
+from samr1_verl.rows.measured import write_measured
 from tests.composing import compose_recipe
 from tests.row_files import make_record, write_rows
 
@@ -205,6 +207,29 @@ def test_a_data_file_without_a_column_or_without_rows_is_refused(ready, tmp_path
     ready.data.train_files = str(write_rows(tmp_path / "rows.parquet"))
     message = rewrite(ready, tmp_path, lambda table: table.slice(0, 0))
     assert "no rows" in message and message.startswith("data.train_files: ") and "make data" in message
+
+
+def test_rows_to_keep_need_their_measurement(ready, tmp_path):
+    message = only_problem(ready, samr1__keep_rows={"ceiling": [0.5, 1]})
+    assert message.startswith("data.train_files: ") and "column 'ceiling' has no value in 1 of 1 rows" in message
+    assert "samr1 data ceiling, and train on the file that it writes, or set samr1.keep_rows=null" in message
+    measured = tmp_path / "measured.parquet"
+    write_measured(Path(ready.data.train_files), measured, {"ceiling": np.array([0.4])})
+    message = only_problem(ready, data__train_files=str(measured), samr1__keep_rows={"ceiling": [0.5, 1]})
+    assert "no row is left with ceiling in [0.5, 1]; found 0.4 to 0.4" in message
+    assert problems(ready, data__train_files=str(measured), samr1__keep_rows={"ceiling": [0.2, 1]}) == []
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"ceiling": [0.9, 0.5]}, r"samr1.keep_rows: .*ceiling is \[0.9, 0.5\], expected \[lowest, highest\]"),
+        ({"ceiling": [0.5, 1.5]}, r"samr1.keep_rows.ceiling.1: Input should be less than or equal to 1"),
+        ({"difficulty": [0.5, 1]}, r"samr1.keep_rows.difficulty: Extra inputs"),
+    ],
+)
+def test_bounds_of_rows_are_checked(ready, bounds, expected):
+    assert re.search(expected, only_problem(ready, samr1__keep_rows=bounds))
 
 
 @pytest.mark.parametrize("files", [None, [], 7])

@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -13,6 +14,7 @@ from verl.utils.tokenizer import build_multimodal_processor_inputs
 from samr1_verl.config import ConfigError
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.prompts.policy_image import PolicySize, load_policy_image
+from samr1_verl.rows.measured import write_measured
 from samr1_verl.rows.record import DataError
 from samr1_verl.training import dataset as dataset_module
 from samr1_verl.training.dataset import SegmentationDataset
@@ -150,6 +152,19 @@ def test_max_samples_takes_a_seeded_random_subset_when_shuffling_and_the_first_r
     assert random_rows == [row["index"] for row in dataset([path], max_samples=5)]
     assert len(set(random_rows)) == 5 and random_rows != [0, 1, 2, 3, 4]
     assert [row["index"] for row in dataset([path], max_samples=5, shuffle=False)] == [0, 1, 2, 3, 4]
+
+
+def test_rows_outside_the_bounds_are_left_out_of_the_training_files_alone(tmp_path):
+    plain = write_rows(tmp_path / "plain.parquet", *[make_record_in(tmp_path, i) for i in range(10)])
+    measured = tmp_path / "measured.parquet"
+    write_measured(plain, measured, {"ceiling": np.linspace(0, 0.9, 10)})
+    keep = {"keep_rows": {"ceiling": [0.45, 1.0]}, "shuffle": False}
+    rows = dataset([measured], train_files=[str(measured)], **keep)
+    assert [row["index"] for row in rows] == [5, 6, 7, 8, 9]
+    assert [row["index"] for row in dataset([measured], 0, 2, train_files=str(measured), **keep)] == [5, 6]
+    assert len(dataset([plain], train_files=[str(measured)], **keep)) == 10, "validation rows all stay"
+    with pytest.raises(DataError, match="column 'ceiling' has no value in 10 of 10 rows"):
+        dataset([plain], train_files=[str(plain)], **keep)
 
 
 def test_counted_prompt_length_is_the_number_of_tokens_the_rollout_sends(tmp_path):

@@ -1,0 +1,80 @@
+"""The measured columns of a data file: written beside its rows, and rows left out by them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from samr1_verl.rows.files import complete
+from samr1_verl.rows.record import MEASURED, SCHEMA, DataError, read_batches
+
+Bounds = Mapping[str, tuple[float, float]]  # column: lowest and highest value of a row that stays
+
+
+def write_measured(
+    source: Path, target: Path, columns: Mapping[str, np.ndarray], keep: np.ndarray | None = None
+) -> int:
+    """Copy a data file with measured columns, and return the number of rows that were written.
+
+    The other columns stay as they are. Paths of images that are relative to the file stay valid: they become relative
+    to the copy. The copy appears under its name when it is complete; memory does not grow with the number of rows.
+
+    Args:
+        columns: by name, one of MEASURED: [rows] float64 in [0, 1]; NaN: not measured.
+        keep: [rows] bool: the rows to write; None: all.
+
+    Raises:
+        DataError: the source is no data file, or no row is left.
+    """
+    if keep is not None and not keep.any():
+        raise DataError(f"{target}: none of the {len(keep)} rows of {source} would be left, so it is not written")
+    count, start = 0, 0
+    folder = os.path.relpath(source.resolve().parent, target.resolve().parent)
+    with complete(target) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        for table in read_batches(source):
+            rows = slice(start, start + table.num_rows)
+            start += table.num_rows
+            images = [
+                image if folder == "." else os.path.normpath(os.path.join(folder, image))
+                for image in table["image"].to_pylist()
+            ]
+            table = table.set_column(table.schema.get_field_index("image"), "image", pa.array(images, pa.string()))
+            for name, values in columns.items():
+                own = pa.array(values[rows], pa.float64(), from_pandas=True)  # NaN becomes null
+                table = table.set_column(table.schema.get_field_index(name), name, own)
+            if keep is not None:
+                table = table.filter(pa.array(keep[rows]))
+            writer.write_table(table)
+            count += table.num_rows
+    return count
+
+
+def kept_rows(table: pa.Table, bounds: Bounds, path: str | Path) -> np.ndarray:
+    """[rows] bool: the rows of `read_table(path)` whose measured columns lie within `bounds`, ends included.
+
+    Raises:
+        DataError: a row has no value in a column, or no row is left; the message names the command that measures.
+    """
+    keep = np.ones(table.num_rows, dtype=bool)
+    for name, (low, high) in bounds.items():
+        values = table[name].to_numpy()
+        if (unknown := np.flatnonzero(np.isnan(values))).size:
+            raise DataError(
+                f"{path}: column {name!r} has no value in {unknown.size} of {table.num_rows} rows, the first is row "
+                f"{unknown[0]}. Measure it with {COMMANDS[name]}, and train on the file that it writes"
+            )
+        keep &= (values >= low) & (values <= high)
+        if not keep.any():
+            raise DataError(
+                f"{path}: no row is left with {name} in [{low:g}, {high:g}]; found {values.min():.3g} to "
+                f"{values.max():.3g} in {table.num_rows} rows. Set wider bounds"
+            )
+    return keep
+
+
+COMMANDS = dict.fromkeys(MEASURED, "samr1 data difficulty") | {"ceiling": "samr1 data ceiling"}
