@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from samr1_verl.cli.options import (
+    BatchSizeOption,
+    LimitOption,
     MergeOption,
     ModelOption,
+    ParallelOption,
     Parsing,
     ParsingOption,
     PolicyOption,
     RecipeOption,
+    RestartOption,
     ServerOption,
     SetOption,
     check_one_policy,
     errors_end_the_command,
+    progress_bar,
+    results_name,
+    sampling_temperature,
 )
 
 
@@ -56,9 +59,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="folder of the results; default: outputs/eval/POLICY.FOLDER.FILE")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="number of rows, from the first; default: all")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="rows per batch of a policy in this process")] = 16,
-    parallel: Annotated[int, typer.Option(min=1, help="maximum number of concurrent requests to --server")] = 16,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 16,
+    parallel: ParallelOption = 16,
     votes: Annotated[
         int | None,
         typer.Option(
@@ -73,7 +76,7 @@ def evaluate(
         typer.Option(min=0.0, help="sampling temperature; 0: greedy. Default: 0; with --votes the recipe's rollouts'"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the sampling and of the bootstrap")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="discard predictions of an earlier start")] = False,
+    restart: RestartOption = False,
 ) -> None:
     """Evaluate a policy on every row of a file. After an interruption the same command resumes.
 
@@ -90,10 +93,15 @@ def evaluate(
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
-    folder = out or Path("outputs/eval") / _name(policy, server, model, file, votes is not None)
+    parts = (file.parent.name, file.stem, *(["votes"] if votes is not None else []))
+    folder = out or Path("outputs/eval") / results_name(policy, server, model, *parts)
     with errors_end_the_command():
         config = config_for(policy, recipe, set_ or [], server is not None)
-        drawn_at = _temperature(temperature, votes, config.sampling.temperature)
+        if votes is None:
+            drawn_at = temperature or 0.0
+        else:
+            asked = f"--votes {votes}"
+            drawn_at = sampling_temperature(temperature, config.sampling.temperature, asked, ", or leave out --votes")
         choice = PolicyChoice(config, policy, server, model, merge, drawn_at, parallel)
         evaluation = Evaluation(
             file,
@@ -104,7 +112,7 @@ def evaluate(
             block=batch_size if server is None else 1,
             seed=seed,
         )
-        with _progress("rows" if votes is None else "answers") as progress:
+        with progress_bar("rows" if votes is None else "answers") as progress:
             if votes is None:
                 samples, points = evaluation.run(folder, restart, progress), None
             else:
@@ -119,34 +127,3 @@ def evaluate(
         show_curve(points, protocol.value, Console())
     typer.echo(f"{stored}\n{stored.with_name('predictions.jsonl')}")
     typer.echo(json.dumps({name: value for name, value in results.items() if name != "tables"}))
-
-
-def _temperature(chosen: float | None, votes: int | None, of_rollouts: float) -> float:
-    """The sampling temperature. Raises ConfigError where --votes would get the same greedy answer every time."""
-    from samr1_verl.config import ConfigError
-
-    if votes is None:
-        return chosen or 0.0
-    temperature = of_rollouts if chosen is None else chosen
-    if temperature == 0:
-        source = "--temperature" if chosen is not None else "actor_rollout_ref.rollout.temperature"
-        raise ConfigError(
-            f"{source}: found 0 with --votes {votes}, expected more than 0: greedy answers are all the same. Set "
-            "--temperature, for example to 1, or leave out --votes"
-        )
-    return temperature
-
-
-def _name(policy: str | None, server: str | None, model: str | None, file: Path, votes: bool) -> str:
-    name = model or server or policy or "recipe"
-    end = ".votes" if votes else ""
-    return re.sub(r"[^\w.-]+", "_", f"{name}.{file.parent.name}.{file.stem}{end}").strip("._")
-
-
-@contextmanager
-def _progress(counted: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error: a function of the number of finished and of all rows or answers."""
-    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(counted, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

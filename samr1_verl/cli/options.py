@@ -1,13 +1,16 @@
-"""The options for the policy, shared by `samr1 predict`, `samr1 eval` and `samr1 playground`, and error messages."""
+"""Options that several commands share, most of them for the policy, and the progress bars and errors of commands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from samr1_verl import Samr1Error
 
@@ -46,6 +49,13 @@ MergeOption = Annotated[
     ),
 ]
 
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="number of rows, from the first; default: all")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="rows per batch of a policy in this process")]
+ParallelOption = Annotated[
+    int, typer.Option("--parallel", min=1, help="maximum number of concurrent requests to --server")
+]
+RestartOption = Annotated[bool, typer.Option("--restart", help="discard predictions of an earlier start")]
+
 
 class Parsing(str, Enum):
     """How answers are parsed: strictly as for rewards, or leniently for an untrained model."""
@@ -70,6 +80,42 @@ def check_one_policy(policy: str | None, server: str | None, model: str | None, 
         raise typer.BadParameter("--server cannot be used with --policy or --merge: the server has the policy")
     if server is None and model is not None:
         raise typer.BadParameter("--model is a name on a --server; a folder or hub id is a --policy")
+
+
+def sampling_temperature(chosen: float | None, of_rollouts: float, asked: str, otherwise: str = "") -> float:
+    """The temperature of several answers a row: `chosen`, or that of the recipe's rollouts.
+
+    Args:
+        asked: the option that asks for several answers, with its value, for the message.
+        otherwise: what the user may do without them, for the message.
+
+    Raises:
+        ConfigError: the temperature is 0.
+    """
+    from samr1_verl.config import ConfigError
+
+    temperature = of_rollouts if chosen is None else chosen
+    if temperature == 0:
+        source = "--temperature" if chosen is not None else "actor_rollout_ref.rollout.temperature"
+        raise ConfigError(
+            f"{source}: found 0 with {asked}, expected more than 0: greedy answers are all the same. Set "
+            f"--temperature, for example to 1{otherwise}"
+        )
+    return temperature
+
+
+def results_name(policy: str | None, server: str | None, model: str | None, *others: str) -> str:
+    """Name of a folder of results: the policy, as a user names it, and other parts, with dots between them."""
+    return re.sub(r"[^\w.-]+", "_", ".".join((model or server or policy or "recipe", *others))).strip("._")
+
+
+@contextmanager
+def progress_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error: a function of the number of finished and of all things, such as rows."""
+    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(counted, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 OUT/answers/000/…, 001/…    one journal for each number of an answer, resumed as any evaluation is
 OUT/predictions.jsonl       the elected masks of all answers
 OUT/results.json            their figures, and the curve of the figures against the number of answers
+
+`samr1 data difficulty` uses the answers alone, each with its reward.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.prompts.questions import Questions
 from samr1_verl.rows.record import DataError, Record
+from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.scoring.sample import Reader, Sample, write_samples
 from samr1_verl.segmenters.base import Prediction, SegmenterError
+
+REWARD = "reward"  # name of the recipe's reward in a sample's scores
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,33 @@ class Poll:
 
     Answers are seeded by row and number. So a poll repeats, and the first answers of a larger poll are those of a
     smaller one.
+
+    Args:
+        reward: scores every answer under `REWARD`; None: the answers have no reward.
     """
 
     evaluation: Evaluation
     votes: int
+    reward: RecipeReward | None = None
 
     def run(self, folder: Path, restart: bool, progress: Callable[[int, int], None]) -> list[list[Ballot]]:
+        """As `ask`, and write the elected masks to `folder`/predictions.jsonl."""
+        rows = self.ask(folder, restart, progress)
+        write_samples([elected(row) for row in rows], folder / PREDICTIONS)
+        return rows
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As `Evaluation.fingerprint`, with the reward."""
+        own = self.evaluation.fingerprint()
+        return own if self.reward is None else own | {"reward": self.reward.identity()}
+
+    def ask(self, folder: Path, restart: bool, progress: Callable[[int, int], None]) -> list[list[Ballot]]:
         """All rows' answers, `votes` a row, in the order of the rows. Arguments and errors as for `Evaluation.run`.
 
         A folder's answers are used again; a poll with more answers asks only for those that are missing. An image is
         encoded once: all answers to a row are segmented while its embedding is in memory.
         """
-        asked = self.evaluation
+        asked, settings = self.evaluation, self.fingerprint()
         records = read_rows(asked.file, asked.limit)
         if (folder / CHECKSUMS).exists():
             raise DataError(f"{folder}: holds an evaluation without --votes. Choose another --out")
@@ -58,7 +78,7 @@ class Poll:
                 stack.enter_context(
                     open_journal(
                         folder / ANSWERS / f"{number:03}",
-                        asked.fingerprint() | {"answer": number},
+                        settings | {"answer": number},
                         len(records),
                         asked.block,
                         restart,
@@ -77,9 +97,7 @@ class Poll:
 
                 asyncio.run(self._answer(records, missing, keep))
             columns = [journal.finish() for journal in journals]
-        rows = [list(row) for row in zip(*columns, strict=True)]
-        write_samples([elected(row) for row in rows], folder / PREDICTIONS)
-        return rows
+        return [list(row) for row in zip(*columns, strict=True)]
 
     async def _answer(
         self,
@@ -112,11 +130,18 @@ class Poll:
 
     async def _read(self, reader: Reader, item: Mapping[str, Any], response: str) -> tuple[Sample, list[Prediction]]:
         try:
-            sample, predictions = await reader.with_objects(item, response, {})
-            return judged(sample), predictions
+            # Together, so that both find the image's embedding in a small cache.
+            (sample, predictions), scores = await asyncio.gather(
+                reader.with_objects(item, response, {}), self._scores(item, response)
+            )
+            sample = judged(sample)
+            return sample.model_copy(update={"scores": {**sample.scores, **scores}}), predictions
         except (ImageError, MaskError, SegmenterError) as error:
             row = item["extra_info"]["index"]
             raise type(error)(f"{self.evaluation.file}: row {row}: {error}") from error
+
+    async def _scores(self, item: Mapping[str, Any], response: str) -> dict[str, float]:
+        return {} if self.reward is None else {REWARD: await self.reward(item, response)}
 
 
 def seed_of(seed: int, row: int, number: int) -> int:

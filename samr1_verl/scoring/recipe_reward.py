@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from samr1_verl.config import ConfigError
+from samr1_verl.config import ConfigError, SegmenterConfig
 
 KEY = "reward.custom_reward_function"
 
@@ -18,7 +19,8 @@ class RecipeReward:
         section: the values of `reward.custom_reward_function`: `path`, `name` and `reward_kwargs`.
 
     Raises:
-        ConfigError: the recipe names no reward, or it cannot be loaded.
+        ConfigError: the recipe names no reward, it cannot be loaded, or it compares an answer with earlier answers, so
+            that no answer has a reward of its own.
     """
 
     def __init__(self, section: Mapping[str, Any]) -> None:
@@ -31,6 +33,21 @@ class RecipeReward:
         except (ImportError, FileNotFoundError, RuntimeError, AttributeError) as error:
             raise ConfigError(f"{KEY}: {section['path']}, {section['name']}: cannot be loaded: {error}") from error
         self._arguments = dict(section.get("reward_kwargs") or {})
+        if isinstance(reward := self._arguments.get("reward"), Mapping) and reward.get("window") is not None:
+            raise ConfigError(
+                f"samr1.reward.window: found {reward['window']!r}, expected null: this reward ranks an answer among "
+                "the training's earlier ones, so no answer has a reward of its own. Name another reward with "
+                f"--set {KEY}.path=… and --set samr1.reward.window=null"
+            )
+        self._named = {"path": section["path"], "name": section["name"]}
+
+    def identity(self) -> dict[str, Any]:
+        """Path, name and arguments of the function, in JSON values; the place of the segmenter changes no reward."""
+        arguments = {
+            name: value.model_dump(mode="json", exclude={"service"}) if isinstance(value, SegmenterConfig) else value
+            for name, value in self._arguments.items()
+        }
+        return {**self._named, "arguments": arguments}
 
     async def __call__(self, item: Mapping[str, Any], response: str) -> float:
         """The reward of a response.
@@ -40,9 +57,16 @@ class RecipeReward:
             response: the text, without special tokens.
 
         Raises:
-            ConfigError, RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
+            ConfigError: as `reward_fns.samr1.compute_score`, or the result is no finite number.
+            RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
         """
         row = (item["data_source"], response, item["reward_model"]["ground_truth"], item["extra_info"])
         result = self._score(*row, **self._arguments)
         result = await result if inspect.isawaitable(result) else result
-        return float(result["score"] if isinstance(result, Mapping) else result)
+        score = float(result["score"] if isinstance(result, Mapping) else result)
+        if not math.isfinite(score):
+            raise ConfigError(
+                f"{KEY}: {self._named['path']}, {self._named['name']}: found the score {score} for the answer "
+                f"{response[:200]!r}, expected a finite number. Correct the reward"
+            )
+        return score

@@ -1,0 +1,85 @@
+"""The difficulty of a file's rows as tables and a histogram on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+WIDTH = 40  # characters of the longest bar
+BINS = 10  # of success rates between 0 and 1, which have lines of their own
+
+
+def show_difficulty(results: Mapping[str, Any], success_rate: np.ndarray, console: Console) -> None:
+    """Print success rates by tier, the expected share of groups with a gradient, a histogram, and the rows left out.
+
+    Args:
+        results: as `difficulty.results_of` returns them, with `kept`.
+        success_rate: [rows] float64 in [0, 1].
+    """
+    title = f"{results['rows']:,} rows, {results['samples']} sampled answers each"
+    table = _table(title, "mask IoU above", "success rate", "rows: never", "sometimes", "always")
+    for tier, shares in results["tiers"].items():
+        table.add_row(tier, *(f"{shares[name]:.3f}" for name in ("success_rate", "never", "sometimes", "always")))
+    console.print(table)
+    console.print(
+        f"groups of {results['group']} with a gradient, expected: {results['gradient_chance']:.1%}; "
+        f"mean reward {results['mean_reward']:.3f}"
+    )
+    if results["unusable"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
+        console.print(f"unusable answers, counted as empty masks: {reasons}")
+    console.print(histogram(success_rate))
+    if results["kept"] is not None:
+        console.print(_left_out(results["kept"]))
+        console.print(
+            f"groups of {results['group']} with a gradient in the rows kept, expected: "
+            f"{results['kept']['gradient_chance']:.1%}"
+        )
+
+
+def histogram(success_rate: np.ndarray) -> Table:
+    """Rows by success rate: exactly 0, exactly 1, and BINS ranges between, each with its upper end.
+
+    Args:
+        success_rate: [rows] float64 in [0, 1].
+    """
+    inside = success_rate[(success_rate > 0) & (success_rate < 1)]
+    # Without the round, 0.3 · 10 would lie above 3.
+    upper = np.ceil(np.round(inside * BINS, 9)).astype(int)
+    counts = [
+        ("0", int((success_rate == 0).sum())),
+        *((f"{(end - 1) / BINS:g} to {end / BINS:g}", int((upper == end).sum())) for end in range(1, BINS + 1)),
+        ("1", int((success_rate == 1).sum())),
+    ]
+    table = _table("rows by success rate", "success rate", "rows", "")
+    table.columns[-1].justify = "left"
+    most = max(count for _, count in counts)
+    for name, count in counts:
+        table.add_row(name, f"{count:,}", "█" * max(count > 0, round(WIDTH * count / most)))
+    return table
+
+
+def _left_out(kept: Mapping[str, Any]) -> Table:
+    sources = kept["sources"]
+    all_rows = sum(sum(counts.values()) for counts in sources.values())
+    table = _table(
+        f"{kept['rows']:,} of {all_rows:,} rows kept, with a success rate of {kept['low']:g} to {kept['high']:g}",
+        *("data source", "kept", "left out: too hard", "too easy"),
+    )
+    for source, counts in sources.items():
+        table.add_row(escape(source), *(f"{counts[name]:,}" for name in ("kept", "below", "above")))
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for column in others:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
