@@ -35,12 +35,12 @@ def show_difficulty(results: Mapping[str, Any], success_rate: np.ndarray, consol
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
         console.print(f"unusable answers, counted as empty masks: {reasons}")
     console.print(histogram(success_rate))
-    if results["kept"] is not None:
-        console.print(_left_out(results["kept"]))
+    if (kept := results["kept"]) is not None:
         console.print(
-            f"groups of {results['group']} with a gradient in the rows kept, expected: "
-            f"{results['kept']['gradient_chance']:.1%}"
+            f"{kept['rows']:,} of {results['rows']:,} rows kept, with a success rate of {kept['low']:g} to "
+            f"{kept['high']:g}; groups with a gradient among them, expected: {kept['gradient_chance']:.1%}"
         )
+        console.print(_left_out(kept["sources"]))
 
 
 def histogram(success_rate: np.ndarray) -> Table:
@@ -65,13 +65,8 @@ def histogram(success_rate: np.ndarray) -> Table:
     return table
 
 
-def _left_out(kept: Mapping[str, Any]) -> Table:
-    sources = kept["sources"]
-    all_rows = sum(sum(counts.values()) for counts in sources.values())
-    table = _table(
-        f"{kept['rows']:,} of {all_rows:,} rows kept, with a success rate of {kept['low']:g} to {kept['high']:g}",
-        *("data source", "kept", "left out: too hard", "too easy"),
-    )
+def _left_out(sources: Mapping[str, Mapping[str, int]]) -> Table:
+    table = _table("rows by data source", "data source", "kept", "left out: too hard", "too easy")
     for source, counts in sources.items():
         table.add_row(escape(source), *(f"{counts[name]:,}" for name in ("kept", "below", "above")))
     return table

@@ -12,8 +12,11 @@ from typing import Any
 
 from samr1_verl.answers import Caps
 from samr1_verl.config import PrepareConfig, PromptConfig, SegmenterConfig, ServiceConfig
-from samr1_verl.evaluation.run import Evaluation
+from samr1_verl.evaluation.difficulty import kept_of, measure, results_of, write_difficulty
+from samr1_verl.evaluation.poll import Poll
+from samr1_verl.evaluation.run import Evaluation, store_results
 from samr1_verl.policies.inference_config import InferenceConfig
+from samr1_verl.scoring.recipe_reward import RecipeReward
 from tests.row_files import make_record, write_rows
 
 SIZE_WH = (64, 48)
@@ -102,3 +105,19 @@ def rows(folder: Path, count: int) -> Path:
 def run_slowly(file: str, folder: str, seconds: float) -> None:
     """In a process of its own: an evaluation whose every batch takes some seconds."""
     evaluation(Path(file), RulePolicy(noisy, seconds), "killed,0", seed=7).run(Path(folder), False, lambda *_: None)
+
+
+def nothing(done: int, total: int) -> None:
+    """No progress bar."""
+
+
+def measure_slowly(file: str, folder: str, seconds: float) -> None:
+    """In a process of its own: the difficulty of rows, with 8 answers each, for a policy that takes some seconds."""
+    asked = evaluation(Path(file), RulePolicy(noisy, seconds), "measured,0", seed=7)
+    poll = Poll(asked, 8, RecipeReward(asked.config.reward))
+    answers = poll.ask(Path(folder), False, nothing)
+    found = measure(answers, (0.7,), 4)
+    keep = found.within(0.1, 0.4)
+    results = results_of(found, [said for row in answers for said in row], poll.fingerprint())
+    write_difficulty(Path(file), Path(folder), found, keep)
+    store_results(results | {"kept": kept_of(found, (0.1, 0.4), keep)}, Path(folder))
