@@ -31,10 +31,11 @@ from samr1_verl.evaluation.difficulty import (
     write_difficulty,
 )
 from samr1_verl.evaluation.journal import ANSWERS, PREDICTIONS, RESULTS
-from samr1_verl.evaluation.poll import REWARD, Poll
+from samr1_verl.evaluation.poll import REWARD, Poll, seed_of
+from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.prompts.questions import Questions
-from samr1_verl.rows.record import DataError, count_rows, iter_rows, read_table
+from samr1_verl.rows.record import DataError, count_rows, iter_rows, parse_record, read_table, resolve_image
 from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.service.client import get_client
 from tests.evaluation.test_votes import pictures
@@ -122,8 +123,6 @@ async def rewards_again(file: Path, answers: list) -> list[dict[str, float]]:
     questions = Questions(config.prompt, None, {})
     scored = []
     for number, row in enumerate(iter_rows(file)):
-        from samr1_verl.rows.record import parse_record, resolve_image
-
         record = parse_record(row, file, number)
         item = questions.item(record, resolve_image(record, file), number)
         for said in answers[number]:
@@ -136,11 +135,10 @@ def test_rewards_and_overlaps_are_those_of_the_reward(tmp_path: Path) -> None:
     """Also on a row without an object, where an empty mask is wrong and `[]` is right, and with ignored pixels."""
     (tmp_path / "data").mkdir()
     whole = make_record(tmp_path / "data", "a.png", SIZE_WH)
-    records = [
-        whole,
-        whole.model_copy(update={"masks": [], "boxes": []}),
-        whole.model_copy(update={"ignore": whole.masks[0]}),
-    ]
+    ignored = np.zeros(SIZE_WH[::-1], dtype=bool)
+    ignored[16:30, 20:50] = True
+    changes: list[dict] = [{}, {"masks": [], "boxes": []}, {"ignore": encode_rle(ignored)}]
+    records = [whole.model_copy(update=change) for change in changes]
     file = write_rows(tmp_path / "data" / "rows.parquet", *records)
     said = [RIGHT, NEAR, WRONG, "?", "<answer>[]</answer>", answer([0, 0, 0.4, 0.4])]
     answers = poll(file, lambda item, seed: said[seed_number(seed)], 6, block=3).ask(tmp_path / "out", False, nothing)
@@ -156,8 +154,6 @@ def test_rewards_and_overlaps_are_those_of_the_reward(tmp_path: Path) -> None:
 
 def seed_number(seed: int) -> int:
     """The number of the answer that a seed of row 0 belongs to."""
-    from samr1_verl.evaluation.poll import seed_of
-
     return [seed_of(0, 0, number) for number in range(6)].index(seed)
 
 
@@ -285,9 +281,8 @@ def test_the_place_of_the_segmenter_is_no_part_of_the_reward(tmp_path: Path) -> 
 def test_a_policy_without_a_usable_answer_is_named_with_its_reasons(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 4)
     said = ["I see nothing.", "I see nothing.", "<answer>no JSON</answer>"]
-    answers = poll(file, lambda item, seed: said[item["extra_info"]["index"] % 3], 3).ask(
-        tmp_path / "o", False, nothing
-    )
+    asked = poll(file, lambda item, seed: said[item["extra_info"]["index"] % 3], 3)
+    answers = asked.ask(tmp_path / "out", False, nothing)
     with pytest.raises(PolicyError) as error:
         measure(answers, (), 2)
     message = str(error.value)
@@ -312,17 +307,12 @@ def test_bounds_that_are_none_are_refused(text: str) -> None:
 
 
 def test_bounds_are_read() -> None:
-    assert [parse_bounds(text) for text in ("0.1..0.9", "0..1", ".5...5", "1..1")] == [
-        (0.1, 0.9),
-        (0, 1),
-        (0.5, 0.5),
-        (1, 1),
-    ]
+    assert [parse_bounds(text) for text in ("0.1..0.9", "0..1", ".5...5")] == [(0.1, 0.9), (0, 1), (0.5, 0.5)]
 
 
 def test_the_measured_file_is_not_replaced(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 1)
-    with pytest.raises(DataError, match="would be replaced. Choose another --out"):
+    with pytest.raises(DataError, match=r"would be replaced\. Choose another --out"):
         check_out(file, tmp_path / "other" / ".." / "data")
     check_out(file, tmp_path / "out")
 
