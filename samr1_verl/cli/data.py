@@ -1,4 +1,4 @@
-"""`samr1 data`: convert data sets to files of rows, validate these files, and show their rows."""
+"""`samr1 data`: convert data sets to files of rows; validate, show and measure the rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from samr1_verl.cli.ceiling import ceiling
 from samr1_verl.cli.convert import app as convert_app
 
-app = typer.Typer(no_args_is_help=True, help="Convert data sets to files of rows, check these files and show them.")
+app = typer.Typer(no_args_is_help=True, help="Convert data sets to files of rows; check, show and measure the rows.")
 app.add_typer(convert_app, name="convert")
+app.command()(ceiling)
 
 
 @app.command()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from samr1_verl.cli.options import (
     MergeOption,
@@ -25,6 +21,8 @@ from samr1_verl.cli.options import (
     SetOption,
     check_one_policy,
     errors_end_the_command,
+    progress_bar,
+    safe_name,
 )
 
 
@@ -90,7 +88,8 @@ def evaluate(
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
-    folder = out or Path("outputs/eval") / _name(policy, server, model, file, votes is not None)
+    asked = model or server or policy or "recipe"
+    folder = out or Path("outputs/eval") / safe_name(asked, file, ".votes" if votes is not None else "")
     with errors_end_the_command():
         config = config_for(policy, recipe, set_ or [], server is not None)
         drawn_at = _temperature(temperature, votes, config.sampling.temperature)
@@ -104,7 +103,7 @@ def evaluate(
             block=batch_size if server is None else 1,
             seed=seed,
         )
-        with _progress("rows" if votes is None else "answers") as progress:
+        with progress_bar("rows" if votes is None else "answers") as progress:
             if votes is None:
                 samples, points = evaluation.run(folder, restart, progress), None
             else:
@@ -135,18 +134,3 @@ def _temperature(chosen: float | None, votes: int | None, of_rollouts: float) ->
             "--temperature, for example to 1, or leave out --votes"
         )
     return temperature
-
-
-def _name(policy: str | None, server: str | None, model: str | None, file: Path, votes: bool) -> str:
-    name = model or server or policy or "recipe"
-    end = ".votes" if votes else ""
-    return re.sub(r"[^\w.-]+", "_", f"{name}.{file.parent.name}.{file.stem}{end}").strip("._")
-
-
-@contextmanager
-def _progress(counted: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error: a function of the number of finished and of all rows or answers."""
-    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(counted, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,13 +1,17 @@
-"""The options for the policy, shared by `samr1 predict`, `samr1 eval` and `samr1 playground`, and error messages."""
+"""The options for the policy, shared by several commands; error messages, progress and names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from samr1_verl import Samr1Error
 
@@ -80,3 +84,17 @@ def errors_end_the_command() -> Iterator[None]:
     except Samr1Error as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def progress_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error: a function of the number of finished and of all rows or answers."""
+    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(counted, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def safe_name(what: str, file: Path, end: str = "") -> str:
+    """The name of a folder of results, from what was asked and the data file."""
+    return re.sub(r"[^\w.-]+", "_", f"{what}.{file.parent.name}.{file.stem}{end}").strip("._")
