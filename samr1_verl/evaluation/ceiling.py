@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 from samr1_verl.answers import Reason, Unusable
 from samr1_verl.evaluation.journal import open_journal
 from samr1_verl.evaluation.rows import read_rows
-from samr1_verl.geometry.giou import PROTOCOLS, Answered, PixelCounts
 from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.geometry.masks import MaskError
 from samr1_verl.policies.inference_config import InferenceConfig
@@ -32,7 +31,6 @@ from samr1_verl.segmenters.base import SegmenterError
 BLOCK = 16  # rows that are segmented together
 REACH = 0.05  # of a box's width and height: the most by which an edge of a jittered box moves
 THOUGHT = "The description fits one place of the image, and this is where it lies."  # of every response
-RULES = PROTOCOLS["lisa"]
 
 
 class Reached(BaseModel):
@@ -45,24 +43,17 @@ class Reached(BaseModel):
     data_source: str
     response: str  # in pixels of the original image
     reason: str | None  # why no policy can name the row's objects (answers.Reason); None: one can
-    counts: dict[str, float]  # geometry.giou.PixelCounts
+    counts: dict[str, float]  # pixels, under the names of geometry.giou.COUNTS
     reward: float
 
     @property
-    def pixels(self) -> PixelCounts:
-        """The pixel counts of the response's masks against the true masks."""
-        nothing = self.reason == Reason.NO_TARGET.value
-        answered: Answered = "objects" if self.reason is None else "nothing" if nothing else "unusable"
-        counts = PixelCounts.in_scores(self.counts, answered)
-        assert counts is not None
-        return counts
-
-    @property
     def iou(self) -> float:
-        """The mask IoU in [0, 1], by LISA's rules; 1 where there is no target, and the response says so."""
-        iou = RULES.iou(self.pixels)
-        assert iou is not None
-        return iou
+        """The mask IoU in [0, 1], as in rewards; 1 where there is no target, and the response says so."""
+        return _iou(self.counts, self.reason)
+
+
+def _iou(counts: Mapping[str, float], reason: str | None) -> float:
+    return counts["intersection"] / counts["union"] if counts["union"] else float(reason == Reason.NO_TARGET.value)
 
 
 @dataclass(frozen=True)
@@ -144,7 +135,7 @@ class Ceiling:
         item = self.item(record, row)
         try:
             tried = [await self._try(item, text) for text in self._responses(record, row)]
-            text, reason, counts = max(tried, key=lambda one: RULES.iou(one[2]) or 0.0)  # the first of equal ones
+            text, reason, counts = max(tried, key=lambda one: _iou(one[2], one[1]))  # the first of equal ones
             earned = await reward(item, text)
         except (ImageError, MaskError, SegmenterError) as error:
             raise type(error)(f"{self.file}: row {row}: {error}") from error
@@ -154,19 +145,15 @@ class Ceiling:
             data_source=record.data_source,
             response=text,
             reason=reason,
-            counts=counts.scores(),
+            counts=counts,
             reward=earned,
         )
 
-    async def _try(self, item: Mapping[str, Any], text: str) -> tuple[str, str | None, PixelCounts]:
+    async def _try(self, item: Mapping[str, Any], text: str) -> tuple[str, str | None, dict[str, float]]:
         truth, extra = item["reward_model"]["ground_truth"], item["extra_info"]
         rollout = read_rollout(item["data_source"], text, truth, extra, self.config.caps)
-        counts = await overlap(rollout, self.config.segmenter)
-        if not isinstance(rollout.answer, Unusable):
-            return text, None, counts
-        reason = rollout.answer.reason
-        nothing: Answered = "nothing" if reason is Reason.NO_TARGET else "unusable"
-        return text, reason.value, PixelCounts(**counts.scores(), answer=nothing)
+        reason = rollout.answer.reason.value if isinstance(rollout.answer, Unusable) else None
+        return text, reason, (await overlap(rollout, self.config.segmenter)).scores()
 
     def _responses(self, record: Record, row: int) -> Iterator[str]:
         """The response with the row's own prompts, then those with jittered boxes."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from samr1_verl.config import reward_config
 from samr1_verl.evaluation import histogram
-from samr1_verl.evaluation.ceiling import RULES, Ceiling, Reached
+from samr1_verl.evaluation.ceiling import Ceiling, Reached
 from samr1_verl.evaluation.rows import read_rows
 from samr1_verl.geometry.drawing import COLOURS, draw
 from samr1_verl.geometry.images import open_image
@@ -41,17 +42,17 @@ def thresholds_of(config: InferenceConfig) -> tuple[float, ...]:
 def results_of(reached: Sequence[Reached], measured: Ceiling, keep_above: float | None) -> dict[str, Any]:
     """The content of results.json.
 
-    Its keys: `rows`, `giou`, `ciou` (both by LISA's rules), `mean_reward`; `above`, the share of the rows with an IoU
+    Its keys: `rows`, `giou`, `ciou`, `mean_reward`; `above`, the share of the rows with an IoU
     above each threshold; `unusable`, the number of rows that no usable answer can name, by reason; `keep_above`, and
     with it `kept` and `left_out`, the latter by data source; `settings`.
     """
-    pixels = np.array([RULES.counted(one.pixels) for one in reached], dtype=np.float64)
+    intersection, union = (sum(one.counts[name] for one in reached) for name in ("intersection", "union"))
     ious = np.array([one.iou for one in reached])
     reasons = Counter(one.reason for one in reached if one.reason not in (None, "no_target"))
     results = {
         "rows": len(reached),
         "giou": float(ious.mean()),
-        "ciou": float(pixels[:, 0].sum() / pixels[:, 1].sum()) if pixels[:, 1].any() else 0.0,
+        "ciou": intersection / union if union else 0.0,
         "mean_reward": float(np.mean([one.reward for one in reached])),
         "above": {f"{value:g}": float(np.mean(ious > value)) for value in thresholds_of(measured.config)},
         "unusable": dict(reasons.most_common()),
@@ -105,9 +106,8 @@ async def _samples(chosen: Sequence[Reached], measured: Ceiling) -> list[Sample]
     return list(await asyncio.gather(*asked))
 
 
-def _tile(sample: Sample, reached: Reached) -> Any:
-    shown = open_image(sample.image).copy()
-    shown.thumbnail((TILE, TILE))
+def _tile(sample: Sample, reached: Reached) -> Image.Image:
+    shown = ImageOps.contain(open_image(sample.image), (TILE, TILE))
     masks = [(sample.mask, COLOURS[0]), *([(sample.truth, COLOURS[2])] if sample.truth else [])]
     draw(
         shown,
@@ -122,7 +122,8 @@ def _tile(sample: Sample, reached: Reached) -> Any:
 
 def show(results: dict[str, Any], reached: Sequence[Reached], measured: Ceiling, console: Console) -> None:
     """Print the figures of a perfect policy, the histogram, and the rows that were left out."""
-    table = Table(title=f"a perfect policy on {results['rows']:,} rows", box=None, show_header=False)
+    console.print(f"a perfect policy on {results['rows']:,} rows:")
+    table = Table(box=None, show_header=False)
     for name, value in (
         ("gIoU", f"{results['giou']:.3f}"),
         ("cIoU", f"{results['ciou']:.3f}"),
@@ -133,7 +134,7 @@ def show(results: dict[str, Any], reached: Sequence[Reached], measured: Ceiling,
         table.add_row(name, value)
     console.print(table)
     ious, thresholds = [one.iou for one in reached], thresholds_of(measured.config)
-    console.print(histogram.text_of(ious, thresholds, "rows by mask IoU with true prompts"))
+    console.print("rows by mask IoU with true prompts:", histogram.text_of(ious, thresholds))
     if results["keep_above"] is not None:
         left_out = ", ".join(f"{escape(name)} {count:,}" for name, count in results["left_out"].items()) or "none"
         console.print(f"kept: {results['kept']:,} rows above {results['keep_above']:g}; left out: {left_out}")

@@ -12,10 +12,10 @@ BINS = 20  # of equal width; the paper's thresholds 0.5, 0.7 and 0.8 are edges
 WIDTH = 40  # characters of the longest bar
 
 
-def text_of(values: Sequence[float], thresholds: Sequence[float], title: str) -> Table:
+def text_of(values: Sequence[float], thresholds: Sequence[float]) -> Table:
     """One line per bin, from the highest. A bin holds its lower edge but not its upper one; the last one holds 1."""
     counts, edges = np.histogram(values, BINS, (0, 1))
-    table = Table(title=title, box=None, show_header=False)
+    table = Table(box=None, show_header=False)
     for count, low, high in zip(counts[::-1], edges[-2::-1], edges[:0:-1], strict=True):
         passed = [f"threshold {value:g}" for value in thresholds if low - 1e-9 <= value < high - 1e-9]
         bar = "█" * int(np.ceil(WIDTH * count / counts.max()))
