@@ -48,7 +48,7 @@ def ceiling(
     folder = out or Path("outputs/ceiling") / safe_name(recipe, file)
     with errors_end_the_command():
         if importlib.util.find_spec("matplotlib") is None:
-            raise ConfigError("matplotlib is not installed. Type: pip install 'samr1-verl[data]'")
+            raise ConfigError("matplotlib is not installed. Type: pip install 'samr1-verl[report]'")
         measured = Ceiling(file, config_for(None, recipe, set_ or [], False), limit, jitter, seed)
         with progress_bar("rows") as progress:
             reached = measured.run(folder, restart, progress)

@@ -25,7 +25,7 @@ def text_of(values: Sequence[float], thresholds: Sequence[float]) -> Table:
 
 def picture(values: Sequence[float], thresholds: Sequence[float], title: str, path: Path) -> None:
     """Write the histogram as a PNG: a line at each threshold, with the share of the values above it."""
-    from matplotlib.figure import Figure  # in the extra `data`
+    from matplotlib.figure import Figure  # in the extra `report`
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
