@@ -150,7 +150,8 @@ def advantage(results: dict[str, list[dict[str, float]]], name: str) -> str:
     ours, other = ([run["giou"] for run in results[key]] for key in (REFERENCE, name))
     mean, low, high = paired(ours, other)
     better = sum(one > two for one, two in zip(ours, other, strict=True))
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {better} of {len(ours)}"
+    interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{mean:+.3f}{interval}, {better} of {len(ours)}"
 
 
 def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) -> str:

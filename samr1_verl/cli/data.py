@@ -1,4 +1,4 @@
-"""`samr1 data`: convert data sets to files of rows, validate these files, show their rows and measure them."""
+"""`samr1 data`: convert data sets to files of rows; validate, show and measure the rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from samr1_verl.cli.ceiling import ceiling
 from samr1_verl.cli.convert import app as convert_app
 from samr1_verl.cli.difficulty import difficulty
 
-app = typer.Typer(no_args_is_help=True, help="Convert data sets to files of rows, check, show and measure these files.")
+app = typer.Typer(no_args_is_help=True, help="Convert data sets to files of rows; check, show and measure the rows.")
 app.add_typer(convert_app, name="convert")
+app.command()(ceiling)
 app.command()(difficulty)
 
 

@@ -23,7 +23,7 @@ from samr1_verl.cli.options import (
     check_one_policy,
     errors_end_the_command,
     progress_bar,
-    results_name,
+    safe_name,
     sampling_temperature,
 )
 
@@ -75,6 +75,7 @@ def difficulty(
     """
     from transformers.utils import logging as transformers_logging
 
+    from samr1_verl.evaluation.ceiling_results import thresholds_of
     from samr1_verl.evaluation.difficulty import (
         check_out,
         kept_of,
@@ -91,7 +92,7 @@ def difficulty(
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
-    folder = out or Path("outputs/difficulty") / results_name(policy, server, model, file.parent.name, file.stem)
+    folder = out or Path("outputs/difficulty") / safe_name(model or server or policy or "recipe", file)
     with errors_end_the_command():
         bounds = None if keep is None else parse_bounds(keep)
         check_out(file, folder)
@@ -105,7 +106,7 @@ def difficulty(
         )
         with progress_bar("answers") as progress:
             rows = poll.ask(folder, restart, progress)
-        found = measure(rows, config.tiers, size)
+        found = measure(rows, thresholds_of(config), size)
         kept = None if bounds is None else found.within(*bounds)
         results = results_of(found, [answer for row in rows for answer in row], poll.fingerprint())
         results["kept"] = None if bounds is None or kept is None else kept_of(found, bounds, kept)

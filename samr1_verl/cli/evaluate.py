@@ -26,7 +26,7 @@ from samr1_verl.cli.options import (
     check_one_policy,
     errors_end_the_command,
     progress_bar,
-    results_name,
+    safe_name,
     sampling_temperature,
 )
 
@@ -93,15 +93,15 @@ def evaluate(
 
     check_one_policy(policy, server, model, merge)
     transformers_logging.disable_progress_bar()
-    parts = (file.parent.name, file.stem, *(["votes"] if votes is not None else []))
-    folder = out or Path("outputs/eval") / results_name(policy, server, model, *parts)
+    asked = model or server or policy or "recipe"
+    folder = out or Path("outputs/eval") / safe_name(asked, file, ".votes" if votes is not None else "")
     with errors_end_the_command():
         config = config_for(policy, recipe, set_ or [], server is not None)
         if votes is None:
             drawn_at = temperature or 0.0
         else:
-            asked = f"--votes {votes}"
-            drawn_at = sampling_temperature(temperature, config.sampling.temperature, asked, ", or leave out --votes")
+            several = f"--votes {votes}"
+            drawn_at = sampling_temperature(temperature, config.sampling.temperature, several, ", or leave out --votes")
         choice = PolicyChoice(config, policy, server, model, merge, drawn_at, parallel)
         evaluation = Evaluation(
             file,

@@ -1,4 +1,4 @@
-"""Options that several commands share, most of them for the policy, and the progress bars and errors of commands."""
+"""Options that several commands share, most of them for the policy; error messages, progress and names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -104,20 +105,6 @@ def sampling_temperature(chosen: float | None, of_rollouts: float, asked: str, o
     return temperature
 
 
-def results_name(policy: str | None, server: str | None, model: str | None, *others: str) -> str:
-    """Name of a folder of results: the policy, as a user names it, and other parts, with dots between them."""
-    return re.sub(r"[^\w.-]+", "_", ".".join((model or server or policy or "recipe", *others))).strip("._")
-
-
-@contextmanager
-def progress_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error: a function of the number of finished and of all things, such as rows."""
-    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(counted, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 @contextmanager
 def errors_end_the_command() -> Iterator[None]:
     """Turn a Samr1Error, which the user can correct, into a message on standard error and exit status 1."""
@@ -126,3 +113,17 @@ def errors_end_the_command() -> Iterator[None]:
     except Samr1Error as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def progress_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error: a function of the number of finished and of all rows or answers."""
+    columns = (counted, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(counted, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def safe_name(what: str, file: Path, end: str = "") -> str:
+    """The name of a folder of results, from what was asked and the data file."""
+    return re.sub(r"[^\w.-]+", "_", f"{what}.{file.parent.name}.{file.stem}{end}").strip("._")

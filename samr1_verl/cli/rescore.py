@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from samr1_verl.cli.evaluate import Shown
-from samr1_verl.cli.options import errors_end_the_command
+from samr1_verl.cli.options import errors_end_the_command, safe_name
 
 
 def rescore(
@@ -55,7 +54,7 @@ def rescore(
     from samr1_verl.geometry.images import sha256_of
     from samr1_verl.scoring.sample import write_samples
 
-    folder = out or Path("outputs/rescore") / _name(predictions, file)
+    folder = out or Path("outputs/rescore") / safe_name(predictions.stem, file)
     with errors_end_the_command():
         check_out(folder)
         rows = RowNames(read_rows(file, limit, images=False), file, key)
@@ -76,7 +75,3 @@ def rescore(
     show(results, Console())
     typer.echo(f"{stored}\n{folder / PREDICTIONS}")
     typer.echo(json.dumps({name: value for name, value in results.items() if name != "tables"}))
-
-
-def _name(predictions: Path, file: Path) -> str:
-    return re.sub(r"[^\w.-]+", "_", f"{predictions.stem}.{file.parent.name}.{file.stem}").strip("._")

@@ -21,7 +21,7 @@ from samr1_verl.evaluation.judge import answered
 from samr1_verl.evaluation.poll import REWARD
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.rows.measured import write_measured
-from samr1_verl.rows.record import DataError, count_rows
+from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample
 
 SUCCESS = 0.5  # the mask IoU above which an answer counts for the column success_rate
@@ -175,14 +175,10 @@ def write_difficulty(file: Path, folder: Path, found: Difficulty, keep: np.ndarr
     Args:
         keep: [rows] bool; None: no row is left out.
     """
-    more = count_rows(file) - len(found.sources)  # rows beyond the limit
-    columns = {
-        "success_rate": np.pad(found.success_rate, (0, more)),
-        "gradient_chance": np.pad(found.gradient_chance, (0, more)),
-    }
-    chosen = {ROWS: np.ones(len(found.sources), dtype=bool)} | ({} if keep is None else {KEPT: keep})
-    for name, rows in chosen.items():
-        write_measured(file, folder / name, columns, np.pad(rows, (0, more)))
+    columns = {"success_rate": found.success_rate, "gradient_chance": found.gradient_chance}
+    write_measured(file, folder / ROWS, columns)
     if keep is None:
         (folder / KEPT).unlink(missing_ok=True)
-    return [folder / name for name in chosen]
+        return [folder / ROWS]
+    write_measured(file, folder / KEPT, columns, keep)
+    return [folder / ROWS, folder / KEPT]

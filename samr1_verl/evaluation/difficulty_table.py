@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDTH = 40  # characters of the longest bar
-BINS = 10  # of success rates between 0 and 1, which have lines of their own
+from samr1_verl.evaluation import histogram
 
 
 def show_difficulty(results: Mapping[str, Any], success_rate: np.ndarray, console: Console) -> None:
@@ -34,35 +33,13 @@ def show_difficulty(results: Mapping[str, Any], success_rate: np.ndarray, consol
     if results["unusable"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
         console.print(f"unusable answers, counted as empty masks: {reasons}")
-    console.print(histogram(success_rate))
+    console.print("rows by success rate:", histogram.text_of(success_rate.tolist(), ()))
     if (kept := results["kept"]) is not None:
         console.print(
             f"{kept['rows']:,} of {results['rows']:,} rows kept, with a success rate of {kept['low']:g} to "
             f"{kept['high']:g}; groups with a gradient among them, expected: {kept['gradient_chance']:.1%}"
         )
         console.print(_left_out(kept["sources"]))
-
-
-def histogram(success_rate: np.ndarray) -> Table:
-    """Rows by success rate: exactly 0, exactly 1, and BINS ranges between, each with its upper end.
-
-    Args:
-        success_rate: [rows] float64 in [0, 1].
-    """
-    inside = success_rate[(success_rate > 0) & (success_rate < 1)]
-    # Without the round, 0.3 · 10 would lie above 3.
-    upper = np.ceil(np.round(inside * BINS, 9)).astype(int)
-    counts = [
-        ("0", int((success_rate == 0).sum())),
-        *((f"{(end - 1) / BINS:g} to {end / BINS:g}", int((upper == end).sum())) for end in range(1, BINS + 1)),
-        ("1", int((success_rate == 1).sum())),
-    ]
-    table = _table("rows by success rate", "success rate", "rows", "")
-    table.columns[-1].justify = "left"
-    most = max(count for _, count in counts)
-    for name, count in counts:
-        table.add_row(name, f"{count:,}", "█" * max(count > 0, round(WIDTH * count / most)))
-    return table
 
 
 def _left_out(sources: Mapping[str, Mapping[str, int]]) -> Table:

@@ -14,18 +14,32 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import Self
 
 from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import DataError
-from samr1_verl.scoring.sample import Sample
 
 PREDICTIONS, SETTINGS, RESULTS = "predictions.jsonl", "settings.json", "results.json"
 CHECKSUMS = "checksums.txt"
 ANSWERS = "answers"  # folder of the single answers of an evaluation with votes
-Stored = TypeVar("Stored", bound=Sample)
+
+
+class Entry(Protocol):
+    """What a journal stores for a row: a pydantic model with the row's number."""
+
+    @property
+    def index(self) -> int: ...
+
+    def model_dump_json(self) -> str: ...
+
+    @classmethod
+    def model_validate_json(cls, json_data: bytes) -> Self: ...
+
+
+Stored = TypeVar("Stored", bound=Entry)
 _log = logging.getLogger(__name__)
 INFORMATIVE = ("file",)  # settings that may differ between two starts: file_sha256 decides, not the file's path
 
@@ -110,11 +124,11 @@ class Journal(Generic[Stored]):
         return range(start, min(start + self._block, self._rows) if start % self._block == 0 else start)
 
 
-def _lines(samples: Sequence[Sample]) -> bytes:
+def _lines(samples: Sequence[Entry]) -> bytes:
     return "".join(f"{sample.model_dump_json()}\n" for sample in samples).encode()
 
 
-def _entry(samples: Sequence[Sample], place: int) -> bytes:
+def _entry(samples: Sequence[Entry], place: int) -> bytes:
     block = _lines(samples)
     return (
         " ".join(f"{number:x}" for number in (samples[0].index, place, len(block), zlib.crc32(block))).encode() + b"\n"

@@ -34,7 +34,6 @@ from samr1_verl.segmenters import segmenter_problems
 from samr1_verl.service.client import service_problems
 
 ROLLOUTS = Sampling(1.0)  # as verl's own keys have it
-TIERS = (0.5, 0.7, 0.8)  # mask IoUs of SAM-R1's tiers (arXiv 2505.22596), for rewards that set none
 RUN_CONFIG = Path(".hydra/config.yaml")
 
 
@@ -99,7 +98,6 @@ class InferenceConfig:
     reward: Mapping[str, Any]  # verl's reward.custom_reward_function, with this segmenter: scoring.recipe_reward
     sampling: Sampling = ROLLOUTS  # of the training's rollouts
     group: int = 1  # actor_rollout_ref.rollout.n: number of rollouts of a prompt whose rewards are compared
-    tiers: tuple[float, ...] = TIERS  # the mask IoUs of samr1.reward.thresholds, lowest first
 
     @classmethod
     def of(cls, config: DictConfig) -> InferenceConfig:
@@ -123,11 +121,10 @@ class InferenceConfig:
         if segmenter.service.mode == "ray":
             service = segmenter.service.model_copy(update={"mode": "embedded"})
             segmenter = segmenter.model_copy(update={"service": service})
-        reward = reward_config(root.get("reward"))
         return cls(
             prompt=prompt_config(config.data),
             segmenter=segmenter,
-            caps=reward.usable(),
+            caps=reward_config(root.get("reward")).usable(),
             max_new_tokens=int(config.data.max_response_length),
             model=str(config.actor_rollout_ref.model.path),
             dtype=str(config.actor_rollout_ref.rollout.dtype),
@@ -137,7 +134,6 @@ class InferenceConfig:
             reward=_reward(config, segmenter),
             sampling=_sampling(config.actor_rollout_ref.rollout),
             group=int(config.actor_rollout_ref.rollout.get("n", 1)),
-            tiers=tuple(sorted(reward.thresholds or TIERS)),
         )
 
     def problems(self) -> Iterator[str]:

@@ -7,7 +7,6 @@ is broken on purpose, so that the rewards of a group differ.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 
 from samr1_verl.geometry.frames import THOUSAND
-from samr1_verl.prompts.templates import is_file, prompt_text
+from samr1_verl.prompts.answer_form import AnswerForm, response
 
 BROKEN = 0.3  # share of answers without their last bracket
 RATE = 3e-3  # learning rate
@@ -59,43 +58,26 @@ class Form:
         """A response. Its box contains the middle of the image, and its points lie in the box."""
         kept = rng.random(len(THINKING)) >= SKIP
         thought = " ".join(word for word, keep in zip(THINKING[: self.words], kept, strict=False) if keep)
-        objects = [self._object(rng) for _ in range(int(rng.integers(1, 3)) if self.lists else 1)]
-        text = json.dumps(objects if self.lists else objects[0])
+        objects = [self._object(rng) for _ in range(int(rng.integers(1, 3)) if self.form.lists else 1)]
+        text = self.form.answer(objects)
         if rng.random() < broken:
-            text = text[: -2 if self.lists else -1]
-        return f"<think>{thought}</think><answer>{text}</answer>"
+            text = text[: -2 if self.form.lists else -1]
+        return response(thought, text)
 
     @property
-    def lists(self) -> bool:
-        """Whether an answer is a list of objects."""
-        return self.prompt in ("vision_reasoner", "star")
+    def form(self) -> AnswerForm:
+        """The keys of the answers."""
+        return AnswerForm(self.prompt)
 
     def _object(self, rng: np.random.Generator) -> dict[str, Any]:
         # The ranges differ in their first digit, which tells a small policy which number it is writing.
         width, height = self.extent_wh
         ranges = ((width, 0.12, 0.23), (height, 0.25, 0.35), (width, 0.72, 0.82), (height, 0.85, 0.94))
         box = [int(rng.integers(round(low * side), round(high * side))) for side, low, high in ranges]
-        first, second = self._point(rng), self._point(rng)
-        if not self.lists:
-            return {"bbox": box, "points_1": first, "points_2": second}
-        label = {"label": "object"} if self.prompt == "star" else {}
-        return {**label, "bbox_2d": box, "point_2d": first}
+        return self.form.entry(box, [self._point(rng), self._point(rng)])
 
     def _point(self, rng: np.random.Generator) -> list[int]:
         return [int(rng.integers(round(0.4 * side), round(0.6 * side))) for side in self.extent_wh]
-
-
-def like(prompt: str) -> str:
-    """The template of ours whose answers have the form that `samr1.prompt` asks for.
-
-    A file of the user's is told by the keys that its text names.
-    """
-    if not is_file(prompt):
-        return prompt
-    text = prompt_text(prompt)
-    if "bbox_2d" not in text:
-        return "seg_zero"
-    return "star" if "label" in text else "vision_reasoner"
 
 
 def form_of(prompt: str, frame: str, policy_wh: tuple[int, int], count: Callable[[str], int], limit: int) -> Form:

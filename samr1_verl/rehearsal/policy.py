@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 from transformers import AutoModelForImageTextToText
 
 from samr1_verl.config import prompt_config
+from samr1_verl.prompts.answer_form import like
 from samr1_verl.prompts.policy_image import PolicySize
 from samr1_verl.prompts.questions import messages_of
 from samr1_verl.prompts.templates import load_prompt
 from samr1_verl.rehearsal.architecture import full_config, small_config
-from samr1_verl.rehearsal.lessons import Form, Taught, Teacher, form_of, like
+from samr1_verl.rehearsal.lessons import Form, Taught, Teacher, form_of
 from samr1_verl.rehearsal.processor import own_processor, small_processor
 from samr1_verl.rows.record import iter_rows
 

@@ -26,9 +26,9 @@ from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.cpu import accelerator_present
 from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.preflight.inputs import compares_masks, uses_segmenter
+from samr1_verl.prompts.answer_form import like
 from samr1_verl.rehearsal import evidence, process, replacements
 from samr1_verl.rehearsal.evidence import Check, RehearsalError
-from samr1_verl.rehearsal.lessons import like
 from samr1_verl.rehearsal.policy import StandIn, save_policy
 from samr1_verl.rehearsal.replacements import STEPS, Replacement, Replacements
 from samr1_verl.rehearsal.scenes import write_scenes

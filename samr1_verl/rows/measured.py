@@ -25,7 +25,8 @@ def write_measured(
     to the copy. The copy appears under its name when it is complete; memory does not grow with the number of rows.
 
     Args:
-        columns: by name, one of MEASURED: [rows] float64 in [0, 1]; NaN: not measured.
+        columns: by name, one of MEASURED: [rows] float64 in [0, 1], of the first rows of the file; NaN: not measured.
+            Rows beyond them are not written.
         keep: [rows] bool: the rows to write; None: all.
 
     Raises:
@@ -33,10 +34,11 @@ def write_measured(
     """
     if keep is not None and not keep.any():
         raise DataError(f"{target}: none of the {len(keep)} rows of {source} would be left, so it is not written")
-    count, start = 0, 0
+    count, start, total = 0, 0, min(map(len, columns.values()))
     folder = os.path.relpath(source.resolve().parent, target.resolve().parent)
     with complete(target) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for table in read_batches(source):
+            table = table.slice(0, total - start)
             rows = slice(start, start + table.num_rows)
             start += table.num_rows
             images = [

@@ -100,10 +100,11 @@ def look(path: Path, rows: int, seed: int) -> tuple[Image.Image, Statistics]:
                 tiles.append(_tile(record, path, number))
         except (ImageError, MaskError) as error:
             raise DataError(f"{path}: row {number}: {error}. samr1 data check lists all such rows") from error
-    return _sheet(tiles), statistics
+    return sheet_of(tiles), statistics
 
 
-def _sheet(tiles: list[Image.Image]) -> Image.Image:
+def sheet_of(tiles: list[Image.Image]) -> Image.Image:
+    """Tiles of `captioned` as one picture."""
     columns = int(np.ceil(np.sqrt(len(tiles))))
     lines = -(-len(tiles) // columns)
     width, height = TILE + GAP, TILE + CAPTION + GAP
@@ -129,9 +130,14 @@ def _tile(record: Record, path: Path, number: int) -> Image.Image:
         boxes=[(box, COLOURS[i % len(COLOURS)]) for i, box in enumerate(record.boxes)],
         points=[((x, y), 1) for x, y in chain(*record.points)],
     )
+    target = "" if record.masks or record.boxes else " (no target)"
+    return captioned(shown, f"{number}: {record.sentence}{target}")
+
+
+def captioned(shown: Image.Image, text: str) -> Image.Image:
+    """A tile: a picture of at most TILE x TILE pixels, with a text of up to three lines below."""
     tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
     tile.paste(shown, ((TILE - shown.width) // 2, TILE - shown.height))
-    target = "" if record.masks or record.boxes else " (no target)"
-    lines = wrap(f"{number}: {record.sentence}{target}", width=52)[:3]
+    lines = wrap(text, width=52)[:3]
     ImageDraw.Draw(tile).text((4, TILE + 3), "\n".join(lines), fill="black", font=ImageFont.load_default(13))
     return tile

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+
+from samr1_verl.training.rollout_metrics import EqualGroups
 
 
 class Draws:
@@ -21,6 +22,7 @@ class Draws:
     def start(self) -> None:
         """Begin a step, for which one batch of prompts has been drawn."""
         self._drawn, self._replaced, self._failed = self._batch, 0, 0
+        self._discarded, self._tokens = EqualGroups(), 0
 
     def draw(self, prompts: int) -> int:
         """The number of prompts, at most `prompts`, that may be drawn in addition; they count as drawn."""
@@ -38,10 +40,23 @@ class Draws:
         """Count groups without a finished rollout, which are always replaced."""
         self._failed += groups
 
-    def metrics(self, step: Mapping[str, float]) -> dict[str, float]:
-        """`critic/groups/drawn` and its share of groups with equal rewards. `step`: metrics of the groups in use."""
-        equal = self._replaced + step["critic/groups/zero_advantage_frac"] * step["critic/groups/count"]
+    def discard(self, groups: EqualGroups, tokens: int) -> None:
+        """Count groups that are replaced because their rewards are equal, and their response tokens."""
+        self._discarded += groups
+        self._tokens += tokens
+
+    def metrics(self, used: EqualGroups, count: int) -> dict[str, float]:
+        """The metrics of the step: of all groups that were drawn, and of those that were replaced.
+
+        Args:
+            used: the groups with equal rewards of the batch. count: number of its groups.
+        """
+        equal = self._discarded + used
         return {
             "critic/groups/drawn": float(self._drawn),
-            "critic/groups/drawn_zero_advantage_frac": equal / self._drawn,
+            "critic/groups/drawn_zero_advantage_frac": equal.count / self._drawn,
+            "critic/groups/drawn_low_frac": equal.low / self._drawn,
+            "critic/groups/drawn_high_frac": equal.high / self._drawn,
+            "critic/groups/useful": float(count - used.count),
+            "critic/groups/replaced_tokens": float(self._tokens),
         }

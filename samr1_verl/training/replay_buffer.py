@@ -22,16 +22,19 @@ dynamic sampling), and a step has in addition:
 
     critic/groups/drawn                      groups that were generated for the step
     critic/groups/drawn_zero_advantage_frac  share of them with equal rewards
+    critic/groups/drawn_low_frac             share of them with equal rewards and no mask IoU above 0.5
+    critic/groups/drawn_high_frac            share of them with equal rewards and all mask IoUs above 0.8
+    critic/groups/useful                     groups of the batch with a gradient
+    critic/groups/replaced_tokens            response tokens of the groups that were replaced
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import replay_buffer
@@ -39,62 +42,10 @@ from verl.utils import tensordict_utils as tu
 
 from samr1_verl.training.draws import Draws
 from samr1_verl.training.guard import Guard, LostRolloutsError
+from samr1_verl.training.rollout_metrics import Rollouts
 from samr1_verl.training.validation import Validated
 
 POLL_S = 0.2  # seconds between two checks for finished rollouts; verl's 2 s are up to a sixth of a tiny recipe's step
-
-
-def reward_metrics(rewards: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`reward/<key>`, the mean over rollouts, for every key of the reward's dicts.
-
-    Raises:
-        ValueError: the dicts have different keys, or a value is not a number. verl requires the same numeric keys in
-            every dict, and a mean over a changing part of the rollouts could change although no reward changed.
-    """
-    keys = set(rewards[0])
-    for row, reward in enumerate(rewards):
-        if set(reward) != keys:
-            raise ValueError(
-                f"reward of rollout {row}: found the keys {sorted(reward)}, expected {sorted(keys)} as in rollout 0. "
-                "Return the same keys on every path of compute_score."
-            )
-        for key, value in reward.items():
-            if not isinstance(value, int | float | np.number):
-                raise ValueError(f"reward of rollout {row}: {key} is {value!r}, expected a number from compute_score.")
-    return {f"reward/{key}": float(np.mean([reward[key] for reward in rewards])) for key in sorted(keys)}
-
-
-def group_metrics(uids: Sequence[str], scores: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
-    """`critic/groups/…`, from the prompt's uid, the reward and the number of response tokens of each rollout."""
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, uid in enumerate(uids):
-        rows_of[uid].append(row)
-    sizes = [len(rows) for rows in rows_of.values()]
-    group_tokens = [sum(tokens[row] for row in rows) for rows in rows_of.values()]
-    flat = [len({scores[row] for row in rows}) == 1 for rows in rows_of.values()]
-    return {
-        "critic/groups/zero_advantage_frac": float(np.mean(flat)),
-        "critic/groups/count": float(len(rows_of)),
-        "critic/groups/size/mean": float(np.mean(sizes)),
-        "critic/groups/size/min": float(np.min(sizes)),
-        "critic/groups/tokens/mean": float(np.mean(group_tokens)),
-        "critic/groups/tokens/max": float(np.max(group_tokens)),
-        "critic/groups/tokens/min": float(np.min(group_tokens)),
-    }
-
-
-def time_metrics(generated: Sequence[float], scored: Sequence[float]) -> dict[str, float]:
-    """`reward/seconds/…` and `reward/exposed_seconds`, from the seconds of generation and of reward of each rollout.
-
-    The synchronous trainer starts all rollouts of a step together. So the last answer is finished after the longest
-    generation, and the last reward after the longest sum of both.
-    """
-    total = [generation + reward for generation, reward in zip(generated, scored, strict=True)]
-    return {
-        "reward/seconds/mean": float(np.mean(scored)),
-        "reward/seconds/max": float(np.max(scored)),
-        "reward/exposed_seconds": float(np.max(total) - np.max(generated)),
-    }
 
 
 class ReplayBuffer(replay_buffer.ReplayBuffer):
@@ -188,9 +139,10 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         if self._guard is not None:
             metrics |= self._guard.check(partition_id, global_steps, batch_size, len(batch.keys))
         if partition_id == "train":
-            metrics = {**metrics, **measure(batch)}
+            rollouts = Rollouts.of(batch.keys, partition_id)
+            metrics = {**metrics, **rollouts.metrics()}
             if self._draws is not None:
-                metrics |= self._draws.metrics(metrics)
+                metrics |= self._draws.metrics(rollouts.equal_groups(), len(set(rollouts.uids)))
             now, before = time.monotonic(), self._sampled
             if before is not None:
                 metrics["reward/step_share"] = metrics["reward/exposed_seconds"] / (now - before)
@@ -207,6 +159,13 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         self._draws.fail(len(failed))
         replaced = sorted(equal, key=self._number)[: self._draws.replace(len(equal))]
         return stale, set(replaced), failed, values
+
+    def _evict_terminal_groups(self, global_steps: int, partition_id: str, reasons: Any) -> Any:
+        if self._draws is not None and (equal := reasons[1]):
+            keys = [key for key in self.partitions[partition_id] if key.split("_")[0] in equal]
+            discarded = Rollouts.of(keys, partition_id)
+            self._draws.discard(discarded.equal_groups(), sum(discarded.tokens))
+        return super()._evict_terminal_groups(global_steps, partition_id, reasons)
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         """verl's snapshot; in whole rounds, a group counts as running until all have ended."""
@@ -271,21 +230,3 @@ def validated(batch: KVBatchMeta) -> list[Validated]:
         )
         for row, response, extra in zip(rows, data["responses"], tu.get(data, "extra_fields"), strict=True)
     ]
-
-
-def measure(batch: KVBatchMeta) -> dict[str, float]:
-    """Fetch the rewards, tokens and times of a batch's rollouts from TransferQueue, and return their metrics."""
-    data = tq.kv_batch_get(
-        keys=batch.keys,
-        partition_id=batch.partition_id,
-        select_fields=["uid", "rm_scores", "extra_fields", "response_mask", "metrics"],
-    )
-    scores = [float(row.sum()) for row in data["rm_scores"]]
-    tokens = [int(row.sum()) for row in data["response_mask"]]
-    rewards = [extra["reward_extra_info"] for extra in tu.get(data, "extra_fields")]
-    loops = tu.get(data, "metrics")
-    return {
-        **reward_metrics(rewards),
-        **group_metrics(tu.get(data, "uid"), scores, tokens),
-        **time_metrics([loop["generate_sequences"] for loop in loops], [loop["compute_score"] for loop in loops]),
-    }

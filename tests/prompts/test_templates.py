@@ -8,9 +8,9 @@ from samr1_verl.config import ConfigError, PromptConfig
 from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.policies.load import PolicyChoice, other_words
 from samr1_verl.preflight.callback import examine_config
+from samr1_verl.prompts.answer_form import like
 from samr1_verl.prompts.questions import messages_of
 from samr1_verl.prompts.templates import load_prompt, prompt_identity, prompt_names
-from samr1_verl.rehearsal.lessons import like
 from tests.composing import compose_recipe
 
 ASIDE = {"frame": "absolute", "width": 840, "height": 840}

@@ -17,7 +17,8 @@ from verl.trainer.ppo.v1 import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from samr1_verl.training.guard import FAULT, Guard, LostRolloutsError
-from samr1_verl.training.replay_buffer import ReplayBuffer, group_metrics, reward_metrics, time_metrics
+from samr1_verl.training.replay_buffer import ReplayBuffer
+from samr1_verl.training.rollout_metrics import EqualGroups, group_metrics, reward_metrics, time_metrics
 from tests.composing import compose_recipe
 
 
@@ -56,6 +57,17 @@ def test_a_group_teaches_nothing_when_its_rewards_are_equal_or_it_is_alone() -> 
         "critic/groups/tokens/max": 9,
         "critic/groups/tokens/min": 3,
     }
+
+
+def test_equal_groups_are_told_apart_by_whether_their_rollouts_find_the_object() -> None:
+    ious = {"lost": [0.5, 0.0], "found": [0.81, 0.99], "between": [0.6, 0.9], "differs": [0.1, 0.9]}
+    scores = {"lost": [2, 2], "found": [6, 6], "between": [4, 4], "differs": [2, 6]}
+    uids = [uid for uid in ious for _ in range(2)]
+    rewards = [{"acc": iou} for uid in ious for iou in ious[uid]]
+    flat = [score for uid in ious for score in scores[uid]]
+    assert EqualGroups.among(uids, rewards, flat) == EqualGroups(count=3, low=1, high=1)
+    assert EqualGroups.among(uids, [{}] * 8, flat) == EqualGroups(count=3), "a reward without a mask IoU"
+    assert EqualGroups(3, 1, 1) + EqualGroups(2, 2, 0) == EqualGroups(5, 3, 1)
 
 
 def test_a_reward_that_ends_before_the_longest_generation_costs_no_time() -> None:
@@ -168,7 +180,9 @@ def test_validation_is_left_to_verl_and_its_rows_are_kept_once(transfer_queue: N
     assert buffer.take_validated(1) == []
 
 
-EQUAL, UNEQUAL = [{"score": 2.0}, {"score": 2.0}], [{"score": 2.0}, {"score": 6.0}]
+EQUAL = [{"score": 2.0, "acc": 0.3}, {"score": 2.0, "acc": 0.2}]
+BEST = [{"score": 6.0, "acc": 0.9}, {"score": 6.0, "acc": 0.95}]
+UNEQUAL = [{"score": 2.0, "acc": 0.3}, {"score": 6.0, "acc": 0.9}]
 
 
 def filtered(groups: list[list[dict[str, float]]], **limits: int) -> tuple[ReplayBuffer, list[int]]:
@@ -191,12 +205,15 @@ def filtered(groups: list[list[dict[str, float]]], **limits: int) -> tuple[Repla
 
 
 def test_groups_without_a_gradient_are_replaced_and_counted(transfer_queue: None) -> None:
-    buffer, asked = filtered([EQUAL, UNEQUAL, EQUAL, UNEQUAL])
+    buffer, asked = filtered([EQUAL, UNEQUAL, BEST, UNEQUAL])
     batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
     assert asked == [2], "verl asks for two prompts in place of one"
     assert metrics["critic/groups/zero_advantage_frac"] == 0, "both groups of the batch have a gradient"
     assert metrics["critic/groups/drawn"] == 4
     assert metrics["critic/groups/drawn_zero_advantage_frac"] == 0.5
+    assert metrics["critic/groups/drawn_low_frac"] == metrics["critic/groups/drawn_high_frac"] == 0.25
+    assert metrics["critic/groups/useful"] == 2
+    assert metrics["critic/groups/replaced_tokens"] == 4, "two groups of two rollouts with one token each"
     assert metrics["training/filter_groups/evicted_samples"] == 2
     tq.kv_clear(keys=batch.keys, partition_id="train")
     assert not tq.kv_list("train").get("train"), "nothing of the replaced groups is left"
@@ -208,6 +225,8 @@ def test_a_step_ends_where_no_group_has_a_gradient(transfer_queue: None) -> None
     assert sum(asked) == 4, "3 batches of 2 prompts in all, and no more"
     assert len(batch.keys) == 4 and metrics["critic/groups/zero_advantage_frac"] == 1
     assert (metrics["critic/groups/drawn"], metrics["critic/groups/drawn_zero_advantage_frac"]) == (6, 1)
+    assert (metrics["critic/groups/drawn_low_frac"], metrics["critic/groups/useful"]) == (1, 0)
+    assert metrics["critic/groups/replaced_tokens"] == 8, "of four groups; two fill the batch"
     tq.kv_clear(keys=batch.keys, partition_id="train")
 
 
