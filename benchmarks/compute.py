@@ -1,0 +1,172 @@
+"""Rollouts until a held-out gIoU in the tiny world: all rows, rows that teach, dynamic sampling, both. Paired by seed.
+
+    python benchmarks/compute.py                                      4 variants, seeds 1 2 3 4 5
+    python benchmarks/compute.py --seed 1 --seed 2 --only every_row   some of them
+    python benchmarks/compute.py --goal 0.7                           another gIoU; no training is repeated
+
+`rows_that_teach` trains on the rows whose ceiling is above 0.5 and whose success rate lies in [0.1, 0.9], as
+`samr1 data ceiling` and `samr1 data difficulty` measure them once, before all seeds. The answers that the latter costs
+are counted apart. Every run validates on held-out scenes after every VALIDATE steps. Rollouts are those that were
+drawn until the first validation at or above the goal; a run that does not reach it counts with all its rollouts, and
+the table says how many did not.
+
+Runs land in runs/compute/<steps>_steps/<variant>/<seed>; the curves of each finished run go into the record, one line
+each. A second call reads what the record has and resumes the rest from checkpoints. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.ablation import paired, recorded, spread
+from benchmarks.demo_training import RECIPE, Training
+from samr1_verl.policies.inference_config import compose_recipe
+from samr1_verl.regress.golden import Place
+from samr1_verl.report.run import read_curves
+
+console = Console()
+ROOT = Path("runs/compute")
+RECORD = Path(__file__).with_name("compute_runs.jsonl")
+TRAIN, HELD_OUT = Path("data/shapes/train.parquet"), Path("data/shapes/test.parquet")
+VALIDATE = 4  # steps between two validations
+KEPT = ROOT / "difficulty" / "rows.parquet"
+ROWS = (f"data.train_files={KEPT}", "samr1.keep_rows={ceiling: [0.5, 1], success_rate: [0.1, 0.9]}")
+FILTER = ("algorithm.filter_groups.enable=true",)
+VARIANTS = {"every_row": (), "rows_that_teach": ROWS, "filter_groups": FILTER, "both": (*ROWS, *FILTER)}
+REFERENCE = "every_row"
+GIOU = "val-core/shapes/acc/mean@1"
+DRAWN, COUNT = "critic/groups/drawn", "critic/groups/count"
+
+
+def curves_of(name: str, seed: int, steps: int, record: Path) -> dict[str, list[float]]:
+    """The validated steps of a run, their gIoU, and the rollouts that were drawn until each of them."""
+    run = {"steps": steps, "variant": name, "seed": seed}
+    if found := recorded(record, run):
+        return found  # type: ignore[return-value]
+    folder = ROOT / f"{steps}_steps" / name / str(seed)
+    overrides = (
+        *VARIANTS[name],
+        f"data.seed={seed}",
+        f"trainer.total_training_steps={steps}",
+        f"trainer.default_local_dir={folder}",
+        f"trainer.test_freq={VALIDATE}",
+        f"data.val_files={HELD_OUT}",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    console.rule(f"{name}, seed {seed}")
+    Training(overrides, compose_recipe(RECIPE, overrides), folder, console).finish()
+    figures = reached(read_curves(folder), compose_recipe(RECIPE).actor_rollout_ref.rollout.n)
+    with record.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
+    return figures
+
+
+def reached(curves: Mapping[str, Mapping[int, float]], group: int) -> dict[str, list[float]]:
+    """As `curves_of`. Arguments: a run's curves, and rollouts per prompt."""
+    groups = curves[DRAWN] if DRAWN in curves else curves[COUNT]
+    steps = sorted(curves[GIOU])
+    rollouts = [group * sum(count for at, count in groups.items() if at <= step) for step in steps]
+    return {
+        "step": [float(step) for step in steps],
+        "giou": [curves[GIOU][step] for step in steps],
+        "rollouts": rollouts,
+    }
+
+
+def rollouts_until(run: Mapping[str, Sequence[float]], goal: float) -> tuple[float, bool]:
+    """The rollouts until the first validation at or above the goal, and whether there is one; else all rollouts."""
+    hits = [count for count, giou in zip(run["rollouts"], run["giou"], strict=True) if giou >= goal]
+    return (hits[0], True) if hits else (run["rollouts"][-1], False)
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], goal: float) -> str:
+    """Markdown: one row per variant."""
+    lines = [
+        f"| variant | rollouts until gIoU {goal:g} | minus `{REFERENCE}` [95 %] | seeds that reached it | last gIoU |",
+        "|---|---|---|---|---|",
+    ]
+    spent = {name: [rollouts_until(run, goal) for run in runs] for name, runs in results.items()}
+    for name, runs in results.items():
+        counts = [count for count, _ in spent[name]]
+        difference = ""
+        if name != REFERENCE and REFERENCE in results:
+            mean, low, high = paired(counts, [count for count, _ in spent[REFERENCE]])
+            difference = f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]" if len(counts) > 1 else f"{mean:+.0f}"
+        hits = sum(hit for _, hit in spent[name])
+        last = spread([run["giou"][-1] for run in runs])
+        lines.append(f"| `{name}` | {spread(counts, 0)} | {difference} | {hits} of {len(runs)} | {last} |")
+    return "\n".join(lines)
+
+
+def measure(samples: int) -> dict[str, Any]:
+    """Measure the training rows by the commands of docs/compute.md, and return what the measurement found and cost."""
+    ceiling = [str(TRAIN), "--recipe", RECIPE, "--out", str(ROOT / "ceiling")]
+    at = command("ceiling", *ceiling)
+    rows = str(ROOT / "ceiling" / "rows.parquet")
+    found = command(
+        "difficulty",
+        rows,
+        "--recipe",
+        RECIPE,
+        "--samples",
+        str(samples),
+        "--out",
+        str(KEPT.parent),
+        "--keep",
+        "0.1..0.9",
+    )
+    return {"rows": at["rows"], "ceiling": at["giou"], "kept": found["kept"], "answers": at["rows"] * samples}
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """The last line of a `samr1 data` command."""
+    console.rule(f"samr1 data {' '.join(arguments)}")
+    done = subprocess.run(
+        [sys.executable, "-m", "samr1_verl.cli", "data", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.returncode)  # its message is on standard error
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main(
+    seeds: Annotated[
+        list[int],
+        typer.Option(
+            "--seed", default_factory=lambda: [1, 2, 3, 4, 5], show_default="1 to 5", help="repeat it for several"
+        ),
+    ],
+    steps: Annotated[int, typer.Option(min=VALIDATE, help="steps of each run")] = 48,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
+    ] = None,
+    goal: Annotated[float, typer.Option(min=0, max=1, help="held-out gIoU")] = 0.8,
+    samples: Annotated[int, typer.Option(min=8, help="answers a row of the measured difficulty")] = 16,
+    record: Annotated[Path, typer.Option(help="JSON lines, one for each finished run")] = RECORD,
+) -> None:
+    """Train the missing runs and print the table. The last line is one JSON object."""
+    transformers_logging.disable_progress_bar()
+    if unknown := sorted(set(only or ()) - set(VARIANTS)):
+        raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
+    names = [name for name in VARIANTS if not only or name in only]
+    measured = measure(samples) if any(ROWS[0] in VARIANTS[name] for name in names) else None
+    results: dict[str, list[Any]] = {name: [] for name in names}
+    for seed in seeds:  # a whole table after each seed
+        for name in names:
+            results[name].append(curves_of(name, seed, steps, record))
+    typer.echo(table(results, goal))
+    typer.echo(json.dumps({"seeds": seeds, "steps": steps, "goal": goal, "measured": measured, "runs": results}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
