@@ -69,8 +69,9 @@ class Poll:
         A folder's answers are used again; a poll with more answers asks only for those that are missing. An image is
         encoded once: all answers to a row are segmented while its embedding is in memory.
         """
-        asked, settings = self.evaluation, self.fingerprint()
+        asked = self.evaluation
         records = read_rows(asked.file, asked.limit)
+        settings = self.fingerprint()
         if (folder / CHECKSUMS).exists():
             raise DataError(f"{folder}: holds an evaluation without --votes. Choose another --out")
         with ExitStack() as stack:
