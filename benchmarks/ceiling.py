@@ -36,6 +36,7 @@ from samr1_verl.geometry.masks import box_of, encode_rle, inscribed_points
 from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.policies.load import config_for
 from samr1_verl.rows.record import Record, write_records
+from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.scoring.rollout import overlap, read_rollout
 from samr1_verl.service.client import get_client
 
@@ -83,7 +84,7 @@ async def one_by_one(measured: Ceiling, reached: list[Reached]) -> list[float]:
 
 def measure(file: Path, config: InferenceConfig, rows: int | None = None) -> tuple[list[Reached], Ceiling, float]:
     """The results, the measurement, and its seconds."""
-    measured, began = Ceiling(file, config, rows), time.perf_counter()
+    measured, began = Ceiling(file, config, RecipeReward(config.reward), rows), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         return measured.run(Path(folder), False, lambda *_: None), measured, time.perf_counter() - began
 

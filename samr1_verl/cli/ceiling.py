@@ -39,22 +39,29 @@ def ceiling(
     Writes rows.parquet with the column ceiling (mask IoU), a histogram, and a sheet of the rows with the lowest IoU.
     After an interruption the same command resumes.
     """
+    import numpy as np
+
     from samr1_verl.config import ConfigError
     from samr1_verl.evaluation.ceiling import Ceiling
-    from samr1_verl.evaluation.ceiling_results import results_of, show, store_pictures, store_rows
+    from samr1_verl.evaluation.ceiling_results import results_of, rows_above, show, store_pictures
     from samr1_verl.evaluation.run import store_results
     from samr1_verl.policies.load import config_for
+    from samr1_verl.rows.measured import check_out, store_measured
+    from samr1_verl.scoring.recipe_reward import RecipeReward
 
     folder = out or Path("outputs/ceiling") / safe_name(recipe, file)
     with errors_end_the_command():
         if importlib.util.find_spec("matplotlib") is None:
             raise ConfigError("matplotlib is not installed. Type: pip install 'samr1-verl[report]'")
-        measured = Ceiling(file, config_for(None, recipe, set_ or [], False), limit, jitter, seed)
+        check_out(file, folder)
+        config = config_for(None, recipe, set_ or [], False)
+        measured = Ceiling(file, config, RecipeReward(config.reward), limit, jitter, seed)
         with progress_bar("rows") as progress:
             reached = measured.run(folder, restart, progress)
         results = results_of(reached, measured, keep_above)
         show(results, reached, measured, Console())
         files = [store_results(results, folder), *store_pictures(reached, measured, folder)]
-        files += store_rows(reached, file, folder, keep_above)
+        keep = None if keep_above is None else rows_above(reached, keep_above)
+        files += store_measured(file, folder, {"ceiling": np.array([one.iou for one in reached])}, keep)
     typer.echo("\n".join(map(str, files)))
     typer.echo(json.dumps(results))

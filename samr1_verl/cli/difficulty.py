@@ -75,19 +75,12 @@ def difficulty(
     """
     from transformers.utils import logging as transformers_logging
 
-    from samr1_verl.evaluation.ceiling_results import thresholds_of
-    from samr1_verl.evaluation.difficulty import (
-        check_out,
-        kept_of,
-        measure,
-        parse_bounds,
-        results_of,
-        write_difficulty,
-    )
+    from samr1_verl.evaluation.difficulty import kept_of, measure, parse_bounds, results_of
     from samr1_verl.evaluation.difficulty_table import show_difficulty
     from samr1_verl.evaluation.poll import Poll
     from samr1_verl.evaluation.run import Evaluation, store_results
     from samr1_verl.policies.load import PolicyChoice, config_for
+    from samr1_verl.rows.measured import check_out, store_measured
     from samr1_verl.scoring.recipe_reward import RecipeReward
 
     check_one_policy(policy, server, model, merge)
@@ -101,16 +94,15 @@ def difficulty(
         drawn_at = sampling_temperature(temperature, config.sampling.temperature, f"--samples {samples}")
         choice = PolicyChoice(config, policy, server, model, merge, drawn_at, parallel)
         block = batch_size if server is None else 1
-        poll = Poll(
-            Evaluation(file, choice, config, limit, block=block, seed=seed), samples, RecipeReward(config.reward)
-        )
+        reward = RecipeReward(config.reward)
+        poll = Poll(Evaluation(file, choice, config, limit, block=block, seed=seed), samples, reward)
         with progress_bar("answers") as progress:
             rows = poll.ask(folder, restart, progress)
-        found = measure(rows, thresholds_of(config), size)
+        found = measure(rows, reward.thresholds, size)
         kept = None if bounds is None else found.within(*bounds)
         results = results_of(found, [answer for row in rows for answer in row], poll.fingerprint())
         results["kept"] = None if bounds is None or kept is None else kept_of(found, bounds, kept)
-        written = [*write_difficulty(file, folder, found, kept), store_results(results, folder)]
+        written = [*store_measured(file, folder, found.columns, kept), store_results(results, folder)]
     show_difficulty(results, found.success_rate, Console())
     typer.echo("\n".join(map(str, written)))
     typer.echo(json.dumps(results))

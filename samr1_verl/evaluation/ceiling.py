@@ -62,8 +62,9 @@ class Ceiling:
 
     Args:
         file: parquet file of rows with masks, boxes and points.
-        config: prompt, segmenter and reward. The form of the answers is the prompt's: Seg-Zero's has one box and two
+        config: prompt and segmenter. The form of the answers is the prompt's: Seg-Zero's has one box and two
             points an object, VisionReasoner's and StAR's one point.
+        reward: of the recipe.
         limit: number of rows, from the first; None: all.
         jitter: number of further responses a row, with every edge of their boxes moved by up to REACH; the best counts.
         seed: of the jitter.
@@ -71,6 +72,7 @@ class Ceiling:
 
     file: Path
     config: InferenceConfig
+    reward: RecipeReward
     limit: int | None = None
     jitter: int = 0
     seed: int = 0
@@ -86,7 +88,7 @@ class Ceiling:
 
         Raises:
             DataError: the file, a row or the folder cannot be used.
-            ConfigError: the segmenter or the reward cannot be loaded.
+            ConfigError: the segmenter cannot be loaded.
             ImageError, MaskError, SegmenterError: an image, a true mask or the segmenter fails; the message names the
                 row.
         """
@@ -97,12 +99,11 @@ class Ceiling:
         with open_journal(folder, self.fingerprint(), len(records), BLOCK, restart, Reached) as journal:
             progress(len(journal.samples), len(records))
             if missing := list(journal.missing()):
-                reward = RecipeReward(self.config.reward)
 
                 async def measure() -> None:
                     for block in missing:
                         rows = ((index, order[index]) for index in block)
-                        reached = await asyncio.gather(*(self._reach(i, row, records[row], reward) for i, row in rows))
+                        reached = await asyncio.gather(*(self._reach(i, row, records[row]) for i, row in rows))
                         journal.append(reached)
                         progress(len(journal.samples), len(records))
 
@@ -131,12 +132,12 @@ class Ceiling:
                 "samr1_verl.geometry.masks.inscribed_points gives them"
             )
 
-    async def _reach(self, index: int, row: int, record: Record, reward: RecipeReward) -> Reached:
+    async def _reach(self, index: int, row: int, record: Record) -> Reached:
         item = self.item(record, row)
         try:
             tried = [await self._try(item, text) for text in self._responses(record, row)]
             text, reason, counts = max(tried, key=lambda one: _iou(one[2], one[1]))  # the first of equal ones
-            earned = await reward(item, text)
+            earned = await self.reward(item, text)
         except (ImageError, MaskError, SegmenterError) as error:
             raise type(error)(f"{self.file}: row {row}: {error}") from error
         return Reached(
@@ -169,15 +170,13 @@ class Ceiling:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that a result depends on, in JSON values, as `run.Evaluation.fingerprint`."""
         config = self.config
-        reward = {key: value for key, value in config.reward.items() if key != "reward_kwargs"}
-        arguments = {key: value for key, value in config.reward.get("reward_kwargs", {}).items() if key != "segmenter"}
         return {
             "file": str(self.file.absolute()),
             "file_sha256": sha256_of(self.file),
             "limit": self.limit,
             "form": like(config.prompt.prompt),
             "segmenter": config.segmenter.model_dump(mode="json", exclude={"service"}),
-            "reward": reward | {"arguments": str(arguments)},
+            "reward": self.reward.identity(),
             "caps": config.caps.model_dump(),
             "jitter": self.jitter,
             "seed": self.seed,

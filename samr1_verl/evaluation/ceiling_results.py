@@ -14,29 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from samr1_verl.config import reward_config
 from samr1_verl.evaluation import histogram
 from samr1_verl.evaluation.ceiling import Ceiling, Reached
 from samr1_verl.evaluation.rows import read_rows
 from samr1_verl.geometry.drawing import COLOURS, draw
 from samr1_verl.geometry.images import open_image
 from samr1_verl.geometry.masks import decode_rle
-from samr1_verl.policies.inference_config import InferenceConfig
 from samr1_verl.rows.files import complete
-from samr1_verl.rows.measured import write_measured
+from samr1_verl.rows.record import DataError
 from samr1_verl.rows.show import TILE, captioned, sheet_of
 from samr1_verl.scoring.sample import Reader, Sample
 
-ROWS, KEPT = "rows.parquet", "kept.parquet"
 HISTOGRAM, LOWEST = "histogram.png", "lowest.png"
 DRAWN = 12  # rows on the sheet of the lowest
-SAM_R1 = (0.5, 0.7, 0.8)  # thresholds of the paper's reward
-
-
-def thresholds_of(config: InferenceConfig) -> tuple[float, ...]:
-    """The mask IoUs of the reward's tiers, ascending; of a reward without tiers: SAM-R1's."""
-    tiers = reward_config(config.reward.get("reward_kwargs", {}).get("reward")).tiers
-    return tuple(sorted(threshold for threshold, _ in tiers)) if tiers else SAM_R1
 
 
 def results_of(reached: Sequence[Reached], measured: Ceiling, keep_above: float | None) -> dict[str, Any]:
@@ -54,7 +44,7 @@ def results_of(reached: Sequence[Reached], measured: Ceiling, keep_above: float 
         "giou": float(ious.mean()),
         "ciou": intersection / union if union else 0.0,
         "mean_reward": float(np.mean([one.reward for one in reached])),
-        "above": {f"{value:g}": float(np.mean(ious > value)) for value in thresholds_of(measured.config)},
+        "above": {f"{value:g}": float(np.mean(ious > value)) for value in measured.reward.thresholds},
         "unusable": dict(reasons.most_common()),
         "keep_above": keep_above,
     }
@@ -64,21 +54,15 @@ def results_of(reached: Sequence[Reached], measured: Ceiling, keep_above: float 
     return results | {"settings": measured.fingerprint()}
 
 
-def store_rows(reached: Sequence[Reached], file: Path, folder: Path, keep_above: float | None) -> list[Path]:
-    """Write the data files with the column `ceiling`; rows beyond the limit of the measurement are not written.
-
-    Returns:
-        The paths of all rows' file, and of the rows above `keep_above` where it is set.
-
-    Raises:
-        DataError: no row is above `keep_above`.
-    """
+def rows_above(reached: Sequence[Reached], bound: float) -> np.ndarray:
+    """[rows] bool: the rows with an IoU above the bound. Raises DataError where there is none."""
     ious = np.array([one.iou for one in reached])
-    write_measured(file, folder / ROWS, {"ceiling": ious})
-    if keep_above is None:
-        return [folder / ROWS]
-    write_measured(file, folder / KEPT, {"ceiling": ious}, ious > keep_above)
-    return [folder / ROWS, folder / KEPT]
+    if not (ious > bound).any():
+        raise DataError(
+            f"--keep-above {bound:g}: no row is left: the ceilings of {len(ious)} rows are {ious.min():.3g} to "
+            f"{ious.max():.3g}. Set a lower bound: the results are stored, so nothing is measured again"
+        )
+    return ious > bound
 
 
 def store_pictures(reached: Sequence[Reached], measured: Ceiling, folder: Path) -> list[Path]:
@@ -89,7 +73,7 @@ def store_pictures(reached: Sequence[Reached], measured: Ceiling, folder: Path) 
     """
     title = f"Ceiling of {measured.file.name}: mask IoU with true prompts"
     with complete(folder / HISTOGRAM) as part:
-        histogram.picture([one.iou for one in reached], thresholds_of(measured.config), title, part)
+        histogram.picture([one.iou for one in reached], measured.reward.thresholds, title, part)
     lowest = sorted(reached, key=lambda one: (one.iou, one.row))[:DRAWN]
     samples = asyncio.run(_samples(lowest, measured))
     tiles = [_tile(sample, one) for sample, one in zip(samples, lowest, strict=True)]
@@ -133,7 +117,7 @@ def show(results: dict[str, Any], reached: Sequence[Reached], measured: Ceiling,
     ):
         table.add_row(name, value)
     console.print(table)
-    ious, thresholds = [one.iou for one in reached], thresholds_of(measured.config)
+    ious, thresholds = [one.iou for one in reached], measured.reward.thresholds
     console.print("rows by mask IoU with true prompts:", histogram.text_of(ious, thresholds))
     if results["keep_above"] is not None:
         left_out = ", ".join(f"{escape(name)} {count:,}" for name, count in results["left_out"].items()) or "none"

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from samr1_verl.evaluation.figures import reasons
 from samr1_verl.evaluation.judge import answered
 from samr1_verl.evaluation.poll import REWARD
 from samr1_verl.policies.base import PolicyError
-from samr1_verl.rows.measured import write_measured
 from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import Sample
 
@@ -28,7 +26,6 @@ SUCCESS = 0.5  # the mask IoU above which an answer counts for the column succes
 # ReLA's rule is that of the rewards' `acc`: pixels that do not count are left out, and on a row without an object `[]`
 # alone is right. LISA's rule would also count an empty mask of a wrong answer there.
 IOU = "iou/rela"
-ROWS, KEPT = "rows.parquet", "kept.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +37,11 @@ class Difficulty:
     sources: Sequence[str]  # data source of each row
     samples: int  # number of answers a row
     group: int  # number of answers of a group
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of the data file."""
+        return {"success_rate": self.success_rate, "gradient_chance": self.gradient_chance}
 
     @property
     def success_rate(self) -> np.ndarray:
@@ -72,12 +74,6 @@ def parse_bounds(text: str) -> tuple[float, float]:
     except ValueError:
         pass
     raise ConfigError(f"--keep: found {text!r}, expected LOW..HIGH with 0 <= LOW <= HIGH <= 1, such as 0.1..0.9")
-
-
-def check_out(file: Path, folder: Path) -> None:
-    """Raises DataError where the results would replace the file that is measured."""
-    if file.resolve() in ((folder / name).resolve() for name in (ROWS, KEPT)):
-        raise DataError(f"{file}: lies in the folder of the results and would be replaced. Choose another --out")
 
 
 def gradient_chance(rewards: Sequence[float], group: int) -> float:
@@ -165,20 +161,3 @@ def kept_of(found: Difficulty, bounds: tuple[float, float], keep: np.ndarray) ->
         sources[source]["kept" if stays else "below" if rate < low else "above"] += 1
     chance = float(found.gradient_chance[keep].mean())
     return {"low": low, "high": high, "rows": int(keep.sum()), "gradient_chance": chance, "sources": dict(sources)}
-
-
-def write_difficulty(file: Path, folder: Path, found: Difficulty, keep: np.ndarray | None) -> list[Path]:
-    """Write ROWS, the measured rows of the file with both columns, and KEPT, those to keep. Returns their paths.
-
-    A KEPT of an earlier start is removed where no row is left out now.
-
-    Args:
-        keep: [rows] bool; None: no row is left out.
-    """
-    columns = {"success_rate": found.success_rate, "gradient_chance": found.gradient_chance}
-    write_measured(file, folder / ROWS, columns)
-    if keep is None:
-        (folder / KEPT).unlink(missing_ok=True)
-        return [folder / ROWS]
-    write_measured(file, folder / KEPT, columns, keep)
-    return [folder / ROWS, folder / KEPT]

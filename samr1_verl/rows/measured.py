@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import MEASURED, SCHEMA, DataError, read_batches
 
+ROWS, KEPT = "rows.parquet", "kept.parquet"  # in the folder of a measurement: all rows, and those to keep
 Bounds = Mapping[str, tuple[float, float]]  # column: lowest and highest value of a row that stays
 
 
@@ -54,6 +55,31 @@ def write_measured(
             writer.write_table(table)
             count += table.num_rows
     return count
+
+
+def check_out(file: Path, folder: Path) -> None:
+    """Raises DataError where the results of a measurement would replace the file that is measured."""
+    if file.resolve() in ((folder / name).resolve() for name in (ROWS, KEPT)):
+        raise DataError(f"{file}: lies in the folder of the results and would be replaced. Choose another --out")
+
+
+def store_measured(file: Path, folder: Path, columns: Mapping[str, np.ndarray], keep: np.ndarray | None) -> list[Path]:
+    """Write ROWS, the measured rows of a file, and KEPT, those to keep. Returns their paths.
+
+    A KEPT of an earlier start is removed where no row is left out now.
+
+    Args:
+        columns: as for `write_measured`. keep: [rows] bool; None: no row is left out.
+
+    Raises:
+        DataError: no row is left.
+    """
+    write_measured(file, folder / ROWS, columns)
+    if keep is None:
+        (folder / KEPT).unlink(missing_ok=True)
+        return [folder / ROWS]
+    write_measured(file, folder / KEPT, columns, keep)
+    return [folder / ROWS, folder / KEPT]
 
 
 def kept_rows(table: pa.Table, bounds: Bounds, path: str | Path) -> np.ndarray:

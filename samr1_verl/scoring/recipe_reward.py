@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from samr1_verl.config import ConfigError, SegmenterConfig
+from samr1_verl.config import ConfigError, SegmenterConfig, reward_config
 
 KEY = "reward.custom_reward_function"
+SAM_R1 = (0.5, 0.7, 0.8)  # thresholds of the paper's reward
 
 
 class RecipeReward:
@@ -48,6 +49,12 @@ class RecipeReward:
             for name, value in self._arguments.items()
         }
         return {**self._named, "arguments": arguments}
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The mask IoUs of the reward's tiers, ascending; of a reward without `samr1.reward.thresholds`: SAM-R1's."""
+        tiers = reward_config(self._arguments.get("reward")).tiers
+        return tuple(sorted(threshold for threshold, _ in tiers)) if tiers else SAM_R1
 
     async def __call__(self, item: Mapping[str, Any], response: str) -> float:
         """The reward of a response.

@@ -21,11 +21,14 @@ from samr1_verl.answers import Caps
 from samr1_verl.cli import app
 from samr1_verl.config import ConfigError
 from samr1_verl.evaluation.ceiling import Ceiling, Reached
-from samr1_verl.evaluation.ceiling_results import results_of, store_rows
+from samr1_verl.evaluation.ceiling_results import results_of, rows_above
 from samr1_verl.evaluation.journal import PREDICTIONS
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.geometry.masks import box_of, encode_rle, inscribed_points
+from samr1_verl.policies.inference_config import InferenceConfig
+from samr1_verl.rows.measured import store_measured
 from samr1_verl.rows.record import DataError, Record, iter_rows, read_table
+from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.service.client import get_client
 from tests.evaluation.world import inference_config
 from tests.row_files import make_record, write_rows
@@ -73,8 +76,18 @@ def mixed(folder: Path, count: int) -> tuple[Path, list[list[np.ndarray]]]:
 
 
 def measure(file: Path, folder: Path, segmenter: str = "boxes,0", **more: Any) -> list[Reached]:
-    config = inference_config(segmenter)
-    return Ceiling(file, replace(config, **more.pop("config", {})), **more).run(folder, False, nothing)
+    return ceiling(file, replace(inference_config(segmenter), **more.pop("config", {})), **more).run(
+        folder, False, nothing
+    )
+
+
+def ceiling(file: Path, config: InferenceConfig, **more: Any) -> Ceiling:
+    return Ceiling(file, config, RecipeReward(config.reward), **more)
+
+
+def store(file: Path, folder: Path, reached: list[Reached], bound: float) -> list[Path]:
+    columns = {"ceiling": np.array([one.iou for one in reached])}
+    return store_measured(file, folder, columns, rows_above(reached, bound))
 
 
 def test_the_ceiling_is_the_iou_of_the_masks_of_true_prompts(tmp_path: Path) -> None:
@@ -92,7 +105,7 @@ def test_the_ceiling_is_the_iou_of_the_masks_of_true_prompts(tmp_path: Path) -> 
     assert [one.iou for one in reached] == pytest.approx(expected, abs=1e-12)
     tiers = [2 + sum(step for threshold, step in ((0.5, 2), (0.7, 1), (0.8, 1)) if iou > threshold) for iou in expected]
     assert [one.reward for one in reached] == tiers
-    results = results_of(reached, Ceiling(file, inference_config()), 0.8)
+    results = results_of(reached, ceiling(file, inference_config()), 0.8)
     assert results["giou"] == pytest.approx(np.mean(expected)) and results["ciou"] == pytest.approx(inter / union)
     assert results["mean_reward"] == pytest.approx(np.mean(tiers)) and results["rows"] == 18
     assert results["above"] == {f"{t:g}": pytest.approx(np.mean(np.array(expected) > t)) for t in (0.5, 0.7, 0.8)}
@@ -107,7 +120,7 @@ def test_each_image_is_encoded_once_although_the_cache_holds_few(tmp_path: Path)
     service = config.segmenter.service.model_copy(update={"cache_gb": 20 * 4096e-9})  # 20 images
     config = replace(config, segmenter=config.segmenter.model_copy(update={"service": service}))
     arguments = {**config.reward, "reward_kwargs": {"segmenter": config.segmenter}}
-    Ceiling(file, replace(config, reward=arguments)).run(tmp_path / "out", False, nothing)
+    ceiling(file, replace(config, reward=arguments)).run(tmp_path / "out", False, nothing)
     assert get_client(config.segmenter).counters().encodes == 60
 
 
@@ -131,7 +144,7 @@ def test_more_objects_than_an_answer_may_have_are_reported(tmp_path: Path) -> No
     reached = measure(file, tmp_path / "out", config={"caps": Caps(points=16, objects=1)})
     assert [one.reason for one in reached] == [None, "many_objects"] * 3
     assert [one.iou for one in reached][1::2] == [0.0] * 3
-    results = results_of(reached, Ceiling(file, inference_config()), None)
+    results = results_of(reached, ceiling(file, inference_config()), None)
     assert results["unusable"] == {"many_objects": 3} and "kept" not in results
 
 
@@ -159,12 +172,12 @@ def test_the_files_have_the_column_and_the_rows_above_the_bound(tmp_path: Path) 
     file, _ = mixed(tmp_path / "data", 18)
     reached = measure(file, tmp_path / "out", limit=12)
     ious = [one.iou for one in reached]
-    everything, kept = store_rows(reached, file, tmp_path / "out", 0.8)
+    everything, kept = store(file, tmp_path / "out", reached, 0.8)
     assert read_table(everything)["ceiling"].to_pylist() == ious
     above = [(f"sentence {row}", iou) for row, iou in enumerate(ious) if iou > 0.8]
     assert [(row["sentence"], row["ceiling"]) for row in iter_rows(kept)] == above
-    with pytest.raises(DataError, match=r"kept.parquet: none of the 12 rows of .*rows.parquet would be left"):
-        store_rows(reached, file, tmp_path / "out", 1.0)
+    with pytest.raises(DataError, match=r"--keep-above 1: no row is left: the ceilings of 12 rows are 0\.\d+ to [01]"):
+        store(file, tmp_path / "out", reached, 1.0)
 
 
 def measure_slowly(file: str, folder: str) -> None:
@@ -194,7 +207,7 @@ def test_five_kills_change_nothing(tmp_path: Path) -> None:
     files = []
     for name, segmenter in (("killed", "killed,0.02"), ("whole", "killed,0.02")):
         folder = tmp_path / name
-        files.append([path.read_bytes() for path in store_rows(measure(file, folder, segmenter), file, folder, 0.8)])
+        files.append([path.read_bytes() for path in store(file, folder, measure(file, folder, segmenter), 0.8)])
         files[-1].append((folder / PREDICTIONS).read_bytes())
     assert files[0] == files[1]
 

@@ -20,21 +20,18 @@ import pytest
 from reward_fns.samr1 import compute_score
 from samr1_verl.config import ConfigError, ServiceConfig
 from samr1_verl.evaluation.difficulty import (
-    KEPT,
-    ROWS,
-    check_out,
     gradient_chance,
     kept_of,
     measure,
     parse_bounds,
     results_of,
-    write_difficulty,
 )
 from samr1_verl.evaluation.journal import ANSWERS, PREDICTIONS, RESULTS
 from samr1_verl.evaluation.poll import REWARD, Poll, seed_of
 from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.prompts.questions import Questions
+from samr1_verl.rows.measured import KEPT, ROWS, check_out, store_measured
 from samr1_verl.rows.record import DataError, count_rows, iter_rows, parse_record, read_table, resolve_image
 from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.service.client import get_client
@@ -163,7 +160,7 @@ def stored(file: Path, folder: Path, samples: int = 6, **more: Any) -> dict[str,
     answers = asked.ask(folder, False, nothing)
     found = measure(answers, (), 3)
     keep = found.within(0.3, 0.7)
-    write_difficulty(file, folder, found, keep)
+    store_measured(file, folder, found.columns, keep)
     return kept_of(found, (0.3, 0.7), keep)
 
 
@@ -200,7 +197,8 @@ def test_kept_rows_of_an_earlier_start_are_removed(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 4)
     stored(file, tmp_path / "out")
     answers = poll(file, noisy, 6, block=1).ask(tmp_path / "out", False, nothing)
-    assert write_difficulty(file, tmp_path / "out", measure(answers, (), 3), None) == [tmp_path / "out" / ROWS]
+    columns = measure(answers, (), 3).columns
+    assert store_measured(file, tmp_path / "out", columns, None) == [tmp_path / "out" / ROWS]
     assert not (tmp_path / "out" / KEPT).exists() and count_rows(tmp_path / "out" / ROWS) == 4
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from samr1_verl.answers import Caps
 from samr1_verl.config import PrepareConfig, PromptConfig, SegmenterConfig, ServiceConfig
-from samr1_verl.evaluation.difficulty import kept_of, measure, results_of, write_difficulty
+from samr1_verl.evaluation.difficulty import kept_of, measure, results_of
 from samr1_verl.evaluation.poll import Poll
 from samr1_verl.evaluation.run import Evaluation, store_results
 from samr1_verl.policies.inference_config import InferenceConfig
+from samr1_verl.rows.measured import store_measured
 from samr1_verl.scoring.recipe_reward import RecipeReward
 from tests.row_files import make_record, write_rows
 
@@ -119,5 +120,5 @@ def measure_slowly(file: str, folder: str, seconds: float) -> None:
     found = measure(answers, (0.7,), 4)
     keep = found.within(0.1, 0.4)
     results = results_of(found, [said for row in answers for said in row], poll.fingerprint())
-    write_difficulty(Path(file), Path(folder), found, keep)
+    store_measured(Path(file), Path(folder), found.columns, keep)
     store_results(results | {"kept": kept_of(found, (0.1, 0.4), keep)}, Path(folder))
