@@ -1,4 +1,4 @@
-"""`samr1 serve`: a segmenter for other machines and other frameworks."""
+"""`samr1 serve`: a segmenter and its rewards for other machines and other frameworks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ def serve(
     path: Annotated[str, typer.Option(help="weights: a folder, file or hub id, depending on the backend")],
     root: Annotated[
         list[Path] | None, typer.Option(help="folder whose images requests may name by path; may be repeated")
+    ] = None,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(help="data file whose rows /v1/score may name by id, such as train:17; may be repeated"),
     ] = None,
     host: Annotated[
         str, typer.Option(help="address to listen on; an address other than loopback requires a token")
@@ -43,11 +47,15 @@ def serve(
     ssl_certfile: Annotated[Path | None, typer.Option(help="certificate; the server then speaks HTTPS only")] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="the certificate's private key")] = None,
 ) -> None:
-    """Serve a segmenter over HTTP. The environment variable SAMR1_TOKEN sets the bearer token.
+    """Serve a segmenter, and rewards that use it, over HTTP.
+
+    The environment variable SAMR1_TOKEN sets the bearer token.
 
     SIGTERM or SIGINT stops the server after it has answered all accepted requests; a second one stops it at once.
     """
     from samr1_verl.config import ConfigError, segmenter_config
+    from samr1_verl.rows.record import DataError
+    from samr1_verl.scoring.route import RowFiles, score_route
     from samr1_verl.service.connections import run
     from samr1_verl.service.engine import engine_of
     from samr1_verl.service.guard import is_loopback
@@ -81,11 +89,12 @@ def serve(
                 },
             }
         )
+        files = RowFiles(rows or [])
         engine = engine_of(config, limits.max_pixels)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        app = create_app(engine, root or [], token, limits)
+        app = create_app(engine, root or [], token, limits, [score_route(files)])
         run(app, host=host, port=port, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile)
     finally:
         engine.close()

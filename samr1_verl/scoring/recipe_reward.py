@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from samr1_verl.config import ConfigError, SegmenterConfig, reward_config
 
+PACKAGE = "pkg://"  # of a path that names a module
 KEY = "reward.custom_reward_function"
 SAM_R1 = (0.5, 0.7, 0.8)  # thresholds of the paper's reward
 
@@ -25,12 +27,10 @@ class RecipeReward:
     """
 
     def __init__(self, section: Mapping[str, Any]) -> None:
-        from verl.utils.import_utils import load_extern_object
-
         if not section.get("path"):
             raise ConfigError(f"{KEY}.path: found {section.get('path')!r}, expected the path of a reward function")
         try:
-            self._score = load_extern_object(section["path"], section["name"])
+            self._score = _loaded(section["path"], section["name"])
         except (ImportError, FileNotFoundError, RuntimeError, AttributeError) as error:
             raise ConfigError(f"{KEY}: {section['path']}, {section['name']}: cannot be loaded: {error}") from error
         self._arguments = dict(section.get("reward_kwargs") or {})
@@ -57,7 +57,11 @@ class RecipeReward:
         return tuple(sorted(threshold for threshold, _ in tiers)) if tiers else SAM_R1
 
     async def __call__(self, item: Mapping[str, Any], response: str) -> float:
-        """The reward of a response.
+        """The reward of a response. Arguments and errors as for `scores`."""
+        return (await self.scores(item, response))["score"]
+
+    async def scores(self, item: Mapping[str, Any], response: str) -> dict[str, float]:
+        """The reward of a response under `score`, and its other keys, as `compute_score` returns them.
 
         Args:
             item: an item of SegmentationDataset, with `data_source`, `reward_model` and `extra_info`.
@@ -70,10 +74,19 @@ class RecipeReward:
         row = (item["data_source"], response, item["reward_model"]["ground_truth"], item["extra_info"])
         result = self._score(*row, **self._arguments)
         result = await result if inspect.isawaitable(result) else result
-        score = float(result["score"] if isinstance(result, Mapping) else result)
+        scores = {name: float(value) for name, value in result.items()} if isinstance(result, Mapping) else {}
+        score = scores.setdefault("score", math.nan) if scores else float(result)
         if not math.isfinite(score):
             raise ConfigError(
                 f"{KEY}: {self._named['path']}, {self._named['name']}: found the score {score} for the answer "
                 f"{response[:200]!r}, expected a finite number. Correct the reward"
             )
-        return score
+        return scores or {"score": score}
+
+
+def _loaded(path: str, name: str) -> Any:
+    if path.startswith(PACKAGE):  # without the seconds that an import of verl takes
+        return getattr(import_module(path.removeprefix(PACKAGE)), name)
+    from verl.utils.import_utils import load_extern_object
+
+    return load_extern_object(path, name)

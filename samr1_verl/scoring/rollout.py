@@ -56,7 +56,8 @@ class Rollout:
             return np.asarray(coordinates, dtype=np.float64)
         pairs = np.asarray(coordinates, dtype=np.float64).reshape(-1, 2)
         size, policy = _original_wh(self.truth), self.view.policy_size
-        points = points_to_policy(points_from_policy(pairs, size, policy, "thousand"), size, policy, "absolute")
+        with np.errstate(over="ignore"):  # an answer may hold 1e308; infinity fails every threshold as well
+            points = points_to_policy(points_from_policy(pairs, size, policy, "thousand"), size, policy, "absolute")
         return points.reshape(np.shape(coordinates))
 
     def true_boxes(self) -> np.ndarray:

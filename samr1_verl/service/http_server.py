@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from samr1_verl.config import ConfigError
 from samr1_verl.geometry.giou import COUNTS
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.geometry.prompt import Prompt
+from samr1_verl.rows.ground_truth import RowError
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.decodes import masks_at_once
 from samr1_verl.service.embeddings import UnknownImageError
@@ -56,6 +58,8 @@ REFUSALS: tuple[tuple[type[Exception], int, ErrorCode], ...] = (
     (UploadTooLargeError, 413, "body_too_large"),
     (UploadsFullError, 503, "busy"),
     (SegmenterError, 500, "segmenter"),
+    (RowError, 422, "truth"),
+    (ConfigError, 422, "request"),
 )
 
 MANY_BYTES = 4_000_000  # of masks, one byte per pixel; requests for more take turns
@@ -73,7 +77,12 @@ class Limits:
     stuck_s: float = 300.0  # seconds of one computation after which /health reports an error
 
 
-def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Limits) -> FastAPI:
+Routes = Callable[[FastAPI, Engine, Images], None]
+
+
+def create_app(
+    engine: Engine, roots: list[Path], token: str | None, limits: Limits, routes: Sequence[Routes] = ()
+) -> FastAPI:
     """The ASGI application of one engine. The caller closes the engine.
 
     Args:
@@ -81,6 +90,7 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
         roots: folders whose images requests may name by path.
         token: bearer token of every request; None: no token is needed.
         limits: sizes and times.
+        routes: functions that add further routes.
     """
     images, registry = Images(roots, limits.upload_bytes, limits.max_pixels), CollectorRegistry()
     registry.register(EngineCollector(engine))
@@ -92,6 +102,8 @@ def create_app(engine: Engine, roots: list[Path], token: str | None, limits: Lim
     app = FastAPIOffline(redoc_url=None, title="samr1 segmenter", responses=errors, dependencies=scheme)
     app.add_middleware(Guard, token=token, max_body=limits.max_body, max_queue=limits.max_queue, registry=registry)
     _add_routes(app, engine, images, registry, limits)
+    for add in routes:
+        add(app, engine, images)
     add_refusals(app)
     return app
 

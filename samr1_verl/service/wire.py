@@ -21,7 +21,7 @@ Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(H, W) of t
 Identity = Annotated[str, Field(min_length=1, max_length=1000, description="identity of weights and preprocessing")]
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
@@ -30,7 +30,7 @@ class _Wire(BaseModel):
         return few_keys(value)
 
 
-class ImageRef(_Wire):
+class ImageRef(Wire):
     """An image by its digest, and by its path where the server does not have it yet."""
 
     sha256: Digest
@@ -39,7 +39,7 @@ class ImageRef(_Wire):
     )
 
 
-class WirePrompt(_Wire):
+class WirePrompt(Wire):
     """A prompt in JSON: a box, points, or both. Samples store an answer's objects in the same form."""
 
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(default=None, description="x1 y1 x2 y2")
@@ -74,7 +74,7 @@ class WirePrompt(_Wire):
         )
 
 
-class SegmentRequest(_Wire):
+class SegmentRequest(Wire):
     """Prompts for one image. With `truth` the answer has the overlap with it; with `masks: true` it has the masks."""
 
     image: ImageRef
@@ -83,20 +83,20 @@ class SegmentRequest(_Wire):
     masks: bool = False
 
 
-class PrefetchRequest(_Wire):
+class PrefetchRequest(Wire):
     """An image that later requests will name."""
 
     image: ImageRef
 
 
-class WirePrediction(_Wire):
+class WirePrediction(Wire):
     """The mask of one prompt and the IoU that the segmenter predicts for it."""
 
     score: FiniteFloat = Field(description="predicted IoU")
     mask: str = Field(description="compressed COCO RLE counts of the image's size")
 
 
-class WireOverlap(_Wire):
+class WireOverlap(Wire):
     """The overlap of the union of the prompts' masks with the union of the true masks, without ignored pixels."""
 
     intersection: NonNegativeInt = Field(description="pixels")
@@ -107,25 +107,25 @@ class WireOverlap(_Wire):
     score: FiniteFloat = Field(description="mean of the IoUs that the segmenter predicts")
 
 
-class SegmentAnswer(_Wire):
+class SegmentAnswer(Wire):
     segmenter: Identity
     size: Size
     predictions: list[WirePrediction] | None = None
     overlap: WireOverlap | None = None
 
 
-class ImageAnswer(_Wire):
+class ImageAnswer(Wire):
     segmenter: Identity
     sha256: Digest
     size: Size
 
 
-class Accepted(_Wire):
+class Accepted(Wire):
     segmenter: Identity
     accepted: Literal[True] = True
 
 
-class Health(_Wire):
+class Health(Wire):
     segmenter: Identity
     busy_seconds: float = Field(description="seconds since the running computation started; 0: idle")
 
@@ -144,10 +144,10 @@ ErrorCode = Literal[
 ]
 
 
-class Problem(_Wire):
+class Problem(Wire):
     code: ErrorCode
     message: str
 
 
-class ErrorAnswer(_Wire):
+class ErrorAnswer(Wire):
     error: Problem
