@@ -7,8 +7,10 @@ answered as a whole: a fault of one row or of the segmenter is an error, and nev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +33,8 @@ from samr1_verl.service.wire import MAX_POINTS, MAX_PROMPTS, Identity, ImageRef,
 
 MAX_ROWS, MAX_ANSWERS = 256, 1024  # per request
 MAX_CHARACTERS = 200_000  # of a response
+MASK_BYTES = 256_000_000  # of masks that answers need together, one byte per pixel; a single answer may need more
+ANSWER_BYTES = 4_000_000_000  # of masks that an answer with the most objects may need
 # Not Dr. Seg's: it ranks an answer among the training's earlier ones, so no answer has a reward of its own.
 Reward = Literal["samr1", "composed", "seg_zero", "vision_reasoner", "star"]
 
@@ -154,6 +158,7 @@ def score_route(files: RowFiles) -> Callable[[FastAPI, Engine, Images], None]:
             if (last := max(answer.row for answer in request.answers)) >= len(request.rows):
                 raise HTTPException(422, f"answers: row {last} is named, and there are {len(request.rows)} rows")
             rows = [_inline(row, files) for row in request.rows]
+            portions = list(_portions(request, rows))
             async with AsyncExitStack() as stack:
                 held = {
                     row.image.sha256: await stack.enter_async_context(images.use(row.image.path, row.image.sha256))
@@ -165,7 +170,7 @@ def score_route(files: RowFiles) -> Callable[[FastAPI, Engine, Images], None]:
                     {"path": f"pkg://reward_fns.{request.reward}", "name": "compute_score", "reward_kwargs": arguments}
                 )
                 # In a thread of its own: matching and parsing take time, and other requests wait in this one.
-                scores = await asyncio.to_thread(asyncio.run, _score(reward, rows, request.answers))
+                scores = await asyncio.to_thread(asyncio.run, _score(reward, rows, portions))
             return ScoreAnswer(segmenter=engine.identity, scores=scores)
 
     return add
@@ -187,11 +192,42 @@ def _inline(row: InlineRow | StoredRow, files: RowFiles) -> InlineRow:
         raise HTTPException(422, f"id {row.id!r}: {error.errors()[0]['msg']}") from error
 
 
+def _portions(request: ScoreRequest, rows: Sequence[InlineRow]) -> Iterator[list[ScoredAnswer]]:
+    """The answers in portions whose masks fit into MASK_BYTES; some rewards have all masks of an answer in memory.
+
+    Raises:
+        ConfigError: the reward does not accept its constants.
+        HTTPException: an answer with the most objects would need more than ANSWER_BYTES.
+    """
+    objects = import_module(f"reward_fns.{request.reward}").ARGUMENTS.read(request.config).caps.objects
+    pixels = [math.prod(row.ground_truth.size) for row in rows]
+    for index, count in enumerate(pixels):
+        if count * objects > ANSWER_BYTES:
+            raise HTTPException(
+                422,
+                f"rows.{index}: {count} pixels and {objects} objects are {count * objects} bytes of masks, expected at "
+                f"most {ANSWER_BYTES}. Set a smaller config.caps.objects",
+            )
+    portion: list[ScoredAnswer] = []
+    size = 0
+    for answer in request.answers:
+        more = pixels[answer.row] * min(objects, answer.response.count("{"))  # one brace an object, at least
+        if portion and size + more > MASK_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(answer)
+        size += more
+    yield portion
+
+
 async def _score(
-    reward: RecipeReward, rows: Sequence[InlineRow], answers: Sequence[ScoredAnswer]
+    reward: RecipeReward, rows: Sequence[InlineRow], portions: Sequence[Sequence[ScoredAnswer]]
 ) -> list[dict[str, float]]:
     items = [_item(index, row) for index, row in enumerate(rows)]
-    return list(await asyncio.gather(*(reward.scores(items[answer.row], answer.response) for answer in answers)))
+    scores: list[dict[str, float]] = []
+    for portion in portions:
+        scores += await asyncio.gather(*(reward.scores(items[answer.row], answer.response) for answer in portion))
+    return scores
 
 
 def _item(index: int, row: InlineRow) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from packaging.requirements import Requirement
 from samr1_verl.cli import app
 from samr1_verl.config import samr1_config
 from samr1_verl.preflight import checks
+from samr1_verl.scoring.route import ScoreRequest
 from samr1_verl.service.wire import SegmentRequest
 from tests.composing import NAMES, compose_recipe
 from tests.docs.pages import ROOT
@@ -43,7 +44,7 @@ else:
     import tomli as tomllib
 
 OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "hf", "pre-commit", "sha256sum", "source", "ssh", "uv", "vllm"}
-OTHER_OPTIONS = {"--generation-config"}  # of vllm
+OTHER_OPTIONS = {"--generation-config", "--custom-rm-path", "--group-rm", "--remote_rm_url"}  # of vllm and trainers
 OPERATORS = {"&&", "||", ";", "|", "&"}
 
 
@@ -279,5 +280,8 @@ def _check_request(words: Sequence[str]) -> None:
             raise BadCommandError(f"an upload goes to /v1/images/<SHA-256>, found {words[-1]}")
         return
     body = json.loads(words[words.index("-d") + 1])
+    if any(word.endswith("/v1/score") for word in words):
+        ScoreRequest.model_validate(body)
+        return
     body["image"]["sha256"] = body["image"]["sha256"].replace("…", "0" * 64)
     SegmentRequest.model_validate(body)

@@ -16,7 +16,7 @@ from tests.docs.pages import DOCUMENTS, ROOT, blocks, inline_code
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 NAME = re.compile(r"(samr1_verl|reward_fns)(\.\w+)+")
 FILE = re.compile(
-    r"(samr1_verl|reward_fns|recipes|tests|benchmarks|data|docs|\.ci)/[\w./-]*|[\w-]+\.(md|toml|txt|yaml)"
+    r"(samr1_verl|reward_fns|recipes|tests|benchmarks|data|docs|examples|\.ci)/[\w./-]*|[\w-]+\.(md|toml|txt|yaml)"
 )
 MADE = ("data/shapes/", "data/weights/", "checksums.txt")  # by commands, so a checkout need not have them
 

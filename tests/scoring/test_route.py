@@ -19,6 +19,7 @@ import pytest
 from examples.score_client import score
 from samr1_verl.geometry.masks import box_of, encode_rle, inscribed_points
 from samr1_verl.rows.record import DataError, Record
+from samr1_verl.scoring import route
 from samr1_verl.scoring.route import MAX_ANSWERS, Reward, RowFiles, score_route
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
@@ -176,6 +177,29 @@ async def test_a_fault_of_the_segmenter_is_an_error_for_the_request(server, segm
     )
     assert response.status_code == 500 and response.json()["error"]["code"] == "segmenter"
     assert "out of memory" in response.json()["error"]["message"] and "scores" not in response.text
+
+
+async def test_answers_with_many_masks_take_turns(server, file: Path, monkeypatch) -> None:
+    texts = [answer(*[[16, 20 + step, 80, 60] for step in range(count)]) for count in (1, 5, 3, 9, 2)]
+    body = {"reward": "star", "rows": [stored(1)], "answers": [{"row": 0, "response": text} for text in texts]}
+    together = (await server.post("/v1/score", json=body)).json()
+    monkeypatch.setattr(route, "MASK_BYTES", 5 * 64 * 48)
+    request = route.ScoreRequest.model_validate(body)
+    rows = [route._inline(request.rows[0], RowFiles([file]))]
+    assert [[one.response for one in part] for part in route._portions(request, rows)] == [
+        texts[:1],
+        texts[1:2],
+        texts[2:3],
+        texts[3:4],
+        texts[4:],
+    ]
+    assert (await server.post("/v1/score", json=body)).json() == together
+    monkeypatch.setattr(route, "ANSWER_BYTES", 100 * 64 * 48)
+    response = await server.post("/v1/score", json=body)
+    assert response.status_code == 422, "120 objects an answer"
+    assert "3072 pixels and 120 objects are 368640 bytes" in response.json()["error"]["message"]
+    few = body | {"config": {"caps": {"points": 16, "objects": 100}}}
+    assert (await server.post("/v1/score", json=few)).status_code == 200
 
 
 ALONE = """
