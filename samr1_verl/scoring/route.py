@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
 from fastapi import FastAPI, HTTPException
@@ -151,6 +151,8 @@ class Held:
 def score_route(files: RowFiles) -> Callable[[FastAPI, Engine, Images], None]:
     """A function that adds the route to an application, as `http_server.create_app` takes it."""
 
+    rules = {name: import_module(f"reward_fns.{name}").ARGUMENTS for name in get_args(Reward)}
+
     def add(app: FastAPI, engine: Engine, images: Images) -> None:
         @app.post("/v1/score")
         async def score(request: ScoreRequest) -> ScoreAnswer:
@@ -158,7 +160,8 @@ def score_route(files: RowFiles) -> Callable[[FastAPI, Engine, Images], None]:
             if (last := max(answer.row for answer in request.answers)) >= len(request.rows):
                 raise HTTPException(422, f"answers: row {last} is named, and there are {len(request.rows)} rows")
             rows = [_inline(row, files) for row in request.rows]
-            portions = list(_portions(request, rows))
+            objects = rules[request.reward].read(request.config).caps.objects
+            portions = list(_portions(request.answers, rows, objects))
             async with AsyncExitStack() as stack:
                 held = {
                     row.image.sha256: await stack.enter_async_context(images.use(row.image.path, row.image.sha256))
@@ -192,14 +195,15 @@ def _inline(row: InlineRow | StoredRow, files: RowFiles) -> InlineRow:
         raise HTTPException(422, f"id {row.id!r}: {error.errors()[0]['msg']}") from error
 
 
-def _portions(request: ScoreRequest, rows: Sequence[InlineRow]) -> Iterator[list[ScoredAnswer]]:
+def _portions(answers: Sequence[ScoredAnswer], rows: Sequence[InlineRow], objects: int) -> Iterator[list[ScoredAnswer]]:
     """The answers in portions whose masks fit into MASK_BYTES; some rewards have all masks of an answer in memory.
 
+    Args:
+        objects: maximum number of objects of an answer.
+
     Raises:
-        ConfigError: the reward does not accept its constants.
-        HTTPException: an answer with the most objects would need more than ANSWER_BYTES.
+        HTTPException: an answer with so many objects would need more than ANSWER_BYTES.
     """
-    objects = import_module(f"reward_fns.{request.reward}").ARGUMENTS.read(request.config).caps.objects
     pixels = [math.prod(row.ground_truth.size) for row in rows]
     for index, count in enumerate(pixels):
         if count * objects > ANSWER_BYTES:
@@ -210,7 +214,7 @@ def _portions(request: ScoreRequest, rows: Sequence[InlineRow]) -> Iterator[list
             )
     portion: list[ScoredAnswer] = []
     size = 0
-    for answer in request.answers:
+    for answer in answers:
         more = pixels[answer.row] * min(objects, answer.response.count("{"))  # one brace an object, at least
         if portion and size + more > MASK_BYTES:
             yield portion

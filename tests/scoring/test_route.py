@@ -186,7 +186,7 @@ async def test_answers_with_many_masks_take_turns(server, file: Path, monkeypatc
     monkeypatch.setattr(route, "MASK_BYTES", 5 * 64 * 48)
     request = route.ScoreRequest.model_validate(body)
     rows = [route._inline(request.rows[0], RowFiles([file]))]
-    assert [[one.response for one in part] for part in route._portions(request, rows)] == [
+    assert [[one.response for one in part] for part in route._portions(request.answers, rows, 120)] == [
         texts[:1],
         texts[1:2],
         texts[2:3],
