@@ -154,7 +154,9 @@ def _with_every_column(table: pa.Table) -> pa.Table:
 def iter_rows(path: str | Path) -> Iterator[dict]:
     """The rows of a file as plain values for `parse_record`, with one row group in memory. Raises as `read_table`."""
     for table in read_batches(path):
-        yield from table.to_pylist()
+        with _readable(path):  # text may be no UTF-8
+            rows = table.to_pylist()
+        yield from rows
 
 
 def read_batches(path: str | Path) -> Iterator[pa.Table]:
