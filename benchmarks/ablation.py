@@ -105,7 +105,7 @@ def trained(folder: Path, title: str, overrides: Sequence[str]) -> tuple[dict[st
     return figures(score_policy(training.policy_folder(), recipe, folder / "after.json")), read_curves(folder)
 
 
-def recorded(record: Path, run: dict[str, Any]) -> dict[str, float] | None:
+def recorded(record: Path, run: dict[str, Any]) -> dict[str, Any] | None:
     """Figures of a finished run; None: the record does not have it."""
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     found = [line["figures"] for line in map(json.loads, lines) if line["run"] == run]

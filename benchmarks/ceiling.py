@@ -39,6 +39,7 @@ from samr1_verl.rows.record import Record, write_records
 from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.scoring.rollout import overlap, read_rollout
 from samr1_verl.service.client import get_client
+from samr1_verl.service.engine import Engine
 
 console = Console()
 
@@ -101,7 +102,9 @@ def main(
     measure(file, few, 2)  # costs of a first call
     many = with_cache(config, 4.0)
     reached, measured, fast = measure(file, many, rows)
-    encodes = get_client(many.segmenter).counters().encodes  # type: ignore[attr-defined]
+    engine = get_client(many.segmenter)
+    assert isinstance(engine, Engine)  # the client of an embedded segmenter
+    encodes = engine.counters().encodes
     began = time.perf_counter()
     ious = asyncio.run(one_by_one(replace(measured, config=few), reached))
     slow = time.perf_counter() - began

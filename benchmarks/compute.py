@@ -51,7 +51,7 @@ def curves_of(name: str, seed: int, steps: int, record: Path) -> dict[str, list[
     """The validated steps of a run, their gIoU, and the rollouts that were drawn until each of them."""
     run = {"steps": steps, "variant": name, "seed": seed}
     if found := recorded(record, run):
-        return found  # type: ignore[return-value]
+        return found
     folder = ROOT / f"{steps}_steps" / name / str(seed)
     overrides = (
         *VARIANTS[name],

@@ -1,4 +1,4 @@
-"""`samr1 data ceiling`: the most that a perfect policy can earn on the rows of a file."""
+"""`samr1 data ceiling`: what true prompts earn on the rows of a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ceiling(
     seed: Annotated[int, typer.Option(min=0, help="seed of --jitter")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="discard results of an earlier start")] = False,
 ) -> None:
-    """Prompt the frozen segmenter with the truth's own boxes and points: no policy can earn more.
+    """Prompt the frozen segmenter with the truth's own boxes and points: what a perfect policy earns.
 
     Writes rows.parquet with the column ceiling (mask IoU), a histogram, and a sheet of the rows with the lowest IoU.
     After an interruption the same command resumes.

@@ -1,6 +1,7 @@
-"""The most that a perfect policy can earn: the frozen segmenter is prompted with the truth's own boxes and points.
+"""What true prompts earn: the frozen segmenter is prompted with the truth's own boxes and points.
 
-No published code does this. A row whose mask the segmenter does not draw with true prompts pays no policy.
+No published code does this. A row whose mask the segmenter does not draw with true prompts hardly pays any
+policy.
 """
 
 from __future__ import annotations
