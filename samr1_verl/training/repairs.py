@@ -2,7 +2,8 @@
 
 - `maybe_fix_3d_position_ids`: the position ids of a batch whose sequences all have the same length;
 - `_get_input_embeds` of Qwen2-VL and Qwen2.5-VL: a micro-batch without an image;
-- `forward_with_torch_backend` of Qwen2-VL to Qwen3-VL: fused log-probs with a sharded output layer (fused.py).
+- `forward_with_torch_backend` of Qwen2-VL to Qwen3-VL: fused log-probs with a sharded output layer (fused.py);
+- `is_trl_available` where verl patches a model: an installed TRL without verl's class.
 
 verl's modules import functions by name. So each function is replaced in the module that defines it and in the modules
 that import it, as soon as these are imported. A replacement has the original as `__wrapped__`, for the tests in
@@ -12,6 +13,8 @@ tests/training/test_repairs.py, which fail when verl's own function works.
 from __future__ import annotations
 
 import functools
+import importlib
+import warnings
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,6 +24,8 @@ import wrapt
 from tensordict import TensorDict
 
 from samr1_verl.training.fused import FAMILIES, with_output_layer_called
+
+_OURS = "repaired_by_samr1"
 
 
 def register() -> None:
@@ -32,13 +37,16 @@ def register() -> None:
     )
     _replace("_get_input_embeds", with_text_only_batches_repaired, ["verl.models.transformers.qwen2_vl"])
     _replace("forward_with_torch_backend", with_output_layer_called, list(FAMILIES))
+    _replace("is_trl_available", with_value_head_required, ["verl.models.transformers.monkey_patch"])
 
 
 def _replace(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], modules: list[str]) -> None:
     def replace(module: ModuleType) -> None:
         function = getattr(module, name)
-        if not hasattr(function, "__wrapped__"):  # a module that is imported later already gets the replacement
-            setattr(module, name, wrap(function))
+        if not hasattr(function, _OURS):  # a module that is imported later already gets the replacement
+            replacement = wrap(function)
+            setattr(replacement, _OURS, True)
+            setattr(module, name, replacement)
 
     for module in modules:
         wrapt.register_post_import_hook(replace, module)
@@ -104,3 +112,26 @@ class _TensorVision:
 
         embeddings: torch.Tensor = unpack_visual_output(self._visual(*args, **kwargs))[0]
         return embeddings
+
+
+def with_value_head_required(available: Callable[[], bool]) -> Callable[[], bool]:
+    """Treat a TRL without AutoModelForCausalLMWithValueHead as no TRL, where verl patches a model.
+
+    verl imports this class from every installed TRL, for critics with a value head; from TRL 1.13 on there is none, and
+    no actor is made. The recipes have no critic.
+    """
+
+    @functools.wraps(available)
+    def is_trl_available() -> bool:
+        return available() and any(map(_has_value_head, ("trl.experimental.ppo", "trl")))
+
+    return is_trl_available
+
+
+def _has_value_head(module: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the import of trl.experimental warns
+        try:
+            return hasattr(importlib.import_module(module), "AutoModelForCausalLMWithValueHead")
+        except ImportError:
+            return False

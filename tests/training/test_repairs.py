@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from verl.models.transformers import qwen2_vl
 from verl.utils import tensordict_utils
 
 import samr1_verl.plugin  # noqa: F401  # what `import verl` loads
+from samr1_verl.training.repairs import with_value_head_required
 
 ROWS = 4
 fix = tensordict_utils.maybe_fix_3d_position_ids
@@ -101,6 +103,36 @@ def test_verl_itself_still_breaks_on_text_alone(model: Qwen2_5_VLForConditionalG
     """When this fails, verl has mended it: remove `with_text_only_batches_repaired`."""
     with pytest.raises(AttributeError, match="mean"):
         qwen2_vl._get_input_embeds.__wrapped__(model.model, torch.arange(4).reshape(1, 4))
+
+
+VALUE_HEAD = "AutoModelForCausalLMWithValueHead"
+
+
+def test_a_trl_without_verls_class_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.models.transformers import monkey_patch
+
+    for module in ("trl", "trl.experimental", "trl.experimental.ppo"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    available = with_value_head_required(lambda: True)
+    assert not available()
+    monkeypatch.setattr(sys.modules["trl.experimental.ppo"], VALUE_HEAD, object, raising=False)
+    assert available(), "TRL 1.0 to 1.12"
+    assert not with_value_head_required(lambda: False)()
+    assert monkey_patch.is_trl_available.__name__ == "is_trl_available"
+    assert hasattr(monkey_patch.is_trl_available, "repaired_by_samr1")
+
+
+def test_verl_itself_still_imports_a_class_that_the_installed_trl_lacks(
+    model: Qwen2_5_VLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When this fails, verl or TRL has mended it: remove `with_value_head_required`."""
+    from verl.models.transformers import monkey_patch
+
+    assert not monkey_patch.is_trl_available()
+    monkeypatch.setattr(monkey_patch, "is_trl_available", monkey_patch.is_trl_available.__wrapped__)
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    with pytest.raises(ImportError, match=VALUE_HEAD):
+        monkey_patch.apply_monkey_patch(model)
 
 
 def test_the_repairs_are_not_only_for_the_cpu() -> None:
