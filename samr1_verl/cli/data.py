@@ -1,4 +1,4 @@
-"""`samr1 data`: convert data sets to files of rows; validate, show and measure the rows."""
+"""`samr1 data`: convert data sets to files of rows; validate, show, measure and export the rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from samr1_verl.cli.ceiling import ceiling
 from samr1_verl.cli.convert import app as convert_app
 from samr1_verl.cli.difficulty import difficulty
+from samr1_verl.cli.export import export
 
-app = typer.Typer(no_args_is_help=True, help="Convert data sets to files of rows; check, show and measure the rows.")
+app = typer.Typer(
+    no_args_is_help=True, help="Convert data sets to files of rows; check, show, measure and export the rows."
+)
 app.add_typer(convert_app, name="convert")
 app.command()(ceiling)
 app.command()(difficulty)
+app.command()(export)
 
 
 @app.command()

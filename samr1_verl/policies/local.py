@@ -44,7 +44,7 @@ class LocalPolicy:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        self.processor = _processor(files.model)
+        self.processor = load_processor(files.model)
         self.model = _model(files, dtype).eval().to(device)
         self._processor_kwargs, self._template_kwargs = dict(processor_kwargs or {}), dict(template_kwargs or {})
         own = self.model.generation_config
@@ -109,7 +109,8 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _processor(model: Path | str) -> Any:
+def load_processor(model: Path | str) -> Any:
+    """The processor of a vision-language model. Raises PolicyError where transformers cannot read it."""
     try:
         config = AutoConfig.from_pretrained(model)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:

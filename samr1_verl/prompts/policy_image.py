@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from samr1_verl.config import ConfigError
-from samr1_verl.geometry.images import open_image
+from samr1_verl.geometry.images import ImageFile
 from samr1_verl.rows.record import MAX_RATIO
 
 _ATTEMPTS = 100  # each brings an extreme size closer to the limits
@@ -93,9 +93,12 @@ class PolicySize:
 def load_policy_image(path: str | Path, policy_wh: tuple[int, int]) -> Image.Image:
     """An image file as the policy sees it: RGB, 8 bits, after EXIF orientation, resized to (W, H).
 
-    The filter is bicubic, as in Qwen's processors.
-
     Raises:
         ImageError: the file is missing or is no image.
     """
-    return open_image(path).resize(policy_wh, Image.Resampling.BICUBIC)
+    return policy_image(ImageFile.read(path), policy_wh)
+
+
+def policy_image(image: ImageFile, policy_wh: tuple[int, int]) -> Image.Image:
+    """As `load_policy_image`. The filter is bicubic, as in Qwen's processors."""
+    return image.rgb().resize(policy_wh, Image.Resampling.BICUBIC)
