@@ -77,6 +77,7 @@ WORLDS = {
         "data.max_response_length=112",
         "actor_rollout_ref.rollout.max_model_len=176",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
         "actor_rollout_ref.actor.ppo_epochs=2",
     ),
 }

@@ -15,6 +15,7 @@ from samr1_verl.cli.options import SetOption, errors_end_the_command, progress_b
 class For(str, Enum):
     """The trainers whose format is written."""
 
+    verl = "verl"
     trl = "trl"
     verifiers = "verifiers"
     swift = "swift"
@@ -22,7 +23,7 @@ class For(str, Enum):
 
 def export(
     file: Annotated[Path, typer.Argument(help="parquet file of rows")],
-    trainer: Annotated[For, typer.Option("--for", help="trainer that reads the rows; swift: ms-swift")],
+    trainer: Annotated[For, typer.Option("--for", help="trainer; verl: for its own data set; swift: ms-swift")],
     recipe: Annotated[str, typer.Option(help="recipe with prompt, frame and image size")] = "samr1",
     set_: SetOption = None,
     policy: Annotated[

@@ -31,6 +31,8 @@ class Batcher(Generic[R, A]):
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._serving: asyncio.Task[None] | None = None
+        self._open = asyncio.Event()
+        self._open.set()
 
     async def submit(self, request: R) -> A:
         """The answer to one request. An exception of `work` is raised for every request of the batch."""
@@ -46,9 +48,19 @@ class Batcher(Generic[R, A]):
         """Run a function in the same thread, that is, between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
+    async def pause(self) -> None:
+        """Let no further batch of requests start, and return when the running one has ended. Requests wait."""
+        self._open.clear()
+        await self.run(lambda: None)
+
+    def resume(self) -> None:
+        """Let batches start again."""
+        self._open.set()
+
     async def _serve(self) -> None:
         while True:
             batch = await self._collect()
+            await self._open.wait()
             try:
                 answers = await self.run(self._work, [request for request, _ in batch])
                 for (_, future), answer in zip(batch, answers, strict=True):

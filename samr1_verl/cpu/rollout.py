@@ -89,6 +89,18 @@ class TransformersServer:
         request = self._request(prompt_ids, sampling_params, image_data, **others)
         return self._output(await self.batcher.submit(request))
 
+    async def abort_all_requests(self, reject_request: bool = False) -> None:
+        """Return when the running batch has ended. Other requests wait for `resume_generation`, and for new weights.
+
+        verl's asynchronous trainers call it before an update. No request is aborted or rejected, because a batch
+        cannot be interrupted.
+        """
+        await self.batcher.pause()
+
+    async def resume_generation(self) -> None:
+        """Let batches start again."""
+        self.batcher.resume()
+
     async def generate_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[TokenOutput | RequestError]:
         """The answers to some prompts, computed together and in this order, so that they are the same to the bit.
 
@@ -223,12 +235,6 @@ class TransformersReplica(RolloutReplica):
     async def start_profile(self, **kwargs: Any) -> None: ...
 
     async def stop_profile(self) -> None: ...
-
-    async def abort_all_requests(self, reject_request: bool = False) -> None:
-        raise NotImplementedError(
-            "the rollout `transformers` cannot interrupt a batch. Use a synchronous trainer "
-            "(trainer.v1.trainer_mode), or the rollout `vllm`"
-        )
 
 
 class ServerAdapter(BaseRollout):

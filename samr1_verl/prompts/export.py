@@ -21,7 +21,7 @@ from samr1_verl.rows.files import complete
 from samr1_verl.rows.parallel import ordered_map
 from samr1_verl.rows.record import DataError, Record, count_rows, iter_rows, parse_record, resolve_image
 
-Trainer = Literal["trl", "verifiers", "swift"]
+Trainer = Literal["verl", "trl", "verifiers", "swift"]
 Item = Mapping[str, Any]
 
 
@@ -99,9 +99,37 @@ def question(item: Item) -> str:
     return text
 
 
+def verl_row(item: Item, image: str) -> dict[str, Any]:
+    """A row for verl's own data set, which replaces <image> by the image."""
+    width, height = item["extra_info"]["policy_size"]
+    return {
+        "prompt": [{"role": "user", "content": f"<image>{question(item)}"}],
+        "images": [{"image": image, "resized_width": width, "resized_height": height}],
+        **{key: item[key] for key in ("data_source", "reward_model", "extra_info")},
+    }
+
+
 def trl_row(item: Item, image: str) -> dict[str, Any]:
     """A row for TRL's GRPOTrainer, which puts `image` before the text. `image` is to be cast to datasets.Image."""
     return {"prompt": [{"role": "user", "content": question(item)}], "image": image, **for_reward(item)}
 
 
-FORMATS: dict[Trainer, Callable[[Item, str], dict[str, Any]]] = {"trl": trl_row}
+def verifiers_row(item: Item, image: str) -> dict[str, Any]:
+    """A row for the taskset of reward_fns/verifiers.py: OpenAI's chat messages, with the image as a file:// URL."""
+    shown = {"type": "image_url", "image_url": {"url": Path(image).as_uri()}}
+    content = [shown, {"type": "text", "text": question(item)}]
+    return {"prompt": [{"role": "user", "content": content}], **for_reward(item)}
+
+
+def swift_row(item: Item, image: str) -> dict[str, Any]:
+    """A row for ms-swift, which replaces <image> by the image."""
+    messages = [{"role": "user", "content": f"<image>{question(item)}"}]
+    return {"messages": messages, "images": [image], **for_reward(item)}
+
+
+FORMATS: dict[Trainer, Callable[[Item, str], dict[str, Any]]] = {
+    "verl": verl_row,
+    "trl": trl_row,
+    "verifiers": verifiers_row,
+    "swift": swift_row,
+}

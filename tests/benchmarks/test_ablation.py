@@ -28,7 +28,14 @@ def train_to(monkeypatch, figures):
 def test_every_variant_is_a_recipe_that_may_start(name, world):
     recipe = compose_recipe(ablation.RECIPE, (*ablation.WORLDS[world], *ablation.VARIANTS[name].overrides))
     samr1_config(recipe)
-    assert [*checks.check_types(recipe), *checks.check_objective(recipe), *checks.advice(recipe)] == []
+    found = (
+        checks.check_types,
+        checks.check_objective,
+        checks.check_lengths,
+        checks.check_micro_batches,
+        checks.advice,
+    )
+    assert [problem for check in found for problem in check(recipe)] == []
 
 
 def test_the_variants_change_what_their_titles_name():

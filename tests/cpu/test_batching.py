@@ -93,3 +93,23 @@ async def test_one_who_gave_up_does_not_disturb_the_others() -> None:
     assert await stays == 4
     with pytest.raises(asyncio.CancelledError):
         await gone
+
+
+async def test_a_pause_waits_for_the_running_batch_and_holds_the_next_until_it_is_over() -> None:
+    work = Doubler()
+    work.gate.clear()
+    batcher = Batcher(work, max_batch=4, quiet=0.02)
+    first = asyncio.ensure_future(batcher.submit(1))
+    await until(work.working)
+    pause = asyncio.ensure_future(batcher.pause())
+    second = asyncio.ensure_future(batcher.submit(2))
+    await asyncio.sleep(0.1)
+    assert not pause.done(), "the batch runs"
+    work.gate.set()
+    await pause
+    assert await first == 2
+    await asyncio.sleep(0.1)
+    assert not second.done() and work.batches == [[1]]
+    assert await batcher.run(lambda: "weights") == "weights", "an update is what the pause is for"
+    batcher.resume()
+    assert await second == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def test_a_fault_of_the_segmenter_ends_the_step(
 
 
 def test_two_steps_with_exported_rows_and_the_small_sam(
-    exported: Path, warm_policy: Path, small_sam: Path, tmp_path: Path
+    exported: Callable[[str], Path], warm_policy: Path, small_sam: Path, tmp_path: Path
 ) -> None:
-    rows = rows_of(exported)
+    rows = rows_of(exported("trl"))
     assert rows[0]["image"].size == (140, 140) and isinstance(rows[0]["image"], Image.Image)
     service = {"mode": "embedded", "cache_gb": 1.0, "cache_dir": None}
     segmenter = {"backend": "onnx", "path": str(small_sam), "device": "cpu", "dtype": "float32", "service": service}
