@@ -3,6 +3,7 @@
 #   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
 #   make test          all tests that need neither a GPU nor vLLM
 #   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
+#   make test-trainers every reward through verl, TRL, verifiers, ms-swift and the server, and a table of differences
 #   make test-gpu      the tests that need one GPU, with the figures that they measure
 #   make test-fast     the tests that start no Ray, no verl training and no browser: some minutes on 2 cores
 #   make lint          ruff, its formatter, mypy, and import-linter, which holds the rooms
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 SMALL_SAM := data/weights/small_sam
 SHAPES := data/shapes
 
-.PHONY: help venv weights data demo demo-control test test-ray test-others test-fast test-vllm test-gpu lint
+.PHONY: help venv weights data demo demo-control test test-ray test-others test-fast test-vllm test-trainers test-gpu lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -62,6 +63,9 @@ test-fast: weights
 
 test-vllm: weights
 	bash tests/vllm/run.sh
+
+test-trainers: weights data
+	bash tests/trainers/run.sh
 
 # An environment with constraints-gpu.txt and the extras of the README, in which these are installed as well.
 test-gpu:

@@ -22,14 +22,15 @@ def rows_of(file: Path) -> datasets.Dataset:
 
 
 def main() -> None:
-    import trl
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=Path, required=True, help="rows.jsonl of samr1 data export")
     parser.add_argument("--model", required=True, help="model folder or hub id of the policy")
     parser.add_argument("--sam", required=True, help="hub id or folder of SAM in transformers' format")
     parser.add_argument("--out", default="runs/trl", help="folder of the checkpoints")
     given = parser.parse_args()
+
+    import trl  # it takes seconds, and the help needs none
+
     service = {"mode": "embedded", "cache_gb": 8, "cache_dir": None}
     segmenter = {"backend": "transformers", "path": given.sam, "device": "auto", "dtype": "float32", "service": service}
     trainer = trl.GRPOTrainer(

@@ -1,11 +1,12 @@
 """Whether a command of the documents would be accepted. Nothing is executed: the real parsers read it.
 
     samr1 …                                    the typer application
-    python benchmarks/….py, python data/….py   the script's own typer function or argparse parser
+    python benchmarks/….py, data, examples     the script's own typer function or argparse parser
     python -m verl.trainer.main_ppo …          Hydra composes it; the recipe's keys, reward and sizes are checked
     make TARGET                                the Makefile has the target
     pip install '.[EXTRA]'                     pyproject.toml has the extra
     pytest PATH                                the path exists
+    bash examples/….sh …                       the shell can read the script
     a tool of OTHER_TOOLS                      not checked
 
 Every other form is an error, so that no command is skipped unnoticed.
@@ -18,6 +19,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -192,7 +194,7 @@ def check_python(words: Sequence[str]) -> None:
             compose(words[2:])
         return
     script = ROOT / words[0]
-    if not re.fullmatch(r"(benchmarks|data)/[\w/]+\.py", words[0]):
+    if not re.fullmatch(r"(benchmarks|data|examples)/[\w/]+\.py", words[0]):
         raise BadCommandError(f"python {words[0]}: an unknown form of command")
     if not script.is_file():
         raise BadCommandError(f"python {words[0]}: no such script")
@@ -206,12 +208,21 @@ def check_pytest(words: Sequence[str]) -> None:
         raise BadCommandError(f"pytest {' '.join(words)}: no such file")
 
 
+def check_bash(words: Sequence[str]) -> None:
+    if not re.fullmatch(r"examples/\w+\.sh", words[0]) or not (ROOT / words[0]).is_file():
+        raise BadCommandError(f"bash {words[0]}: no such script")
+    read = subprocess.run(["bash", "-n", ROOT / words[0]], capture_output=True, text=True)
+    if read.returncode:
+        raise BadCommandError(f"bash {words[0]}: {read.stderr}")
+
+
 CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "samr1": check_samr1,
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
     "pytest": check_pytest,
+    "bash": check_bash,
 }
 
 
