@@ -38,7 +38,7 @@ def swift_rewards(
 
     Returns:
         `<module>` for the score, named after the reward's module, and `<module>_<key>` per metric. The data set has the
-        columns of samr1_verl/prompts/swift_row.py. An exception of compute_score ends the training.
+        columns of samr1_verl/prompts/export.py. An exception of compute_score ends the training.
 
     Raises:
         ValueError: in training, for a value that is None or not finite: ms-swift counts None and NaN as 0.

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from swift.rl_core.data import GRPOSample
 from swift.rl_core.grpo_algorithm import score_completions
 
 from reward_fns.swift import swift_rewards
-from samr1_verl.prompts.swift_row import swift_row
+from samr1_verl.prompts.export import swift_row
 from samr1_verl.segmenters import SegmenterError
 from tests.trainers.corpus import Batch, arguments, batches, compute_score
 from tests.trainers.corpus import segmenter as boxes
@@ -98,17 +98,22 @@ def test_a_score_that_is_no_number_is_an_error(value: Any) -> None:
         through_swift(functions(call), ITEM, ["a"])
 
 
-def test_exported_rows_are_read_back(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def rows(exported: Callable[[str], Path]) -> Path:
+    return exported("swift")
+
+
+def test_exported_rows_are_read_back(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
-    rows, _ = load_dataset([str(exported)], split_dataset_ratio=0, strict=True, remove_unused_columns=False)
-    expected = [json.loads(line) for line in exported.read_text().splitlines()]
+    found, _ = load_dataset([str(rows)], split_dataset_ratio=0, strict=True, remove_unused_columns=False)
+    expected = [json.loads(line) for line in rows.read_text().splitlines()]
     for row in expected:
         row["images"] = [{"bytes": None, "path": path} for path in row["images"]]
-    assert [{key: row[key] for key in expected[0]} for row in rows] == expected
-    assert fetch_image({"image": rows[0]["images"][0]["path"]}).size == (140, 140), "as the template opens images"
+    assert [{key: row[key] for key in expected[0]} for row in found] == expected
+    assert fetch_image({"image": found[0]["images"][0]["path"]}).size == (140, 140), "as the template opens images"
 
 
-def train(exported: Path, policy: Path, sam: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def train(rows: Path, policy: Path, sam: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Two steps of examples/swift_grpo.sh with the tiny policy on the CPU."""
     settings = {
         "--model": policy,
@@ -139,7 +144,7 @@ def train(exported: Path, policy: Path, sam: Path, out: Path, *options: str) -> 
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "ROWS": str(exported),
+            "ROWS": str(rows),
             "SAM": str(sam),
             "SAM_BACKEND": "onnx",
             "MODELSCOPE_CACHE": str(out / "cache"),
@@ -154,9 +159,9 @@ def train(exported: Path, policy: Path, sam: Path, out: Path, *options: str) -> 
 
 
 def test_two_steps_with_exported_rows_and_the_small_sam(
-    exported: Path, warm_policy: Path, small_sam: Path, tmp_path: Path
+    rows: Path, warm_policy: Path, small_sam: Path, tmp_path: Path
 ) -> None:
-    done = train(exported, warm_policy, small_sam, tmp_path / "run")
+    done = train(rows, warm_policy, small_sam, tmp_path / "run")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     lines = map(json.loads, (tmp_path / "run" / "logging.jsonl").read_text().splitlines())
     logged = [line for line in lines if "reward" in line]
@@ -169,9 +174,9 @@ def test_two_steps_with_exported_rows_and_the_small_sam(
 
 
 def test_a_fault_of_the_segmenter_ends_the_training(
-    exported: Path, warm_policy: Path, small_sam: Path, tmp_path: Path
+    rows: Path, warm_policy: Path, small_sam: Path, tmp_path: Path
 ) -> None:
     reward = ["--reward_funcs", "broken", "--reward_weights", "1"]
-    done = train(exported, warm_policy, small_sam, tmp_path / "run", *reward)
+    done = train(rows, warm_policy, small_sam, tmp_path / "run", *reward)
     assert done.returncode != 0 and "SegmenterError: out of memory" in done.stderr, done.stdout + done.stderr
     assert not list((tmp_path / "run").glob("checkpoint-*")) and '"reward"' not in done.stdout
