@@ -46,7 +46,11 @@ else:
     import tomli as tomllib
 
 OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "hf", "pre-commit", "sha256sum", "source", "ssh", "uv", "vllm"}
-OTHER_OPTIONS = {"--generation-config", "--custom-rm-path", "--group-rm", "--remote_rm_url"}  # of vllm and trainers
+OTHER_TOOLS |= {"vf-eval"}
+OTHER_OPTIONS = {  # of vllm and trainers
+    *("--generation-config", "--custom-rm-path", "--group-rm", "--remote_rm_url"),
+    *("--max_pixels", "--reward_funcs", "--reward_weights", "--strict"),
+}
 OPERATORS = {"&&", "||", ";", "|", "&"}
 
 
