@@ -62,20 +62,23 @@ def export(items: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     return folder / "rows.jsonl"
 
 
+def configured(compute_score: Any, kwargs: Mapping[str, Any], rows: Path, **agent: Any) -> vf.EnvConfig:
+    """verifiers' configuration that names a module with our classes, and the rows."""
+    module: Any = ModuleType("checked_rows")
+    module.Rows, module.OneRequest, module.InProcess = environment(compute_score, **kwargs)
+    module.__all__ = ["Rows", "OneRequest", "InProcess"]
+    sys.modules["checked_rows"] = module
+    return vf.resolve_env_config({"taskset": {"id": "checked_rows", "path": str(rows)}, "agent": agent})
+
+
 class Rollouts:
-    """verifiers' environment server for a module that exports our classes, and its client, as prime-rl uses them.
+    """verifiers' server of environments and its client, through which prime-rl asks for episodes.
 
     Args:
         url: of the server that answers.
-        rows: JSONL file.
-        agent: of verifiers' configuration.
     """
 
-    def __init__(self, compute_score: Any, kwargs: Mapping[str, Any], url: str, rows: Path, **agent: Any) -> None:
-        module = sys.modules["checked_rows"] = ModuleType("checked_rows")
-        module.Rows, module.OneRequest, module.InProcess = environment(compute_score, **kwargs)
-        module.__all__ = ["Rows", "OneRequest", "InProcess"]
-        config = vf.resolve_env_config({"taskset": {"id": "checked_rows", "path": str(rows)}, "agent": agent})
+    def __init__(self, config: vf.EnvConfig, url: str) -> None:
         self.endpoint = vf.EvalClientConfig(base_url=url, api_key_var="NONE")
         self.server, self.runner = EnvServer(config, "tcp://127.0.0.1:0"), asyncio.Runner()
 
@@ -121,7 +124,7 @@ def test_scores_are_those_of_a_plain_call(corpus: Path, tmp_path: Path) -> None:
         export([batch.item], rows)
         answers[:] = batch.answers
         if batch.item["extra_info"]["index"] == 0:
-            asked[0] = stack.enter_context(Rollouts(call, kwargs, url, rows / "rows.jsonl"))
+            asked[0] = stack.enter_context(Rollouts(configured(call, kwargs, rows / "rows.jsonl"), url))
         found = [recorded(episode) for episode in asked[0](len(answers))]
         assert found == batch.scores, "every key, to the bit"
         return [one["score"] for one in found]
@@ -133,7 +136,7 @@ def test_scores_are_those_of_a_plain_call(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_row_is_read_back_as_the_item(item: dict[str, Any], tmp_path: Path) -> None:
     rows = export([item], tmp_path / "rows")
-    (task,) = Rollouts(seg_zero, {}, "", rows).server.env.taskset
+    (task,) = vf.load_environment(configured(seg_zero, {}, rows)).taskset
     (shown, asked) = task.data.prompt[0].content
     assert asked.text == item["raw_prompt"][0]["content"][1]["text"]
     assert shown.image_url.url == next(rows.parent.glob("*.png")).as_uri()
@@ -146,9 +149,9 @@ def test_a_fault_of_the_segmenter_is_an_error_and_no_reward(item: dict[str, Any]
     rows, segmenter, broken = export([item], tmp_path / "rows"), BoxSegmenter(), BoxSegmenter()
     broken.fault = RuntimeError("out of memory")
     with serving(given([GOOD])) as url:
-        with Rollouts(samr1, {"segmenter": Engine(segmenter, 1 << 20)}, url, rows) as asked:
+        with Rollouts(configured(samr1, {"segmenter": Engine(segmenter, 1 << 20)}, rows), url) as asked:
             (good,) = asked(1)
-        with Rollouts(samr1, {"segmenter": Engine(broken, 1 << 20)}, url, rows) as asked:
+        with Rollouts(configured(samr1, {"segmenter": Engine(broken, 1 << 20)}, rows), url) as asked:
             (bad,) = asked(1)
     (trace,) = bad.traces
     assert not bad.ok and not trace.ok and trace.last_error.type == "TaskError"
@@ -175,10 +178,8 @@ NO_ANSWER: dict[str, tuple[Answerer, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", NO_ANSWER)
 def test_without_an_answer_there_is_no_reward(name: str, item: dict[str, Any], tmp_path: Path) -> None:
     answerer, agent, message = NO_ANSWER[name]
-    with (
-        serving(answerer) as url,
-        Rollouts(seg_zero, {}, url, export([item], tmp_path / "rows"), **agent) as asked,
-    ):
+    config = configured(seg_zero, {}, export([item], tmp_path / "rows"), **agent)
+    with serving(answerer) as url, Rollouts(config, url) as asked:
         (episode,) = asked(1)
     (trace,) = episode.traces
     assert not episode.ok and not trace.ok
