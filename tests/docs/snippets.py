@@ -16,7 +16,7 @@ from samr1_verl.config import Samr1Config, segmenter_config
 from tests.docs.commands import check, commands
 
 OURS = ("samr1_verl", "reward_fns", "recipes")
-ELSEWHERE = {\"swift\"}  # in an environment of its own, whose checks import it: tests/trainers
+ELSEWHERE = {"swift"}  # in an environment of its own, whose checks import it: tests/trainers
 
 
 def check_python(text: str) -> None:
