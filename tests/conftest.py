@@ -6,10 +6,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.training_runs import World
+if TYPE_CHECKING:
+    from tests.training_runs import World
 
 ROOT = Path(__file__).resolve().parents[1]
 # A shell that starts the tests in the background has them ignore SIGINT, and what they start would inherit that.
@@ -65,6 +67,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(tmp_path: Path, drawn: Path, small_sam: Path, ray_folder: Path) -> World:
     """Where a tiny recipe can train: `world.train(...)` puts it into tmp_path / "run"."""
+    from tests.training_runs import World  # here: the environments of other trainers have no tensorboard
+
     return World(drawn, small_sam, tmp_path / "run", ray_folder)
 
 
