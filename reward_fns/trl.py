@@ -6,8 +6,7 @@
     GRPOTrainer(model, reward_funcs=trl_reward(compute_score), train_dataset=rows, …)
 
 where `rows` has compute_score's columns `data_source` (str), `ground_truth` (str) and `extra_info` (struct), and TRL's
-own `prompt` and `image`. Use TRL 1.0 to 1.12: verl 0.9.1 imports a class from an installed TRL that later versions no
-longer have, and then no verl run starts in that environment.
+own `prompt` and `image`, as `samr1 data export --for trl` writes them.
 """
 
 from __future__ import annotations
