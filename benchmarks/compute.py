@@ -146,7 +146,7 @@ def main(
             "--seed", default_factory=lambda: [1, 2, 3, 4, 5], show_default="1 to 5", help="repeat it for several"
         ),
     ],
-    steps: Annotated[int, typer.Option(min=VALIDATE, help="steps of each run")] = 48,
+    steps: Annotated[int, typer.Option(min=VALIDATE, help="steps of each run")] = 32,
     only: Annotated[
         list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
     ] = None,
