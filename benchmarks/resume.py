@@ -52,11 +52,13 @@ def start(out: Path, number: int, steps: int, save_every: int, kill_after_s: flo
 def differences(whole: Path, killed: Path, starts: int) -> list[str]:
     """Everything in which the killed training is not the whole one."""
     reference = read(whole / "metrics.jsonl", whole / "rollouts", whole / "run")
-    found = read(killed / f"metrics_{starts - 1}.jsonl", killed / "rollouts", killed / "run")
+    # A start that was killed early has logged no step, and neither has one that resumed from the last checkpoint.
+    files = {number: killed / f"metrics_{number}.jsonl" for number in range(starts)}
+    logs = {number: text for number, file in files.items() if file.exists() and (text := file.read_text())}
+    found = read(files[max(logs)], killed / "rollouts", killed / "run")
     wrong, missing = [], set(reference.metrics)
-    for number in range(starts):
-        file = killed / f"metrics_{number}.jsonl"
-        for line in file.read_text().splitlines() if file.exists() else []:
+    for number, text in logs.items():
+        for line in text.splitlines():
             entry = json.loads(line)
             step, logged = entry["step"], entry["data"]
             missing.discard(step)
