@@ -5,12 +5,15 @@
 #   bash examples/stock_verl.sh rows/rows.jsonl                                           synchronous
 #   bash examples/stock_verl.sh rows/rows.jsonl trainer.v1.trainer_mode=colocate_async    asynchronous
 #
-# Further arguments are verl's overrides. The sizes are those of one node with 8 GPUs.
+# Further arguments are verl's overrides. The sizes are those of one node with 8 GPUs. SAM runs in a server, because stock
+# verl reserves no GPU for its reward workers:
+#
+#   samr1 serve --backend transformers --path facebook/sam2-hiera-large --root data
 set -euo pipefail
 
 rows=$1
 shift
-service='{mode: embedded, cache_gb: 16, cache_dir: null}'
+service='{mode: http, cache_gb: 16, cache_dir: null, http: {addresses: ["http://localhost:8765"]}}'
 sam="{backend: transformers, path: facebook/sam2-hiera-large, device: auto, dtype: float32, service: $service}"
 
 exec python -m verl.trainer.main_ppo \

@@ -46,6 +46,7 @@ def export(
     from samr1_verl.policies.local import load_processor
     from samr1_verl.prompts.export import export as write
     from samr1_verl.prompts.questions import Questions
+    from samr1_verl.rows.record import count_rows
 
     folder = out or Path("outputs/export") / safe_name(trainer.value, file)
     with errors_end_the_command():
@@ -55,6 +56,4 @@ def export(
         with progress_bar("rows") as progress:
             rows = write(file, folder, trainer.value, questions, progress)
     typer.echo(str(rows))
-    with rows.open(encoding="utf-8") as lines:
-        count = sum(1 for _ in lines)
-    typer.echo(json.dumps({"for": trainer.value, "rows": count, "file": str(rows)}))
+    typer.echo(json.dumps({"for": trainer.value, "rows": count_rows(file), "file": str(rows)}))

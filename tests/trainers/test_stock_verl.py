@@ -28,7 +28,7 @@ def test_stock_verl_trains_with_a_reward_of_ours(mode, tmp_path, exported, warm_
     stock |= {
         "++reward.custom_reward_function.reward_kwargs.segmenter": (
             f"{{backend: onnx, path: {small_sam}, device: cpu, dtype: float32,"
-            " service: {mode: embedded, cache_gb: 1.0, cache_dir: null}}"
+            " service: {mode: embedded, cache_gb: 1.0, cache_dir: null, http: null}}"
         ),
         "+reward.custom_reward_function.reward_kwargs.reward.terms.boundary_iou": 0,
         "data.train_batch_size": PROMPTS,
