@@ -190,6 +190,14 @@ class ObjectiveConfig(_Section):
     shuffle_rewards: bool = Field(description="control run: rewards are shuffled inside each group")
 
 
+class RefineConfig(_Section):
+    """`samr1.refine`: the policy looks at its mask and goes on; of the agent loop and the recipes `samr1_refine`."""
+
+    max_turns: Annotated[int, Field(ge=2)] = Field(description="turns of the policy, at most; it may end earlier")
+    turn_tokens: PositiveInt = Field(description="tokens of a turn, at most; a longer turn is cut off and the last one")
+    look: str = Field(description="template of the text beside the image with the mask, named as samr1.prompt is")
+
+
 class PrepareConfig(_Section):
     """Commands that make a missing input; the preflight and `samr1 doctor` print them."""
 
@@ -230,6 +238,7 @@ class Samr1Config(PromptConfig):
     segmenter: SegmenterConfig
     reward: RewardConfig
     objective: ObjectiveConfig
+    refine: RefineConfig | None = Field(default=None, description="null: the policy answers once")
     samples: NonNegativeInt = Field(
         description="number of validation rows whose answers and masks are kept at every validation, for samr1 report"
     )
@@ -259,6 +268,11 @@ def prompt_config(data: DictConfig) -> PromptConfig:
             "as recipes/recipe/samr1.yaml sets them"
         )
     return _validated(PromptConfig, section, "data.segmentation")
+
+
+def refine_config(refine: Any) -> RefineConfig:
+    """The validated `samr1.refine`, as rewards receive it. Raises ConfigError."""
+    return _validated(RefineConfig, refine, f"{ROOT}.refine")
 
 
 def keep_rows_config(data: DictConfig) -> dict[str, tuple[float, float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from samr1_verl.config import ConfigError, PromptConfig
-from samr1_verl.geometry.frames import THOUSAND
+from samr1_verl.geometry.frames import THOUSAND, Frame
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.prompts.policy_image import PolicySize
 from samr1_verl.prompts.templates import PromptTemplate, as_question, load_prompt
@@ -69,12 +69,17 @@ def messages_of(
         image: path of the image file. sha256: digest of the file.
         policy_wh: (W, H) of the resized image.
     """
-    range_wh = policy_wh if prompt.frame == "absolute" else (int(THOUSAND), int(THOUSAND))
-    text = template.render(sentence=as_question(sentence), frame=prompt.frame, width=range_wh[0], height=range_wh[1])
+    text = question_text(sentence, prompt.frame, policy_wh, template)
     # Qwen's tools use resized_width and resized_height for a size that the caller chose.
     shown = {"type": "image", "image": image, "resized_width": policy_wh[0], "resized_height": policy_wh[1]}
     shown |= {"sha256": sha256}  # the segmenter's service starts to encode the image when its rollouts start
     return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
+
+
+def question_text(sentence: str, frame: Frame, policy_wh: tuple[int, int], template: PromptTemplate) -> str:
+    """A template's text about a row's sentence. policy_wh: (W, H) of the resized image."""
+    width, height = policy_wh if frame == "absolute" else (int(THOUSAND), int(THOUSAND))
+    return template.render(sentence=as_question(sentence), frame=frame, width=width, height=height)
 
 
 def item_of(

@@ -14,10 +14,13 @@ from typing import Any
 import ray
 import transfer_queue as tq
 from tensordict import TensorDict
+from verl.experimental.agent_loop import register
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from samr1_verl.training import repeat
+from samr1_verl.training import refine, repeat
 from samr1_verl.training.guard import FAULT
+
+register(refine.NAME)(refine.RefineAgentLoop)  # here, since each worker's process imports this file
 
 
 @ray.remote

@@ -35,8 +35,17 @@ def rollout_seed(seed: int, validate: bool, step: int, row: int, session: int) -
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of a rollout's turn, from 0: the rollout's own for the first, unrelated ones for the others."""
+    if turn == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{turn}".encode(), digest_size=8).digest(), "big") >> 1
+
+
 class Gathering:
-    """The rollouts of one call of `generate_sequences`, until each has asked for its answer or has ended.
+    """The rollouts of one call of `generate_sequences`, which ask together, turn by turn.
+
+    A turn is asked when each rollout has asked for it or has ended.
 
     Args:
         rollouts: their number.
@@ -44,23 +53,30 @@ class Gathering:
     """
 
     def __init__(self, rollouts: int, ask: Any) -> None:
-        self._missing, self._ask = rollouts, ask
+        self._active, self._ask = rollouts, ask
         self._arrived: list[tuple[tuple[int, int], Waiting]] = []
-        self._asking: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def answer(self, place: tuple[int, int], request: dict[str, Any]) -> Any:
         """Join the rollouts that wait, and wait with them. place: prompt in the call, session in the group."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._arrived.append((place, (request, future)))
-        self.one_less()
+        self._ask_if_all()
         return await future
 
-    def one_less(self) -> None:
-        """Note that a rollout has joined, or has ended before it asked."""
-        self._missing -= 1
-        if self._missing == 0 and self._arrived:
+    def leave(self) -> None:
+        """Note that a rollout has ended."""
+        self._active -= 1
+        self._ask_if_all()
+
+    def _ask_if_all(self) -> None:
+        self._arrived = [entry for entry in self._arrived if not entry[1][1].done()]  # done: its rollout was cancelled
+        if self._arrived and len(self._arrived) == self._active:
             waiting = [waiting for _, waiting in sorted(self._arrived, key=lambda arrived: arrived[0])]
-            self._asking = asyncio.create_task(self._ask(waiting))
+            self._arrived = []
+            asking = asyncio.create_task(self._ask(waiting))
+            self._asking.add(asking)  # an event loop keeps no reference to its tasks
+            asking.add_done_callback(self._asking.discard)
 
 
 @dataclass(eq=False)
@@ -71,12 +87,12 @@ class Rollout:
     seed: int
     place: tuple[int, int]
     gathering: Gathering | None
-    asked: bool = field(default=False, init=False)
+    turns: int = field(default=0, init=False)  # that it has asked for
 
     def end(self) -> None:
         """Note that the rollout has ended, so that the others do not wait for it."""
-        if self.gathering is not None and not self.asked:
-            self.gathering.one_less()
+        if self.gathering is not None:
+            self.gathering.leave()
 
 
 # Of one call of generate_sequences, for the tasks that it starts: number of each prompt by its uid, and the gathering.
@@ -100,15 +116,15 @@ class Client:
         return getattr(self._client, name)
 
     async def generate(self, request_id: str, *, sampling_params: dict[str, Any], **request: Any) -> Any:
-        """verl's `generate` with the seed of the rollout. The first request of a rollout waits for the others'."""
+        """verl's `generate` with the seed of the rollout's turn. A request waits for those of the other rollouts."""
         rollout = current.get()
         request.pop(
             "priority", None
         )  # verl's request ids are made of it, and are equal under its trainers of version 1
-        request["sampling_params"] = {**sampling_params, "seed": rollout.seed}
-        if rollout.gathering is None or rollout.asked:
+        request["sampling_params"] = {**sampling_params, "seed": turn_seed(rollout.seed, rollout.turns)}
+        rollout.turns += 1
+        if rollout.gathering is None:
             return await self._client.generate(rollout.name, **request)
-        rollout.asked = True
         return await rollout.gathering.answer(rollout.place, request)
 
     async def ask_together(self, waiting: Sequence[Waiting]) -> None:
