@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,16 +59,19 @@ def draw_pool(split: str, seed: int, count: int) -> list[Example]:
         return [example for part in parts for example in part]
 
 
-class Eyes(nn.Module):
-    """Stage 1's heads: colour, kind and the four binned box coordinates of the shape at each visual token."""
+SIZES = (len(shapes.COLOURS) + 1, len(shapes.KINDS) + 1, *[BINS] * 4)
 
-    def __init__(self, width: int):
+
+class Eyes(nn.Module):
+    """Heads of dense prediction, with `sizes` classes. Stage 1's: colour, kind and the four box coordinates in bins."""
+
+    def __init__(self, width: int, sizes: Sequence[int] = SIZES):
         super().__init__()
-        self.sizes = [len(shapes.COLOURS) + 1, len(shapes.KINDS) + 1] + [BINS] * 4
+        self.sizes = list(sizes)
         self.head = nn.Linear(width, sum(self.sizes))
 
     def loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy; features [B·25, width], targets [B·25, 6] int64 with IGNORE where there is no shape."""
+        """Mean cross-entropy; features [B·25, width], targets [B·25, heads] int64, IGNORE where nothing is taught."""
         parts = self.head(features).split(self.sizes, dim=1)
         losses = [
             F.cross_entropy(part, target, ignore_index=IGNORE)
@@ -108,25 +112,37 @@ def gaze_loss(attention: torch.Tensor, target: torch.Tensor, response: torch.Ten
     return missed[:, 0][named].mean() + missed[:, 1][placed].mean()
 
 
-def answer_text(example: Example, target: int, blur: bool, rng: np.random.Generator, most_repeats: int = 1) -> str:
+def answer_text(
+    example: Example,
+    target: int,
+    blur: bool,
+    rng: np.random.Generator,
+    most_repeats: int = 1,
+    shrink: tuple[float, float] = (SHRINK_MEAN, SHRINK_STD),
+) -> str:
     """The response that the policy is taught: the shape's name, its rough place, then box and points, policy frame.
 
-    The reasoning is said 1 to `most_repeats` times, so that answers may have very different lengths.
+    The reasoning is said 1 to `most_repeats` times, so that answers may have very different lengths. `shrink` is the
+    mean and the standard deviation of a blurred box: of the distance from the centre to each side, 1 is exact.
     """
-    shape, box, points = example.scene.shapes[target], example.boxes[target], example.points[target]
+    box, points = example.boxes[target], example.points[target]
     centre = (box[:2] + box[2:]) / 2
-    column, row = np.minimum(centre // (tiny_policy.FRAME / 3), 2).astype(int)
     if blur:
-        scale = np.clip(rng.normal(SHRINK_MEAN, SHRINK_STD, size=4), 0.2, 1.1)
+        scale = np.clip(rng.normal(*shrink, size=4), 0.2, 1.1)
         half = (box[2:] - box[:2]) / 2
         box = np.concatenate([centre, centre]) + scale * np.concatenate([-half, half])
-        points = centre + (points - centre) * SHRINK_MEAN + rng.normal(0, 0.1, size=(2, 2)) * half
+        points = centre + (points - centre) * shrink[0] + rng.normal(0, 0.1, size=(2, 2)) * half
     x1, y1, x2, y2 = np.clip(np.rint(box), 0, tiny_policy.FRAME).astype(int)
     (a, b), (c, d) = np.clip(np.rint(points), 0, tiny_policy.FRAME).astype(int)
-    place = tiny_policy.PLACES[3 * row + column]
     repeats = int(rng.integers(1, most_repeats + 1)) if most_repeats > 1 else 1
-    reasoning = " ".join([f"it is the {shape.name} at the {place}"] * repeats)
     return (
-        f"<think>{reasoning}</think>"
+        f"<think>{' '.join([reasoning(example, target)] * repeats)}</think>"
         f'<answer>{{"bbox": [{x1}, {y1}, {x2}, {y2}], "points_1": [{a}, {b}], "points_2": [{c}, {d}]}}</answer>'
     )
+
+
+def reasoning(example: Example, target: int) -> str:
+    """The shape's name and its rough place in words."""
+    box = example.boxes[target]
+    column, row = np.minimum((box[:2] + box[2:]) / 2 // (tiny_policy.FRAME / 3), 2).astype(int)
+    return f"it is the {example.scene.shapes[target].name} at the {tiny_policy.PLACES[3 * row + column]}"

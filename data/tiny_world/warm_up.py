@@ -49,7 +49,7 @@ from samr1_verl.answers import Unusable, parse_answer
 from samr1_verl.prompts.templates import as_question, load_prompt
 
 GAZE_LAYER = 2  # index among four layers
-STAGES = ("see", "answer", "blur", "talk")  # the last one: talkative.py
+STAGES = ("see", "answer", "blur", "talk", "masks", "mend")  # talkative.py has the fourth, refine.py the last two
 
 
 class Teacher:
