@@ -8,7 +8,7 @@ more, `done`. Two stages follow, on scenes of the train split:
     1. masks    the vision tower sees masks on the images, parts of shapes: it predicts for each of its 5 x 5 tokens how
                 much of it the mask covers, and how well the mask fits the shape there. Its tokens of an image without
                 a mask stay as they are
-    2. mend     the whole policy learns dialogues: a first answer as before; the image with the small SAM's mask of it;
+    2. mend     the language model learns dialogues: a first answer as before; the image with the small SAM's mask;
                 then `done` after a good mask, else a correction. The corrections are rough, and some turns stop too
                 early or go on too long, so that reinforcement can teach how to mend and when to stop
 """
@@ -112,10 +112,19 @@ class RefineTeacher(Teacher):
         super().__init__(model, processor, pool, seed)
         self.eyes = Eyes(model.config.text_config.hidden_size, (len(COVERS) + 1, len(FITS) + 1))
         self.seen = seen
-        names = ("<answer>", "<|vision_start|>")
-        self.answer_tag, self.image_start = processor.tokenizer.convert_tokens_to_ids(list(names))
+        self.answer_tag = processor.tokenizer.convert_tokens_to_ids("<answer>")
+        self.sights: dict[Seen, torch.Tensor] = {}
         self.look()
-        self.plain = self.tokens  # before stage 1
+        self.plain = self.tokens  # of images without a mask, [N, 25, width]
+
+    @torch.no_grad()
+    def look_at_masks(self) -> None:
+        """Compute the visual tokens of all images with and without a mask, once, between the two stages."""
+        self.look()
+        self.plain = self.tokens
+        for example, seen in zip(self.pool, self.seen, strict=False):
+            tokens = self.see_images([tinted(example, answer.mask) for answer in seen])
+            self.sights |= zip(seen, tokens.view(len(seen), CELLS * CELLS, -1), strict=True)
 
     def see_images(self, images: list[Image.Image]) -> torch.Tensor:
         """Visual tokens [images·25, width]."""
@@ -140,46 +149,48 @@ class RefineTeacher(Teacher):
         rows = [self.encode(sentence, turns) for _, sentence, _, turns in drawn]
         ids = padded([ids for ids, _ in rows], self.processor.tokenizer.pad_token_id)
         numbers, mask = padded([numbers for _, numbers in rows]), padded([[1] * len(ids) for ids, _ in rows])
-        output = self.read(ids, mask, [tinted(example, turn.mask) for example, *_, turns in drawn for turn in turns])
+        sights = [
+            self.plain[n] if turn.shown is None else self.sights[turn.shown] for n, *_, turns in drawn for turn in turns
+        ]
+        output = self.read(ids, mask, torch.stack(sights))
         loss = F.cross_entropy(output.logits[:, :-1][numbers[:, 1:] > 0], ids[:, 1:][numbers[:, 1:] > 0])
         chosen = (numbers[:, 1:] > 1) & (ids[:, :-1] == self.answer_tag)  # the tokens that stop or go on
         if chosen.any():
             loss = loss + CHOICE * F.cross_entropy(output.logits[:, :-1][chosen], ids[:, 1:][chosen])
-        targets = [tokens_of(example.boxes[target]) for example, _, target, _ in drawn]
+        targets = [tokens_of(self.pool[n].boxes[target]) for n, _, target, _ in drawn]
         return loss + 0.5 * self._gaze(output.attentions[GAZE_LAYER][:, :2], ids, numbers, targets)
 
-    def read(self, ids: torch.Tensor, mask: torch.Tensor, images: list[Image.Image]) -> ModelOutput:
-        """The model's output with its attention weights; ids and mask [B, T], the images of all rows in their order."""
+    def read(self, ids: torch.Tensor, mask: torch.Tensor, sights: torch.Tensor) -> ModelOutput:
+        """The model's output with its attention weights; ids and mask [B, T], visual tokens [images, 25, width]."""
         shown = ids == self.model.config.image_token_id
-        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(shown[..., None], self.see_images(images))
-        grid = torch.tensor([[1, GRID, GRID]]).expand(len(images), 3)
+        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(shown[..., None], sights)
+        grid = torch.tensor([[1, GRID, GRID]]).expand(len(sights), 3)
         positions, _ = self.model.model.get_rope_index(ids, shown.long(), image_grid_thw=grid, attention_mask=mask)
         return self.model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, output_attentions=True)
 
     def _gaze(
         self, attention: torch.Tensor, ids: torch.Tensor, numbers: torch.Tensor, targets: list[np.ndarray]
     ) -> torch.Tensor:
-        """The mean of `gaze_loss` over the taught turns: each looks at the shape, [25] bool, in its own image."""
+        """The mean of `gaze_loss` over the taught turns: each looks at the shape, [25] bool, in all images so far."""
         shown = ids == self.model.config.image_token_id
-        image = (ids == self.image_start).cumsum(1) * shown
+        images = int(shown[0].sum()) // (CELLS * CELLS)  # the same number in all rows
+        there = torch.from_numpy(np.array(targets)).repeat(1, images).float()
+        here = torch.zeros(ids.shape).masked_scatter(shown, there)
         loss, taught = torch.zeros(()), (numbers > 0).sum()
-        for turn in numbers.unique()[1:].tolist():
-            here = torch.zeros(ids.shape)
-            for row, target in enumerate(targets):
-                if (image[row] == turn).any():
-                    here[row, image[row] == turn] = torch.from_numpy(target).float()
+        for turn in range(1, images + 1):
             now = numbers == turn
-            loss = loss + gaze_loss(attention, here, now) * now.sum() / taught
+            if now.any():
+                loss = loss + gaze_loss(attention, here, now) * now.sum() / taught
         return loss
 
-    def _draw(self, count: int) -> tuple[Example, str, int, list[Turn]]:
-        """An example, a sentence about it, the number of the shape, and `count` turns."""
+    def _draw(self, count: int) -> tuple[int, str, int, list[Turn]]:
+        """The number of an example, a sentence about it, the number of the shape, and `count` turns."""
         number = int(self.rng.integers(len(self.pool if count == 1 else self.seen)))
         example = self.pool[number]
         sentence, target = shapes.ask(example.scene, self.rng)
         if count == 1:
-            return example, sentence, target, [Turn(None, answer_text(example, target, True, self.rng))]
-        return example, sentence, target, dialogue(example, self.seen[number], target, count, self.rng)
+            return number, sentence, target, [Turn(None, answer_text(example, target, True, self.rng))]
+        return number, sentence, target, dialogue(example, self.seen[number], target, count, self.rng)
 
     def encode(self, sentence: str, turns: list[Turn]) -> tuple[list[int], list[int]]:
         """The tokens of a dialogue, and for each the number of the turn that teaches it, from 1 on; 0: not taught."""
@@ -230,7 +241,7 @@ def main(
     pool: Annotated[int, typer.Option(min=50, help="number of scenes of the first answers and of stage 1")] = 1000,
     scenes: Annotated[int, typer.Option(min=1, help="number of scenes of the dialogues")] = 128,
     masks: Annotated[int, typer.Option(min=1, help="steps of stage 1")] = 300,
-    mend: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 300,
+    mend: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 350,
     asked: Annotated[int, typer.Option(min=1, help="validation scenes of the figures")] = 100,
 ) -> None:
     """Teach the policy and write it."""
@@ -244,7 +255,8 @@ def main(
     seen = seen_of("train", seed, drawn[:scenes], segmenter, work / "masks")
     teacher = RefineTeacher(model, processor, drawn, seen, seed)
     teacher.run("masks", masks, 6e-4, lambda: teacher.masks(IMAGES), work)
-    teacher.run("mend", mend, 4e-4, lambda: teacher.mend(DIALOGUES), work)
+    teacher.look_at_masks()
+    teacher.run("mend", mend, 8e-4, lambda: teacher.mend(DIALOGUES), work)
     write_model(model, out)
     figures = asyncio.run(refine_figures.figures(out, segmenter, work / "val", asked, seed))
     typer.echo(json.dumps(figures))

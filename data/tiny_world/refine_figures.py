@@ -45,12 +45,12 @@ class Asked:
     target: int
 
 
-def ask(folder: Path, count: int, seed: int) -> list[Asked]:
-    """A sentence about each of the first `count` validation scenes; `folder` gets the images."""
+def ask(folder: Path, count: int, seed: int, split: str = "val") -> list[Asked]:
+    """A sentence about each of the first `count` scenes of a split; `folder` gets the images."""
     prompt = PromptConfig(policy_size=SIZE, frame="absolute", prompt="tiny")
     asked = []
-    records = shapes.records(folder, "val", count, 1, seed)
-    for number, (record, example) in enumerate(zip(records, draw_pool("val", seed, count + 20), strict=False)):
+    records = shapes.records(folder, split, count, 1, seed)
+    for number, (record, example) in enumerate(zip(records, draw_pool(split, seed, count + 20), strict=False)):
         box = np.array(record.boxes[0]) * SCALE
         target = int(np.abs(example.boxes - box).sum(axis=1).argmin())
         path = str(folder / record.image)

@@ -140,9 +140,9 @@ def mask_targets(example: Example, mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """A turn of a dialogue: the mask on the image that the policy sees, its response, and whether that is taught."""
+    """A turn: the answer whose mask is on the image, the policy's response, and whether the lesson teaches it."""
 
-    mask: np.ndarray | None
+    shown: Seen | None
     text: str
     taught: bool = True
 
@@ -165,8 +165,8 @@ def dialogue(
     turns = [Turn(None, shown.text, taught)]
     if count == 3:
         mended = own[LEVELS.index(ROUGH)]
-        turns, shown = [*turns, Turn(shown.mask, mended.text)], mended
-    return [*turns, Turn(shown.mask, reply_to(shown, example, target, rng))]
+        turns, shown = [*turns, Turn(shown, mended.text)], mended
+    return [*turns, Turn(shown, reply_to(shown, example, target, rng))]
 
 
 def reply_to(shown: Seen, example: Example, target: int, rng: np.random.Generator) -> str:
