@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -89,13 +90,14 @@ def grown(policy: Path, vocabulary: int) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-def write_model(model: Qwen2_5_VLForConditionalGeneration, out: Path) -> None:
-    """Write config.json and model.safetensors; the folder's other files stay as `write_processor` made them."""
-    model.config.dtype = torch.float32  # a resize loses it
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+def write_model(model: Qwen2_5_VLForConditionalGeneration, policy: Path, out: Path) -> None:
+    """Write the weights, and the config.json of `policy` with the number of tokens."""
+    config = json.loads((policy / "config.json").read_text())
+    config["text_config"]["vocab_size"] = model.get_input_embeddings().num_embeddings
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        for name in WEIGHTS:
-            Path(folder, name).replace(out / name)
+        shutil.copyfile(Path(folder, "model.safetensors"), out / "model.safetensors")
 
 
 class RefineTeacher(Teacher):
@@ -219,8 +221,8 @@ The policy of `../tiny_policy`, {parameters:.1f} M parameters, with one token mo
 
 Two stages on scenes of the train split: {masks} steps of dense prediction by the vision tower on {pool} images with
 masks, batches of {images}; {mend} steps of dialogues about {scenes} scenes with the small SAM's masks, batches of
-{dialogues}. The lesson says `done` about a mask with an IoU above {good}; in {noise:.0%} of the turns it does the
-opposite. A correction's box has each side at {rough[0]} of its distance from the centre, standard deviation {rough[1]}.
+{dialogues}. The lesson says `done` about a mask with an IoU above {good}; in {noise:.0%} of the turns it does the opposite. A
+correction's box has each side at {rough[0]} of its distance from the centre, standard deviation {rough[1]}.
 
 On {asked} validation scenes, greedy, with the small SAM:
 
@@ -257,7 +259,7 @@ def main(
     teacher.run("masks", masks, 6e-4, lambda: teacher.masks(IMAGES), work)
     teacher.look_at_masks()
     teacher.run("mend", mend, 8e-4, lambda: teacher.mend(DIALOGUES), work)
-    write_model(model, out)
+    write_model(model, policy, out)
     figures = asyncio.run(refine_figures.figures(out, segmenter, work / "val", asked, seed))
     typer.echo(json.dumps(figures))
     card = CARD.format(
