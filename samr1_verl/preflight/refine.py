@@ -23,17 +23,17 @@ def check_refine(config: DictConfig, settings: Samr1Config) -> Iterator[str]:
             yield f"{AGENT_LOOP} is {loop}, and samr1.refine null. Start from +recipe=samr1_refine"
         return
     if loop != LOOP:
-        yield f"samr1.refine is set, and {AGENT_LOOP} is {loop}, which asks once. Set it to {LOOP}, or samr1.refine=null"
+        yield f"samr1.refine is set, and {AGENT_LOOP} is {loop}, which asks once. Set it to {LOOP}"
     path = str(config.reward.custom_reward_function.path)
     if path.startswith(OURS) and path != f"{OURS}refine":
         yield (
-            f"samr1.refine is set, and {REWARD}.path is {path}, which scores one answer: a dialogue has several. Set it "
-            f"to {OURS}refine, with reward_kwargs.refine=${{samr1.refine}}"
+            f"samr1.refine is set, and {REWARD}.path is {path}, which scores one answer, and a dialogue has several. "
+            f"Set it to {OURS}refine, with reward_kwargs.refine=${{samr1.refine}}"
         )
     if settings.segmenter.service.mode == "embedded":
         yield (
-            "samr1.segmenter.service.mode is embedded with samr1.refine: agent loop and reward worker would each load a "
-            "segmenter and encode every image. Set samr1.segmenter.service.mode=ray"
+            "samr1.segmenter.service.mode is embedded with samr1.refine: agent loop and reward worker would each load "
+            "a segmenter and encode every image. Set samr1.segmenter.service.mode=ray"
         )
     try:
         load_prompt(refine.look)
