@@ -36,9 +36,9 @@ def check_refine(config: DictConfig, settings: Samr1Config) -> Iterator[str]:
             "a segmenter and encode every image. Set samr1.segmenter.service.mode=ray"
         )
     try:
-        load_prompt(refine.look)
+        load_prompt(refine.look, "samr1.refine.look")
     except ConfigError as error:
-        yield str(error).replace("samr1.prompt", "samr1.refine.look")
+        yield str(error)
     images = OmegaConf.select(config, IMAGES)
     if config.actor_rollout_ref.rollout.name == "vllm" and images is not None and images < refine.max_turns:
         yield (
