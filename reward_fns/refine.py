@@ -2,10 +2,10 @@
 
     R = R_seg + R_think + R_format + IoU_first + (IoU_last - IoU_first) - 0.1 · (answers - 1)
 
-SAM-Veteran rewards the change of IoU from turn to turn; the weights here are unpublished. A change alone could be earned
-by a bad first mask. Here the weight of the gain is at most the weight of the first mask's IoU. So each point of IoU that
-the first mask gives away costs at least what the gain pays back, and a mend costs a further turn. The agent loop
-`samr1_refine` runs the turns; a response without turns counts as one turn. In a recipe:
+SAM-Veteran rewards the change of IoU from turn to turn; the weights here are unpublished. A bad first mask alone could
+earn a change. Here the weight of the gain is at most the weight of the first mask's IoU: each point of IoU that the
+first mask gives away costs at least what the gain pays back, and a mend costs as well. The agent loop `samr1_refine`
+runs the turns; a response without turns counts as one turn. In a recipe:
 
     reward.custom_reward_function:
       path: pkg://reward_fns.refine

@@ -270,6 +270,12 @@ def prompt_config(data: DictConfig) -> PromptConfig:
     return _validated(PromptConfig, section, "data.segmentation")
 
 
+def answer_tokens(config: DictConfig) -> int:
+    """Maximum number of tokens of one answer: of a turn where the policy has several, else of the response."""
+    turn = OmegaConf.select(config, f"{ROOT}.refine.turn_tokens")
+    return int(config.data.max_response_length if turn is None else turn)
+
+
 def refine_config(refine: Any) -> RefineConfig:
     """The validated `samr1.refine`, as rewards receive it. Raises ConfigError."""
     return _validated(RefineConfig, refine, f"{ROOT}.refine")

@@ -57,6 +57,12 @@ def warm_policy() -> Path:
 
 
 @pytest.fixture(scope="session")
+def refine_policy() -> Path:
+    """Folder of the committed tiny policy that looks at masks, made by data/tiny_world/refine.py."""
+    return ROOT / "data" / "checkpoints" / "tiny_policy_refine"
+
+
+@pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with train.parquet (8 scenes), val.parquet (4 scenes) and test.parquet (4 scenes)."""
     from tests.regress.golden_files import draw

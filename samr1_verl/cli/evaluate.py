@@ -102,13 +102,14 @@ def evaluate(
         else:
             several = f"--votes {votes}"
             drawn_at = sampling_temperature(temperature, config.sampling.temperature, several, ", or leave out --votes")
-        choice = PolicyChoice(config, policy, server, model, merge, drawn_at, parallel)
+        lenient = parsing is Parsing.lenient
+        choice = PolicyChoice(config, policy, server, model, merge, drawn_at, parallel, lenient)
         evaluation = Evaluation(
             file,
             choice,
             config,
             limit,
-            lenient=parsing is Parsing.lenient,
+            lenient=lenient,
             block=batch_size if server is None else 1,
             seed=seed,
         )

@@ -49,7 +49,8 @@ def playground(
         config = config_for(policy, recipe, set_ or [], server=False)
         file = examples or (SHAPES if SHAPES.is_file() else None)
         offered = examples_from(file) if file is not None else []
-        predictor = Predictor(load_local(policy, config, merge), config, lenient=parsing is Parsing.lenient)
+        lenient = parsing is Parsing.lenient
+        predictor = Predictor(load_local(policy, config, merge, lenient), config, lenient=lenient)
         app = create_app(predictor, Path(policy or config.model).name, offered)
     typer.echo(f"http://127.0.0.1:{port}/  stop with Ctrl-C")
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

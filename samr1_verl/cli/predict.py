@@ -51,8 +51,9 @@ def predict(
     transformers_logging.disable_progress_bar()
     with errors_end_the_command():
         config = config_for(policy, recipe, set_ or [], server is not None)
-        loaded = PolicyChoice(config, policy, server, model, merge).load()
-        predictor = Predictor(loaded, config, lenient=parsing is Parsing.lenient)
+        lenient = parsing is Parsing.lenient
+        loaded = PolicyChoice(config, policy, server, model, merge, lenient=lenient).load()
+        predictor = Predictor(loaded, config, lenient=lenient)
         samples = asyncio.run(predictor.predict_all([(image, sentence) for image in images]))
     out.mkdir(parents=True, exist_ok=True)
     for sample, name in zip(samples, _names(images, sentence), strict=True):
@@ -67,28 +68,47 @@ def _names(images: list[Path], sentence: str) -> list[str]:
 
 
 def _write(sample: Sample, stem: Path) -> list[Path]:
-    """Write overlay, mask and JSON of a sample to `stem`.overlay.png, .mask.png and .json. Returns the three paths."""
+    """Write overlay, mask and JSON of a sample to `stem`.overlay.png, .mask.png and .json; of a dialogue with several
+    turns an overlay of each answer, too, to `stem`.turn1.overlay.png and so on. Returns the paths in this order.
+    """
     from samr1_verl.geometry.images import open_image
     from samr1_verl.scoring.overlay import mask_image, overlay
 
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("overlay.png", "mask.png", "json")]
-    overlay(sample, open_image(sample.image)).save(files[0])
-    mask_image(sample).save(files[1])
-    files[2].write_text(f"{sample.model_dump_json(indent=2)}\n")
-    return files
+    def named(kind: str) -> Path:
+        return stem.with_name(f"{stem.name}.{kind}")
+
+    image = open_image(sample.image)
+    pictures = {named("overlay.png"): overlay(sample, image), named("mask.png"): mask_image(sample)}
+    for number, turn in enumerate(sample.turns, start=1):
+        if turn.mask is not None:
+            pictures[named(f"turn{number}.overlay.png")] = overlay(sample.after(number), image)
+    for path, picture in pictures.items():
+        picture.save(path)
+    named("json").write_text(f"{sample.model_dump_json(indent=2)}\n")
+    last, mask, *turns = pictures
+    return [last, mask, named("json"), *turns]
 
 
 def _report(sample: Sample, files: list[Path]) -> None:
-    from samr1_verl.answers import thinking
+    typer.echo(sample.image)
+    if not sample.turns:
+        _tell(sample)
+    for number, turn in enumerate(sample.turns, start=1):
+        typer.echo(f"  turn {number}")
+        if turn.mask is None:
+            _tell_reasoning(turn.text)
+            typer.echo(f"  {'done':10}the mask stays")
+        else:
+            _tell(sample.after(number))
+    for file in files:
+        typer.echo(f"  {'file':10}{file}")
+
+
+def _tell(sample: Sample) -> None:
+    """Print reasoning, box, points and mask of the sample's answer."""
     from samr1_verl.geometry.masks import decode_rle
 
-    # Without control characters: a model's text must not control the terminal.
-    response = "".join(
-        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in sample.response
-    )
-    reasoning = thinking(response)
-    typer.echo(sample.image)
-    typer.echo(f"  {'response' if reasoning is None else 'reasoning':10}{(reasoning or response).strip()}")
+    _tell_reasoning(sample.response)
     if sample.reason is not None:
         typer.echo(f"  {'unusable':10}{sample.reason}: the mask is empty")
     for shape in sample.shapes:
@@ -98,5 +118,15 @@ def _report(sample: Sample, files: list[Path]) -> None:
             typer.echo(f"  {'point':10}{x:.1f}, {y:.1f}{'' if label else ' (not on it)'}")
     pixels = int(decode_rle(sample.mask, sample.size).sum())
     typer.echo(f"  {'mask':10}{pixels:,} pixels, {100 * pixels / (sample.size[0] * sample.size[1]):.1f} % of the image")
-    for file in files:
-        typer.echo(f"  {'file':10}{file}")
+
+
+def _tell_reasoning(text: str) -> None:
+    """Print a response's reasoning, or the whole response where it has none."""
+    from samr1_verl.answers import thinking
+
+    # Without control characters: a model's text must not control the terminal.
+    response = "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    reasoning = thinking(response)
+    typer.echo(f"  {'response' if reasoning is None else 'reasoning':10}{(reasoning or response).strip()}")

@@ -26,7 +26,6 @@ class Ballot(Sample):
     """One of several answers to a row, with the masks of its objects and its cost."""
 
     objects: tuple[VotedObject, ...]  # in the answer's order, equal ones as well
-    tokens: int | None  # generated tokens; None: the server does not say
     # Shares of the time in which policy and segmenter worked; the latter with encode, decode and counts of pixels.
     policy_seconds: float
     segmenter_seconds: float
@@ -36,7 +35,6 @@ class Ballot(Sample):
         cls,
         sample: Sample,
         predictions: Sequence[Prediction],
-        tokens: int | None,
         policy_seconds: float,
         segmenter_seconds: float,
     ) -> Ballot:
@@ -44,7 +42,6 @@ class Ballot(Sample):
         return cls(
             **dict(sample),
             objects=tuple(VotedObject(mask=encode_rle(seen.mask), score=seen.score) for seen in predictions),
-            tokens=tokens,
             policy_seconds=policy_seconds,
             segmenter_seconds=segmenter_seconds,
         )
@@ -59,7 +56,8 @@ class Ballot(Sample):
 def elected(ballots: Sequence[Ballot]) -> Sample:
     """The judged sample of a row: the winning masks' union, with the response and shapes of the first winner's answer.
 
-    Where the answers agree that there is no object, it is the first that says so; where none is usable, the first.
+    Where the answers agree that there is no object, it is the first that says so; where none is usable, the first. It
+    has no turns, since its mask may come from several dialogues.
 
     Args:
         ballots: at least one answer to the row.
@@ -73,4 +71,4 @@ def elected(ballots: Sequence[Ballot]) -> Sample:
         speaker = ballots[0] if winners is None else next(silent)
         mask = speaker.mask
     fields = {name: getattr(speaker, name) for name in Sample.model_fields}
-    return judged(Sample(**{**fields, "mask": mask}))
+    return judged(Sample(**{**fields, "mask": mask, "turns": (), "tokens": None}))

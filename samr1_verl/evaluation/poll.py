@@ -124,10 +124,7 @@ class Poll:
             read = await asyncio.gather(
                 *(self._read(reader, item, response) for item, response in zip(block.items, responses, strict=True))
             )
-        return [
-            Ballot.of(sample, predictions, getattr(response, "tokens", None), seconds / count, task.seconds / count)
-            for (sample, predictions), response in zip(read, responses, strict=True)
-        ]
+        return [Ballot.of(sample, predictions, seconds / count, task.seconds / count) for sample, predictions in read]
 
     async def _read(self, reader: Reader, item: Mapping[str, Any], response: str) -> tuple[Sample, list[Prediction]]:
         try:

@@ -14,6 +14,7 @@ from samr1_verl.evaluation.figures import CONFIDENCE, RESAMPLES, figures, interv
 from samr1_verl.evaluation.journal import RESULTS, open_journal
 from samr1_verl.evaluation.judge import judged
 from samr1_verl.evaluation.rows import read_rows
+from samr1_verl.evaluation.turns import turn_figures
 from samr1_verl.geometry.giou import PROTOCOLS
 from samr1_verl.geometry.images import ImageError, sha256_of
 from samr1_verl.geometry.masks import MaskError
@@ -118,8 +119,10 @@ def results_of(samples: list[Sample], protocol: str, seed: int, settings: Mappin
     """The content of results.json.
 
     Its keys: `protocol`; the keys of `figures`, with `giou_ci` and `ciou_ci` per protocol; `giou`, `ciou` and their
-    intervals by `protocol` once more at the top; `unusable`, `bootstrap`, `settings` and `tables`.
+    intervals by `protocol` once more at the top; `unusable`, `bootstrap`, `settings` and `tables`; and `turns`, as
+    `turn_figures` returns them, where the policy looks at its mask.
     """
+    turns = turn_figures(samples)
     overall = overall_figures(samples, seed)
     return {
         "protocol": protocol,
@@ -127,6 +130,7 @@ def results_of(samples: list[Sample], protocol: str, seed: int, settings: Mappin
         **overall,
         "unusable": reasons(samples),
         "bootstrap": {"over": "images", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": seed},
+        **({} if turns is None else {"turns": turns}),
         "settings": dict(settings),
         "tables": tables(samples),
     }

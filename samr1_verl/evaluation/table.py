@@ -24,8 +24,8 @@ FIGURES = {  # columns of the table of protocols; results.json also has Pr@0.6 t
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Print the figures by every protocol; gIoU and cIoU by the chosen protocol, with intervals and per group; and the
-    unusable answers per reason.
+    """Print the figures by every protocol; gIoU and cIoU by the chosen protocol, with intervals and per group; the
+    unusable answers per reason; and the figures turn by turn, where the policy looks at its mask.
 
     Args:
         results: as `run.results_of` returns them.
@@ -49,6 +49,8 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     if results["unusable"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in results["unusable"].items())
         console.print(f"unusable answers, counted as empty masks: {reasons}")
+    if "turns" in results:
+        console.print(turns_of(results["turns"]))
 
 
 def show_curve(curve: Sequence[Mapping[str, Any]], protocol: str, console: Console) -> None:
@@ -89,6 +91,25 @@ def protocols_of(results: Mapping[str, Any]) -> Table:
     for name in PROTOCOLS:
         found = results[name]
         table.add_row(name, *(_figure(found.get(key)) for key in FIGURES), f"{found['left_out']:,.0f}")
+    return table
+
+
+def turns_of(turns: Mapping[str, Any]) -> Table:
+    """The figures of dialogues as a table with one line per number of turns.
+
+    Args:
+        turns: as `turns.turn_figures` returns them.
+    """
+    tokens = "" if turns["tokens"] is None else f", {turns['tokens']:,.1f} tokens"
+    title = f"a dialogue: {turns['mean']:.2f} turns{tokens}; {turns['done']:.1%} end with done"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    names = [name for name in turns["after"][0] if name in PROTOCOLS]
+    columns = [f"{figure}, {name}" for name in names for figure in ("gIoU", "cIoU")]
+    for column in ("stopped after turn", "dialogues that have it", *columns):
+        table.add_column(column, justify="right")
+    for stop in turns["after"]:
+        figures = (_figure(stop[name].get(key)) for name in names for key in ("giou", "ciou"))
+        table.add_row(str(stop["turn"]), f"{stop['reached']:,}", *figures)
     return table
 
 

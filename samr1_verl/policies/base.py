@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from typing_extensions import Self
+
 from samr1_verl import Samr1Error
+from samr1_verl.scoring.turns import Response
 
 
 class PolicyError(Samr1Error, ValueError):
@@ -31,14 +34,20 @@ class Sampling:
 GREEDY = Sampling()
 
 
-class Reply(str):
-    """A response with `tokens`, the number of its generated tokens; None: the server does not say."""
+class Reply(Response):
+    """A policy's response.
 
-    tokens: int | None
+    Args:
+        turns: its text, or the texts of all turns of a dialogue.
+        tokens: number of its generated tokens; None: the server does not say.
+        ended: False: the last turn was cut off at the maximum number of tokens.
+    """
 
-    def __new__(cls, text: str, tokens: int | None) -> Reply:
-        reply = super().__new__(cls, text)
-        reply.tokens = tokens
+    ended: bool
+
+    def __new__(cls, turns: str | Sequence[str], tokens: int | None, ended: bool = True) -> Self:
+        reply = super().__new__(cls, turns, tokens)
+        reply.ended = ended
         return reply
 
 

@@ -24,8 +24,11 @@ from samr1_verl.config import (
     ConfigError,
     PrepareConfig,
     PromptConfig,
+    RefineConfig,
     SegmenterConfig,
+    answer_tokens,
     prompt_config,
+    refine_config,
     reward_config,
     segmenter_config,
 )
@@ -89,7 +92,7 @@ class InferenceConfig:
     prompt: PromptConfig
     segmenter: SegmenterConfig
     caps: Caps  # maximum number of points and objects of a usable answer, as in the recipe's reward
-    max_new_tokens: int  # per answer
+    max_new_tokens: int  # per answer; of a dialogue: per turn
     model: str  # actor_rollout_ref.model.path: the policy that the training starts from
     dtype: str  # dtype of the rollout's weights
     processor_kwargs: dict[str, Any]  # verl's data.mm_processor_kwargs
@@ -98,6 +101,7 @@ class InferenceConfig:
     reward: Mapping[str, Any]  # verl's reward.custom_reward_function, with this segmenter: scoring.recipe_reward
     sampling: Sampling = ROLLOUTS  # of the training's rollouts
     group: int = 1  # actor_rollout_ref.rollout.n: number of rollouts of a prompt whose rewards are compared
+    refine: RefineConfig | None = None  # samr1.refine; None: the policy answers once
 
     @classmethod
     def of(cls, config: DictConfig) -> InferenceConfig:
@@ -118,6 +122,7 @@ class InferenceConfig:
     def _read(cls, config: DictConfig) -> InferenceConfig:
         root = config[ROOT]
         segmenter = segmenter_config(root.segmenter)
+        refine = None if root.get("refine") is None else refine_config(root.refine)
         if segmenter.service.mode == "ray":
             service = segmenter.service.model_copy(update={"mode": "embedded"})
             segmenter = segmenter.model_copy(update={"service": service})
@@ -125,7 +130,7 @@ class InferenceConfig:
             prompt=prompt_config(config.data),
             segmenter=segmenter,
             caps=reward_config(root.get("reward")).usable(),
-            max_new_tokens=int(config.data.max_response_length),
+            max_new_tokens=answer_tokens(config),
             model=str(config.actor_rollout_ref.model.path),
             dtype=str(config.actor_rollout_ref.rollout.dtype),
             processor_kwargs=dict(config.data.get("mm_processor_kwargs") or {}),
@@ -134,6 +139,7 @@ class InferenceConfig:
             reward=_reward(config, segmenter),
             sampling=_sampling(config.actor_rollout_ref.rollout),
             group=int(config.actor_rollout_ref.rollout.get("n", 1)),
+            refine=refine,
         )
 
     def problems(self) -> Iterator[str]:

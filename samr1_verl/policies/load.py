@@ -11,8 +11,9 @@ from typing import Any
 from samr1_verl.config import ConfigError
 from samr1_verl.policies.base import Policy, PolicyError, Sampling
 from samr1_verl.policies.checkpoints import Files, find, run_of
+from samr1_verl.policies.dialogue import RefiningPolicy
 from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe, run_config
-from samr1_verl.prompts.templates import is_file
+from samr1_verl.prompts.templates import is_file, prompt_identity
 
 TRY_OUT, PAPER = "samr1_tiny", "samr1"
 # Names of the published policies of Seg-Zero and VisionReasoner (Ricky06662 on the hub) and of StAR (sj9909).
@@ -74,6 +75,8 @@ class PolicyChoice:
         merge: as for `checkpoints.find`.
         temperature: sampling temperature; 0: greedy. `top_k` and `top_p` are those of the recipe's rollouts.
         parallel: maximum number of concurrent requests to a server.
+        lenient: read the answers of a dialogue leniently, as `answers.parse_answer` does; without effect where the
+            policy answers once.
     """
 
     config: InferenceConfig
@@ -83,14 +86,17 @@ class PolicyChoice:
     merge: bool = False
     temperature: float = 0.0
     parallel: int = 16
+    lenient: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """The policy's files and its sampling, in JSON values; equal identities give equal answers.
+        """The policy's files, its sampling and its dialogue, in JSON values.
+
+        Equal identities give equal answers; those of a dialogue depend on the segmenter as well.
 
         Raises:
             PolicyError: the policy's files do not exist.
         """
-        sampling = {"max_new_tokens": self.config.max_new_tokens, **self._sampling().as_json()}
+        sampling = {"max_new_tokens": self.config.max_new_tokens, **self._sampling().as_json(), **self._dialogue()}
         if self.server is not None:
             return {"server": self.server, "model": self.model, **sampling}
         files = self._files()
@@ -99,19 +105,23 @@ class PolicyChoice:
         return model | sampling
 
     def load(self) -> Policy:
-        """The policy, ready to answer. Logs a notice where it is a published one that is asked in other words."""
-        policy = self._load()
-        if notice := other_words(getattr(policy, "model_name", self.policy), self.config.prompt.prompt):
-            _log.warning("%s", notice)
-        return policy
+        """The policy, ready to answer; with `samr1.refine` it answers by dialogue.
 
-    def _load(self) -> Policy:
-        """The policy, ready to answer.
+        Logs a notice where it is a published one that is asked in other words.
 
         Raises:
             PolicyError: its files or its server cannot be used.
-            ConfigError: a package for --server is not installed.
+            ConfigError: a package for --server is not installed, or a template cannot be used.
         """
+        config, policy = self.config, self._load()
+        if notice := other_words(getattr(policy, "model_name", self.policy), config.prompt.prompt):
+            _log.warning("%s", notice)
+        if config.refine is None:
+            return policy
+        return RefiningPolicy(policy, config.refine, config.segmenter, config.caps, self.lenient)
+
+    def _load(self) -> Policy:
+        """The policy that answers a turn. Raises as `load`."""
         config = self.config
         extra = {"processor_kwargs": config.processor_kwargs, "template_kwargs": config.template_kwargs}
         if self.server is None:
@@ -127,6 +137,11 @@ class PolicyChoice:
         sampling = self._sampling()
         return ServerPolicy(self.server, self.model, config.max_new_tokens, sampling, self.parallel, **extra)
 
+    def _dialogue(self) -> dict[str, Any]:
+        """The rules of the dialogue; empty where the policy answers once."""
+        refine = self.config.refine
+        return {} if refine is None else {"refine": refine.model_dump(mode="json") | prompt_identity(refine.look)}
+
     def _sampling(self) -> Sampling:
         return replace(self.config.sampling, temperature=self.temperature)
 
@@ -139,6 +154,6 @@ class PolicyChoice:
             raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.config.prepare.model}") from error
 
 
-def load_local(policy: str | None, config: InferenceConfig, merge: bool = False) -> Policy:
+def load_local(policy: str | None, config: InferenceConfig, merge: bool = False, lenient: bool = False) -> Policy:
     """A policy in this process; None: the model that the recipe's training starts from. Raises PolicyError."""
-    return PolicyChoice(config, policy, merge=merge).load()
+    return PolicyChoice(config, policy, merge=merge, lenient=lenient).load()

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from samr1_verl.policies.base import GREEDY, PolicyError, Reply, Sampling
 from samr1_verl.policies.checkpoints import Files
-from samr1_verl.prompts.policy_image import load_policy_image
+from samr1_verl.prompts.policy_image import shown_image
 
 
 class LocalPolicy:
@@ -68,13 +68,15 @@ class LocalPolicy:
         tokens = self.model.generate(**inputs)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
-        return [Reply(text, self._length(answer)) for text, answer in zip(texts, answers.tolist(), strict=True)]
+        lengths = map(self._length, answers.tolist())
+        return [Reply(text, length, ended) for text, (length, ended) in zip(texts, lengths, strict=True)]
 
-    def _length(self, answer: list[int]) -> int:
-        """Number of generated tokens with the end's, without the padding of an answer shorter than its batch."""
+    def _length(self, answer: list[int]) -> tuple[int, bool]:
+        """Number of generated tokens with the end's, without padding; and whether the answer has an end."""
         config = self.model.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        return next((number for number, token in enumerate(answer, start=1) if token in ends), len(answer))
+        end = next((number for number, token in enumerate(answer, start=1) if token in ends), None)
+        return (len(answer), False) if end is None else (end, True)
 
     def inputs(self, items: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """The model's inputs for a batch of questions: tokens [batch, length] padded on the left, and image patches.
@@ -89,7 +91,7 @@ class LocalPolicy:
         )
         return self.processor(
             text=texts,
-            images=[load_policy_image(i["image"], (i["resized_width"], i["resized_height"])) for i in shown],
+            images=list(map(shown_image, shown)),
             padding=True,
             padding_side="left",
             return_tensors="pt",

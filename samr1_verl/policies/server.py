@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from samr1_verl.policies.base import GREEDY, PolicyError, Reply, Sampling
-from samr1_verl.prompts.policy_image import load_policy_image
+from samr1_verl.prompts.policy_image import shown_image
 from samr1_verl.service.http_pool import HttpPool, fetch, read
 from samr1_verl.service.retry import ExhaustedError, Patience, TransientError, persist
 
@@ -43,6 +43,7 @@ class _Message(BaseModel):
 
 class _Choice(BaseModel):
     message: _Message
+    finish_reason: str | None = None  # length: cut off at max_tokens
 
 
 class _Usage(BaseModel):
@@ -56,9 +57,8 @@ class _Completion(BaseModel):
     usage: _Usage | None = None
 
     def reply(self) -> Reply:
-        return Reply(
-            self.choices[0].message.content or "", None if self.usage is None else self.usage.completion_tokens
-        )
+        choice, tokens = self.choices[0], None if self.usage is None else self.usage.completion_tokens
+        return Reply(choice.message.content or "", tokens, ended=choice.finish_reason != "length")
 
 
 class ServerPolicy:
@@ -180,8 +180,7 @@ def _messages(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if part["type"] != "image":
         return {"type": "text", "text": part["text"]}
-    image = load_policy_image(part["image"], (part["resized_width"], part["resized_height"]))
     content = io.BytesIO()
-    image.save(content, "PNG")  # lossless: the server's processor must get the same pixels as in training
+    shown_image(part).save(content, "PNG")  # lossless: the server's processor must get the same pixels as in training
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.preflight import checks, inputs, options, policy_frame, servers
+from samr1_verl.preflight.refine import check_refine
 
 EXIT_STATUS = 2
 
@@ -46,6 +47,8 @@ def examine_config(config: DictConfig) -> Iterator[tuple[str, str, list[str]]]:
     yield "micro-batches", "each worker gets whole micro-batches", list(checks.check_micro_batches(config))
     yield "packages", f"rollout {rollout.name}", list(checks.check_packages(config))
     yield "resources", f"device {config.trainer.device}", list(checks.check_resources(config))
+    turns = 1 if settings.refine is None else settings.refine.max_turns
+    yield "turns", f"{turns} a rollout", list(check_refine(config, settings))
     yield "prompt", settings.prompt, list(inputs.check_prompt(settings))
     wrong_rows = list(inputs.check_data(config, prepare.data))
     yield "data", str(config.data.train_files), wrong_rows

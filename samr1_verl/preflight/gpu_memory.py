@@ -165,7 +165,7 @@ def _pixel_values(batch: MicroBatch, shape: Shape) -> Term:
     return Term(
         "pixel values",
         batch.rows * shape.image_bytes,
-        f"{batch.rows} images x {shape.patches} patches x {shape.size.patch_values} x 4 bytes",
+        f"{batch.rows} rollouts x {shape.patches} patches x {shape.size.patch_values} x 4 bytes",
     )
 
 

@@ -75,7 +75,7 @@ class Shape:
     compute: int  # bytes per number in the forward pass (mixed_precision.param_dtype)
     reference: int  # bytes per parameter of the reference model; 0: no reference model
     tokens: int  # per rollout: longest prompt and answer
-    patches: int  # per image
+    patches: int  # per rollout, of the images of all its turns
     rollouts: int  # per step
     on_cpu: bool
 
@@ -117,11 +117,12 @@ class Shape:
 
 
 def _patches(config: DictConfig, size: PolicySize) -> int:
-    """Patches per image; without samr1.policy_size: as many as a whole prompt of image tokens has."""
-    policy_wh = config.samr1.policy_size
+    """Patches per rollout; without samr1.policy_size, an image has as many as a whole prompt of image tokens."""
+    policy_wh, refine = config.samr1.policy_size, config.samr1.get("refine")
+    images = 1 if refine is None else refine.max_turns
     if policy_wh is None:
-        return config.data.max_prompt_length * size.merge**2
-    return (policy_wh[0] // size.patch) * (policy_wh[1] // size.patch)
+        return images * config.data.max_prompt_length * size.merge**2
+    return images * (policy_wh[0] // size.patch) * (policy_wh[1] // size.patch)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ ALWAYS = {
     f"{ACTOR}.grad_clip": Fixed((1.0,), f"{NOT_READ}. Set {ACTOR}.optim.clip_grad"),
     f"{ACTOR}.use_prefix_grouper": Fixed((False,), NOT_READ),
     f"{MODEL}.tiled_mlp.enabled": Fixed((False,), NOT_READ),
-    f"{ROLLOUT}.multi_turn.enable": Fixed((False,), "the trainer does not read it, and rewards score one turn"),
+    f"{ROLLOUT}.multi_turn.enable": Fixed((False,), "the trainer does not read it. Start from +recipe=samr1_refine"),
     f"{ROLLOUT}.over_sample_rate": Fixed((0, 0.0), NOT_READ),
     f"{ROLLOUT}.nnodes": Fixed((0,), "rollouts run on the GPUs of the training"),
     f"{ROLLOUT}.trace.backend": Fixed((None,), "verl's trainer writes no traces"),
@@ -52,7 +52,7 @@ ALWAYS = {
 # Of the trainer `samr1` and of our replay buffer, which count one row per rollout.
 ONE_ROW = "metrics, lost rollouts and samples count one row and one answer per rollout"
 WITH_OUR_TRAINER = {
-    f"{ROLLOUT}.agent.default_agent_loop": Fixed(("single_turn_agent",), ONE_ROW),
+    f"{ROLLOUT}.agent.default_agent_loop": Fixed(("single_turn_agent", "samr1_refine"), ONE_ROW),
     f"{ROLLOUT}.agent.agent_loop_config_path": Fixed((None,), ONE_ROW),
     "reward.reward_manager.source": Fixed(("register",), "other managers change scores, or score a fault as 0"),
     "reward.reward_manager.name": Fixed(("naive",), "other managers change scores, or score a fault as 0"),

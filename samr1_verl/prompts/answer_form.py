@@ -36,6 +36,8 @@ class AnswerForm:
         Args:
             box: x1 y1 x2 y2. points: [x, y] each, at least `self.points` of them; only these are used.
         """
+        if self.template == "refine":
+            return {"bbox": list(box), "points": [list(point) for point in points[: self.points]], "labels": [1, 1]}
         if not self.lists:
             return {"bbox": list(box), "points_1": list(points[0]), "points_2": list(points[1])}
         label = {"label": "object"} if self.template == "star" else {}
@@ -55,7 +57,7 @@ def like(prompt: str) -> str:
         return prompt
     text = prompt_text(prompt)
     if "bbox_2d" not in text:
-        return "seg_zero"
+        return "refine" if '"labels"' in text else "seg_zero"
     return "star" if "label" in text else "vision_reasoner"
 
 

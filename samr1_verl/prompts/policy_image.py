@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ class PolicySize:
     def tokens(self, policy_wh: tuple[int, int]) -> int:
         """Number of image tokens in the prompt for a resized image of (W, H)."""
         return (policy_wh[0] // self.factor) * (policy_wh[1] // self.factor)
+
+
+def shown_image(part: Mapping[str, Any]) -> Image.Image:
+    """The image of a part of a chat message, as the policy sees it: the file at its path, resized, or a PIL image.
+
+    Args:
+        part: its `image` is a path, with `resized_width` and `resized_height`, or a PIL image of that size.
+
+    Raises:
+        ImageError: the file is missing or unreadable.
+    """
+    image = part["image"]
+    if isinstance(image, Image.Image):
+        return image
+    return load_policy_image(image, (part["resized_width"], part["resized_height"]))
 
 
 def load_policy_image(path: str | Path, policy_wh: tuple[int, int]) -> Image.Image:

@@ -26,6 +26,7 @@ from samr1_verl.config import ConfigError
 from samr1_verl.geometry.frames import Frame
 from samr1_verl.rows.record import DataError
 
+KEY = "samr1.prompt"
 FIELDS = ("sentence", "frame", "width", "height")
 SUFFIXES = (".jinja", ".txt")  # of a user's file
 # As the tokenizers of Qwen and of many others write them: <|image_pad|>, <|im_end|>; <image> is LLaVA's and verl's.
@@ -40,13 +41,14 @@ class PromptTemplate:
     Args:
         text: the template's source.
         source: name of the template or path of the file, for messages.
+        key: the recipe's key that names it, for messages.
 
     Raises:
         ConfigError: the text is no template, has an unknown field or a token of an image, or shows no sentence.
     """
 
-    def __init__(self, text: str, source: str) -> None:
-        self._source = source
+    def __init__(self, text: str, source: str, key: str = KEY) -> None:
+        self._source, self._key = source, key
         if (token := _TOKENS.search(text)) is not None:
             raise self._error(
                 text.count("\n", 0, token.start()) + 1,
@@ -85,7 +87,7 @@ class PromptTemplate:
 
     def _error(self, line: int | None, problem: str) -> ConfigError:
         where = "" if line is None else f" line {line}:"
-        return ConfigError(f"samr1.prompt: {self._source}:{where} {problem}")
+        return ConfigError(f"{self._key}: {self._source}:{where} {problem}")
 
 
 def prompt_names() -> list[str]:
@@ -100,16 +102,16 @@ def is_file(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def load_prompt(name: str) -> PromptTemplate:
-    """The template of a value of `samr1.prompt`: one of our names, or the path of a file.
+def load_prompt(name: str, key: str = KEY) -> PromptTemplate:
+    """The template of a value of `samr1.prompt`, or of another key: one of our names, or the path of a file.
 
     Raises:
         ConfigError: there is no such template or file, or it cannot be used; the message has the file and the line.
     """
-    return PromptTemplate(prompt_text(name), name)
+    return PromptTemplate(prompt_text(name, key), name, key)
 
 
-def prompt_text(name: str) -> str:
+def prompt_text(name: str, key: str = KEY) -> str:
     """The source of a template. Raises ConfigError where there is no such template or file."""
     if is_file(name):
         path = Path(name).expanduser().absolute()
@@ -117,13 +119,13 @@ def prompt_text(name: str) -> str:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"samr1.prompt: {path}: cannot be read as UTF-8 text ({error}). Expected a template, as "
+                f"{key}: {path}: cannot be read as UTF-8 text ({error}). Expected a template, as "
                 "docs/training.md describes it"
             ) from error
     if name not in prompt_names():
         raise ConfigError(
-            f"samr1.prompt: found {name!r}, expected one of {', '.join(prompt_names())}, or the path of a file of your "
-            f"own that ends with {' or '.join(SUFFIXES)}. Set it in the recipe or as samr1.prompt=… on the command line"
+            f"{key}: found {name!r}, expected one of {', '.join(prompt_names())}, or the path of a file of your "
+            f"own that ends with {' or '.join(SUFFIXES)}. Set it in the recipe or as {key}=… on the command line"
         )
     return files(_PACKAGE).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
 

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import AutoModelForImageTextToText
 
-from samr1_verl.config import prompt_config
+from samr1_verl.config import answer_tokens, prompt_config
 from samr1_verl.prompts.answer_form import like
 from samr1_verl.prompts.policy_image import PolicySize
 from samr1_verl.prompts.questions import messages_of
@@ -65,7 +65,7 @@ def save_policy(config: DictConfig, rows: Sequence[Path], folder: Path, device: 
     def count(text: str) -> int:
         return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    form = form_of(like(prompt.prompt), prompt.frame, largest_wh, count, config.data.max_response_length)
+    form = form_of(like(prompt.prompt), prompt.frame, largest_wh, count, answer_tokens(config))
 
     torch.manual_seed(seed)
     parallel = int(config.actor_rollout_ref.rollout.tensor_model_parallel_size)

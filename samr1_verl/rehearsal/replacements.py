@@ -19,6 +19,7 @@ RAY = "ray_kwargs.ray_init"
 ROLLOUTS = 32  # per step, at least
 RATE, ADAPTER_RATE = 1.0e-4, 1.0e-3  # learning rates, see `shared`; an adapter starts as a product with zero
 LONGEST_ANSWER = 512  # tokens, without a GPU; the lessons have about 230 to 300
+LONGEST_TURN = 256  # tokens, without a GPU, of a dialogue's turn
 STEPS = 2  # of the first start; the second start resumes and trains one more
 LOCAL_LOGGERS = ("console", "tensorboard", "file")
 FP32 = "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
@@ -120,8 +121,7 @@ def without_gpu(replacements: Replacements, asked: Sequence[str]) -> None:
     put(f"{RAY}.include_dashboard", False, "saves memory")
     put(f"{RAY}.runtime_env.env_vars.OMP_NUM_THREADS", f"'{min(8, os.cpu_count() or 1)}'", f"{why}: Ray's default is 1")
     put(f"{RAY}.runtime_env.env_vars.OMP_WAIT_POLICY", "passive", "waiting threads must not take time from the others")
-    longest = min(LONGEST_ANSWER, config.data.max_response_length)
-    put("data.max_response_length", longest, f"{why}: an answer that does not end would take minutes")
+    _lengths_without_gpu(replacements)
     put("transfer_queue.backend.SimpleStorage.num_data_storage_units", 1, "saves memory")
     for part in (ACTOR, REF):
         put(f"{part}.use_torch_compile", False, f"{why}: saves minutes of compilation")
@@ -145,6 +145,18 @@ def without_gpu(replacements: Replacements, asked: Sequence[str]) -> None:
         _vllm_without_gpu(replacements)
     else:
         put(f"{ROLLOUT}.name", "transformers", f"{why}; {ROLLOUT}.name=vllm rehearses vLLM's CPU build")
+
+
+def _lengths_without_gpu(replacements: Replacements) -> None:
+    config, why = replacements.config, "without a GPU: an answer that does not end would take minutes"
+    length, refine = config.data.max_response_length, config.samr1.get("refine")
+    if refine is None:
+        replacements.set("data.max_response_length", min(LONGEST_ANSWER, length), why)
+        return
+    turn = min(LONGEST_TURN, refine.turn_tokens)
+    less = refine.max_turns * (refine.turn_tokens - turn)
+    replacements.set("samr1.refine.turn_tokens", turn, why)
+    replacements.set("data.max_response_length", length - less, "without a GPU: as much less as its turns have less")
 
 
 def _vllm_without_gpu(replacements: Replacements) -> None:

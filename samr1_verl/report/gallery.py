@@ -18,7 +18,8 @@ from PIL import Image
 
 from samr1_verl.geometry.images import ImageError, ImageFile, open_image
 from samr1_verl.geometry.masks import decode_rle, encode_rle
-from samr1_verl.scoring.sample import Sample
+from samr1_verl.scoring.sample import Sample, Turn
+from samr1_verl.service.wire import WirePrompt
 
 LONG_SIDE = 384  # maximum length of a thumbnail's longer side, in pixels
 PIXELS = 100 * LONG_SIDE**2  # maximum number of pixels of all thumbnails: with more than 100 images they are smaller
@@ -73,20 +74,25 @@ class Gallery:
             MaskError: a mask does not decode.
         """
         row = self._row(sample, repeat)
+        image = self.rows[row]["image"]
+        turns = {} if not sample.turns else {"turns": [self._turn(turn, sample, image) for turn in sample.turns]}
         return {
             "row": row,
             "response": sample.response,
             "reason": sample.reason,
-            "shapes": [
-                {
-                    "box": None if shape.box is None else _rounded(shape.box),
-                    "points": [_rounded(point) for point in shape.points],
-                    "labels": list(shape.labels),
-                }
-                for shape in sample.shapes
-            ],
-            "mask": self._mask(sample.mask, sample, self.rows[row]["image"]),
+            "shapes": _shapes(sample.shapes),
+            "mask": self._mask(sample.mask, sample, image),
             "scores": self._scores(sample.scores),
+            **turns,
+        }
+
+    def _turn(self, turn: Turn, sample: Sample, image: int) -> dict[str, Any]:
+        """A turn in JSON values, under the names of a sample's; its mask is None where it says `done`."""
+        return {
+            "response": turn.text,
+            "reason": turn.reason,
+            "shapes": _shapes(turn.shapes),
+            "mask": None if turn.mask is None else self._mask(turn.mask, sample, image),
         }
 
     def _scores(self, scores: Mapping[str, float]) -> list[float | None]:
@@ -153,6 +159,17 @@ class Gallery:
 
 def _identity(sample: Sample) -> tuple:
     return sample.data_source, sample.index, sample.sha256, sample.sentence, sample.truth, sample.ignore
+
+
+def _shapes(shapes: Iterable[WirePrompt]) -> list[dict[str, Any]]:
+    return [
+        {
+            "box": None if shape.box is None else _rounded(shape.box),
+            "points": [_rounded(point) for point in shape.points],
+            "labels": list(shape.labels),
+        }
+        for shape in shapes
+    ]
 
 
 def _rounded(values: Iterable[float]) -> list[float]:

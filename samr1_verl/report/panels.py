@@ -48,7 +48,7 @@ class _Rule:
     only_nonzero: bool = False  # draw no curve whose values are all 0; the note names them
 
 
-_NO_TERM = r"(?:score|acc|intersection|union|ignored|ignored_predicted|step_share|exposed_seconds)$"
+_NO_TERM = r"(?:score|acc|intersection|union|ignored|ignored_predicted|step_share|exposed_seconds|turns|done)$"
 _SOURCE = r"(?P<panel>[^/]+(?:/[^/]+)*?)"
 _RULES = (
     _Rule("Rollouts", "Reward", "Mean over the rollouts of a step", r"reward/score$", "reward"),
@@ -59,6 +59,11 @@ _RULES = (
         rf"reward/(?!{_NO_TERM})(?P<label>[^/]+)$",
     ),
     _Rule("Rollouts", "Mask IoU", "Mean over the rollouts of a step, unusable answers as 0", r"reward/acc$", "IoU"),
+    _Rule(
+        "Rollouts", "Mask IoU by turn", "If every rollout stopped after the turn", r"reward/acc/turn_(?P<label>\d+)$"
+    ),
+    _Rule("Rollouts", "Turns", "Mean over the rollouts of a step", r"reward/turns$", "turns"),
+    _Rule("Rollouts", "Dialogues that end with done", "Share of the rollouts", r"reward/done$", "share"),
     _Rule(
         "Rollouts", "Unusable answers", "Share of the rollouts, by reason", r"reward/answer/(?P<label>.+)$", "", True
     ),
@@ -78,6 +83,12 @@ _RULES = (
     _Rule("Validation", "cIoU, {}", "Sum of I over sum of U, by protocol", rf"val-core/{_SOURCE}/ciou/(?P<label>.+)$"),
     _Rule(
         "Validation", "Mask IoU, {}", "Mean over the validation rows", rf"val-core/{_SOURCE}/acc/(?P<label>mean@\d+)$"
+    ),
+    _Rule(
+        "Validation",
+        "Mask IoU by turn, {}",
+        "If every dialogue stopped after the turn",
+        rf"val-(?:aux|core)/{_SOURCE}/acc/turn_(?P<label>\d+)/mean@\d+$",
     ),
     _Rule(
         "Validation",

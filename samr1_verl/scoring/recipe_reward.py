@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from samr1_verl.config import ConfigError, SegmenterConfig, reward_config
+from samr1_verl.scoring.turns import TURNS, turns_in
 
 PACKAGE = "pkg://"  # of a path that names a module
 KEY = "reward.custom_reward_function"
@@ -65,13 +66,16 @@ class RecipeReward:
 
         Args:
             item: an item of SegmentationDataset, with `data_source`, `reward_model` and `extra_info`.
-            response: the text, without special tokens.
+            response: the text, without special tokens; a `turns.Response` has the texts of all turns, which the reward
+                receives in `extra_info.turns`.
 
         Raises:
             ConfigError: as `reward_fns.samr1.compute_score`, or the result is no finite number.
             RowError, ImageError, SegmenterError: as `reward_fns.samr1.compute_score`.
         """
-        row = (item["data_source"], response, item["reward_model"]["ground_truth"], item["extra_info"])
+        turns, extra = turns_in(response), item["extra_info"]
+        extra = extra if len(turns) == 1 else {**extra, TURNS: list(turns)}
+        row = (item["data_source"], str(response), item["reward_model"]["ground_truth"], extra)
         result = self._score(*row, **self._arguments)
         result = await result if inspect.isawaitable(result) else result
         scores = {name: float(value) for name, value in result.items()} if isinstance(result, Mapping) else {}

@@ -38,7 +38,7 @@ class Refinement:
     """
 
     def __init__(self, refine: RefineConfig, segmenter: Any, caps: Caps = CAPS, lenient: bool = False) -> None:
-        self._max_turns, self._template = refine.max_turns, load_prompt(refine.look)
+        self._max_turns, self._template = refine.max_turns, load_prompt(refine.look, "samr1.refine.look")
         self._segmenter, self._caps, self._lenient = segmenter, caps, lenient
 
     async def look(self, item: Mapping[str, Any], turns: Sequence[str]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ masks are in the original frame.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,23 @@ from samr1_verl.answers import CAPS, Answer, Caps, Unusable
 from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.rows.files import complete
 from samr1_verl.rows.record import DataError
-from samr1_verl.scoring.rollout import predictions_of, prompts_of, read_rollout
+from samr1_verl.scoring.rollout import Rollout, predictions_of, prompts_of, read_rollout
+from samr1_verl.scoring.turns import answers_of, turns_in
 from samr1_verl.segmenters.base import Prediction
 from samr1_verl.service.wire import WirePrompt
 
 FOLDER = "samples"  # in a training run's folder
+
+
+class Turn(BaseModel):
+    """A turn of a policy that looks at its mask. The fields are those of a sample."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str  # untrusted
+    reason: str | None
+    shapes: tuple[WirePrompt, ...]
+    mask: str | None  # None: the turn says `done` and keeps the mask of the turn before
 
 
 class Sample(BaseModel):
@@ -45,6 +58,38 @@ class Sample(BaseModel):
     truth: str | None  # union of the true masks; None: unknown
     ignore: str | None  # pixels that do not count; None: all count
     scores: dict[str, float]  # scores of the reward or the evaluation, by name
+    turns: tuple[Turn, ...] = ()  # of a dialogue with several turns, whose last answer is `response`; empty: one turn
+    tokens: int | None = None  # generated tokens of all turns; None: unknown
+
+    def after(self, turn: int) -> Sample:
+        """The sample of a policy that stops after so many turns, at least one. Its scores stay those of all turns."""
+        told = self.turns[:turn]
+        answers = [one for one in told if one.mask is not None]
+        if not answers:
+            return self
+        last = answers[-1]
+        fields = {"response": last.text, "reason": last.reason, "shapes": last.shapes, "mask": last.mask}
+        return self.model_copy(update={**fields, "turns": told})
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """An answer with the segmenter's results for its objects, in their order; equal objects as well."""
+
+    rollout: Rollout
+    predictions: list[Prediction]
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that a sample and a turn share."""
+        answer, mask = self.rollout.answer, np.zeros(self.rollout.truth.size, dtype=bool)
+        for prediction in self.predictions:
+            mask |= prediction.mask
+        objects_policy = answer.objects_policy if isinstance(answer, Answer) else ()
+        return {
+            "reason": answer.reason.value if isinstance(answer, Unusable) else None,
+            "shapes": tuple(map(WirePrompt.of, prompts_of(self.rollout, objects_policy))),
+            "mask": encode_rle(mask),
+        }
 
 
 @dataclass(frozen=True)
@@ -66,7 +111,7 @@ class Reader:
 
         Args:
             item: an item of SegmentationDataset, with `data_source`, `reward_model` and `extra_info`.
-            response: the text, without special tokens.
+            response: the text, without special tokens; of a `turns.Response` every turn is read and segmented.
             scores: scores to store, by name.
 
         Raises:
@@ -79,22 +124,13 @@ class Reader:
         self, item: Mapping[str, Any], response: str, scores: Mapping[str, float]
     ) -> tuple[Sample, list[Prediction]]:
         """As `sample`, with the segmenter's results for the answer's objects, in their order; equal objects as well."""
-        extra = item["extra_info"]
-        rollout = read_rollout(
-            item["data_source"],
-            response,
-            item["reward_model"]["ground_truth"],
-            extra,
-            self.caps,
-            lenient=self.lenient,
-        )
-        truth, answer = rollout.truth, rollout.answer
+        extra, turns = item["extra_info"], turns_in(response)
+        texts = answers_of(turns)
+        answers = await asyncio.gather(*(self._answer(item, text) for text in texts))
+        truth, fields = answers[-1].rollout.truth, [answer.fields() for answer in answers]
         true_mask, _ = truth.union_and_ignore()
-        objects_policy = answer.objects_policy if isinstance(answer, Answer) else ()
-        predictions = await predictions_of(rollout, objects_policy, self.segmenter)
-        predicted = np.zeros(truth.size, dtype=bool)
-        for prediction in predictions:
-            predicted |= prediction.mask
+        told = [Turn(text=text, **of_answer) for text, of_answer in zip(texts, fields, strict=True)]
+        told += [Turn(text=text, reason=None, shapes=(), mask=None) for text in turns[len(texts) :]]  # `done`
         sample = Sample(
             index=extra["index"],
             data_source=item["data_source"],
@@ -103,15 +139,21 @@ class Reader:
             image=extra["image"],
             sha256=extra["sha256"],
             size=truth.size,
-            response=response,
-            reason=answer.reason.value if isinstance(answer, Unusable) else None,
-            shapes=tuple(map(WirePrompt.of, prompts_of(rollout, objects_policy))),
-            mask=encode_rle(predicted),
+            response=texts[-1],
             truth=encode_rle(true_mask) if truth.masks or not truth.boxes else None,
             ignore=truth.ignore,
             scores=dict(scores),
+            turns=tuple(told) if len(told) > 1 else (),
+            tokens=getattr(response, "tokens", None),
+            **fields[-1],
         )
-        return sample, predictions
+        return sample, answers[-1].predictions
+
+    async def _answer(self, item: Mapping[str, Any], text: str) -> _Answer:
+        row = (item["data_source"], text, item["reward_model"]["ground_truth"], item["extra_info"])
+        rollout = read_rollout(*row, self.caps, lenient=self.lenient)
+        objects_policy = rollout.answer.objects_policy if isinstance(rollout.answer, Answer) else ()
+        return _Answer(rollout, await predictions_of(rollout, objects_policy, self.segmenter))
 
 
 def write_samples(samples: Iterable[Sample], path: Path) -> None:

@@ -40,7 +40,9 @@ def halved(embedding: Embedding) -> Embedding:
 
 
 def restored(embedding: Embedding) -> Embedding:
-    """The inverse of `halved`: float32 arrays again, with values of float16 precision; other arrays are unchanged."""
+    """The inverse of `halved`: float32 arrays again, with values of float16 precision; the same object if none is."""
+    if not any(name.endswith(_HALVED) for name in embedding.arrays):
+        return embedding  # a segmenter knows by the object that an embedding is on its device already
     return Embedding(
         {
             name.removesuffix(_HALVED): array.astype(np.float32) if name.endswith(_HALVED) else array

@@ -14,20 +14,19 @@ from typing import Any
 import ray
 import transfer_queue as tq
 from tensordict import TensorDict
-from verl.experimental.agent_loop import register
+from verl.experimental.agent_loop.agent_loop import register
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from samr1_verl.training import refine, repeat
 from samr1_verl.training.guard import FAULT
 
-register(refine.NAME)(refine.RefineAgentLoop)  # here, since each worker's process imports this file
-
 
 @ray.remote
 class AgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # verl has decorated its class
-    """verl's worker; it also keeps the message of an exception that ends a rollout."""
+    """verl's worker with our agent loop; it also keeps the message of an exception that ends a rollout."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        register(refine.NAME)(refine.RefineAgentLoop)  # here: Ray copies this class, and no worker imports the file
         super().__init__(*args, **kwargs)
         rollout, trainer = self.rollout_config, self.config.trainer
         self.repeats = rollout.full_determinism

@@ -40,6 +40,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils import tensordict_utils as tu
 
+from samr1_verl.scoring.turns import TURNS
 from samr1_verl.training.draws import Draws
 from samr1_verl.training.guard import Guard, LostRolloutsError
 from samr1_verl.training.rollout_metrics import Rollouts
@@ -227,6 +228,7 @@ def validated(batch: KVBatchMeta) -> list[Validated]:
             dict(zip(("data_source", "reward_model", "extra_info"), row, strict=True)),
             response.tolist(),
             extra["reward_extra_info"],
+            extra.get(TURNS, ()),
         )
         for row, response, extra in zip(rows, data["responses"], tu.get(data, "extra_fields"), strict=True)
     ]

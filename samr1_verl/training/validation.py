@@ -25,6 +25,7 @@ from samr1_verl.config import Samr1Config
 from samr1_verl.geometry.giou import PROTOCOLS, Answered, PixelCounts, giou_ciou
 from samr1_verl.rows.ground_truth import read_row
 from samr1_verl.scoring.sample import FOLDER, Reader, Sample, write_samples
+from samr1_verl.scoring.turns import Response
 
 LOGGED = ("lisa", "segzero")  # the other protocols are figures of `samr1 eval`
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Validated:
     item: Mapping[str, Any]  # data_source, reward_model and extra_info of the data set's item
     response_ids: Sequence[int]  # tokens of the response
     scores: Mapping[str, float]  # scores of the reward, by name
+    turns: Sequence[str] = ()  # their texts, where the policy looked at its mask; then `response_ids` has looks as well
 
 
 def lost_rows(dataset: Sequence[Mapping[str, Any]], rows: Sequence[Validated], times: int) -> list[Mapping[str, Any]]:
@@ -113,10 +115,10 @@ class SampleWriter:
             _log.exception("the samples of step %d are not written", step)
 
     async def _samples(self, rows: Sequence[Validated]) -> list[Sample]:
-        texts = (self._tokenizer.decode(row.response_ids, skip_special_tokens=True) for row in rows)
-        return await asyncio.gather(
-            *(self._reader.sample(row.item, text, row.scores) for row, text in zip(rows, texts, strict=True))
-        )
+        return await asyncio.gather(*(self._reader.sample(row.item, self._response(row), row.scores) for row in rows))
+
+    def _response(self, row: Validated) -> Response:
+        return Response(row.turns or self._tokenizer.decode(row.response_ids, skip_special_tokens=True))
 
 
 def first_of_each(rows: Sequence[Validated], chosen: Sequence[int]) -> list[Validated]:

@@ -20,6 +20,7 @@ from samr1_verl.policies.local import LocalPolicy
 from samr1_verl.scoring.sample import Sample, read_samples
 from tests.conftest import ROOT
 from tests.policies.chat_server import NAME, ChatServer, serving
+from tests.policies.scripted import Scripted
 from tests.row_files import make_record, write_rows
 from tests.service.servers import environment, free_port
 
@@ -102,6 +103,26 @@ def test_a_server_gives_the_figures_of_the_policy_behind_it(
     assert results(again[1]) == results(served[1]), "finished: the server is not needed any more"
     wrong = evaluate(drawn / "test.parquet", *options, "--server", address, "--model", NAME, "--out", tmp_path / "a")
     assert wrong[0] == 1 and f"policy.model: None there, '{NAME}' now" in wrong[1]
+
+
+def test_dialogues_are_evaluated_turn_by_turn(small_sam: Path, drawn: Path, tmp_path: Path) -> None:
+    boxes = ([0, 0, 140, 140], [70, 0, 140, 140])
+    first, second = (f'<think>here</think><answer>{{"bbox": {box}, "points": [[100, 70]]}}</answer>' for box in boxes)
+    paths = ["--recipe", "samr1_refine_tiny", "--set", f"samr1.segmenter.path={small_sam}"]
+    paths += ["--set", "samr1.segmenter.service.cache_dir=null", "--out", str(tmp_path)]
+    chat = ChatServer(Scripted([first, second, "<think>it fits</think><answer>done</answer>"]))
+    with serving(chat.app) as address:
+        status, output = evaluate(drawn / "test.parquet", *paths, "--server", address)
+        assert status == 0, output
+        again = evaluate(drawn / "test.parquet", *paths, "--server", address)
+        other = evaluate(drawn / "test.parquet", *paths, "--server", address, "--set", "samr1.refine.max_turns=2")
+    turns = results(output)["turns"]
+    assert (turns["mean"], turns["done"], turns["tokens"], len(chat.asked)) == (3.0, 1.0, 30.0, 24)
+    one, two, three = (stop["lisa"]["giou"] for stop in turns["after"])
+    assert one != two == three == results(output)["giou"]
+    assert "3.00 turns, 30.0 tokens; 100.0% end with done" in output
+    assert results(again[1]) == results(output)
+    assert other[0] == 1 and "policy.refine.max_turns: 3 there, 2 now" in other[1]
 
 
 def test_bad_input_ends_with_what_to_do(options: list[str], drawn: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from samr1_verl.policies.load import config_for
 from samr1_verl.policies.predict import Predictor
 from samr1_verl.scoring.sample import Sample
 from tests.evaluation.world import RulePolicy, answer, inference_config
+from tests.policies.chat_server import ChatServer, serving
+from tests.policies.scripted import Scripted
 
 
 def predict(*arguments: Any) -> tuple[int, str]:
@@ -55,6 +57,38 @@ def test_the_tiny_policy_answers_about_several_images(options: list[str], drawn:
         assert f"box       {', '.join(f'{edge:.1f}' for edge in box)}" in output
         assert f"{int((mask == 255).sum()):,} pixels" in output
     assert output.count("file ") == 6 and len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_dialogue_is_told_turn_by_turn(options: list[str], drawn: Path, tmp_path: Path) -> None:
+    """Its first answer, its second one with a point beside the object, and done; through a server."""
+    first, done = '{"bbox": [20, 20, 60, 60], "points": [[40, 40]]}', "<think>it fits</think><answer>done</answer>"
+    second = '{"bbox": [40, 30, 90, 90], "points": [[60, 60], [41, 31]], "labels": [1, 0]}'
+    script = [
+        f"<think>there\x1b</think><answer>{first}</answer>",
+        f"<think>more</think><answer>{second}</answer>",
+        done,
+    ]
+    with serving(ChatServer(Scripted(script)).app) as address:
+        asked = ("--recipe", "samr1_refine_tiny", *options, "--server", address, "--out", tmp_path)
+        status, output = predict(images(drawn)[0], "it", *asked)
+    assert status == 0, output
+    told = [line.split(maxsplit=1) for line in output.splitlines() if line.startswith("  ")]
+    assert [key for key, _ in told if key != "file"] == [
+        *("turn", "reasoning", "box", "point", "mask"),
+        *("turn", "reasoning", "box", "point", "point", "mask"),
+        *("turn", "reasoning", "done"),
+    ]
+    assert [value for key, value in told if key == "reasoning"] == ["there\N{REPLACEMENT CHARACTER}", "more", "it fits"]
+    assert output.count("(not on it)") == 1 and "\x1b" not in output
+    stem = f"{images(drawn)[0].stem}.it"
+    kinds = ("overlay.png", "mask.png", "json", "turn1.overlay.png", "turn2.overlay.png")
+    assert [Path(value).name for key, value in told if key == "file"] == [f"{stem}.{kind}" for kind in kinds]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{kind}" for kind in kinds}
+    last, one, two = (np.asarray(Image.open(tmp_path / f"{stem}.{kind}")) for kind in (kinds[0], *kinds[3:]))
+    assert np.array_equal(last, two) and not np.array_equal(one, two)
+    sample = Sample.model_validate_json((tmp_path / f"{stem}.json").read_text())
+    assert sample.response == script[1] and [turn.text for turn in sample.turns] == script
+    assert sample.turns[2].mask is None and sample.mask == sample.turns[1].mask != sample.turns[0].mask
 
 
 async def test_questions_are_answered_together_and_in_order(drawn: Path) -> None:

@@ -29,8 +29,8 @@ REWARD_ALONE = """
 import sys
 for name in ("verl", "ray", "torch", "vllm"):
     sys.modules[name] = None  # Python then refuses to import it
-from reward_fns import dr_seg, samr1, seg_zero, star, vision_reasoner
-for reward in (dr_seg, samr1, seg_zero, star, vision_reasoner):
+from reward_fns import dr_seg, refine, samr1, seg_zero, star, vision_reasoner
+for reward in (dr_seg, refine, samr1, seg_zero, star, vision_reasoner):
     print(reward.compute_score.__module__, reward.__file__)
 """
 

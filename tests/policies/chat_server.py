@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from samr1_verl.geometry.images import open_image
-from samr1_verl.policies.local import LocalPolicy
 from tests.service.servers import free_port
 
 NAME = "tiny"
@@ -24,10 +24,11 @@ NAME = "tiny"
 class ChatServer:
     """Answers `/v1/models` and `/v1/chat/completions`; keeps what it was asked.
 
-    `faults` are statuses that the next questions get instead of an answer. `counts`: it says how many tokens it made.
+    `policy` has LocalPolicy's `generate`. `faults` are statuses that the next questions get instead of an answer.
+    `counts`: it says how many tokens it made.
     """
 
-    def __init__(self, policy: LocalPolicy | None) -> None:
+    def __init__(self, policy: Any) -> None:
         self.policy, self.asked, self.faults = policy, [], []
         self.waiting = self.most = 0
         self.counts = True
@@ -55,19 +56,19 @@ class ChatServer:
                 self.waiting -= 1
 
     def _item(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """The question as a local policy takes it, the image from its data URL."""
-        parts = []
-        for part in messages[0]["content"]:
-            if part["type"] == "image_url":
-                head, _, data = part["image_url"]["url"].partition(",")
-                assert head == "data:image/png;base64"
-                path = Path(self._folder.name, f"{len(self.asked)}.png")
-                path.write_bytes(base64.b64decode(data))
-                width, height = open_image(path).size
-                parts.append({"type": "image", "image": str(path), "resized_width": width, "resized_height": height})
-            else:
-                parts.append(part)
-        return {"raw_prompt": [{"role": messages[0]["role"], "content": parts}]}
+        """The messages as a local policy takes them, the images from their data URLs."""
+        chat = [{**message, "content": list(map(self._part, message["content"]))} for message in messages]
+        return {"raw_prompt": chat}
+
+    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image_url":
+            return part
+        head, _, data = part["image_url"]["url"].partition(",")
+        assert head == "data:image/png;base64"
+        path = Path(self._folder.name, f"{sha256(data.encode()).hexdigest()}.png")
+        path.write_bytes(base64.b64decode(data))
+        width, height = open_image(path).size
+        return {"type": "image", "image": str(path), "resized_width": width, "resized_height": height}
 
 
 @contextmanager

@@ -231,6 +231,8 @@ SIZED = {
     "samr1_3b_4x24": (24, 256, 100),
     "samr1_7b_lora_4x48": (48, 256, 100),
     "samr1_qwen3vl_8b": (80, 256, 250),
+    "samr1_refine": (80, 256, 250),
+    "samr1_refine_qwen3vl_8b": (80, 256, 250),
     "seg_zero": (80, 256, 250),
     "star": (80, 384, 100),
     "vision_reasoner": (80, 256, 250),

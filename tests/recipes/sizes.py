@@ -49,6 +49,17 @@ STAR = {
     "samr1.frame",
 }
 
+# A dialogue: its own keys, and smaller micro-batches of longer sequences.
+REFINE = {
+    *_below("samr1", "prompt reward.terms.first reward.terms.gain reward.terms.mends"),
+    *_below("samr1.refine", "max_turns turn_tokens look"),
+    *_below("reward.custom_reward_function", "path reward_kwargs.refine"),
+    *_below(ROLLOUT, "agent.default_agent_loop engine_kwargs.vllm.limit_mm_per_prompt.image max_model_len"),
+    *(f"{part}.log_prob_micro_batch_size_per_gpu" for part in (REF, ROLLOUT)),
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu",
+    "data.max_response_length",
+}
+
 # Recipes for other GPUs and policies: the keys in which each differs from samr1.yaml, the size of the GPU in GB.
 POLICY = {"actor_rollout_ref.model.path", "samr1.prepare.model", "trainer.experiment_name"}
 OTHER_GPUS = {
@@ -79,4 +90,6 @@ OTHER_GPUS = {
         },
     ),
     "samr1_qwen3vl_8b": (80, {*POLICY, "samr1.frame", "samr1.policy_size"}),
+    "samr1_refine": (80, REFINE | {"trainer.experiment_name"}),
+    "samr1_refine_qwen3vl_8b": (80, REFINE | {*POLICY, "samr1.frame", "samr1.policy_size"}),
 }

@@ -15,7 +15,7 @@ from samr1_verl.rehearsal.architecture import full_config, small_config
 from samr1_verl.rehearsal.lessons import THINKING, Form, Teacher, form_of
 from samr1_verl.rehearsal.processor import small_processor
 
-PROMPTS = ("seg_zero", "vision_reasoner", "star", "tiny")
+PROMPTS = ("seg_zero", "refine", "vision_reasoner", "star", "tiny")
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

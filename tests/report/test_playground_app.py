@@ -15,7 +15,7 @@ from samr1_verl.geometry.masks import decode_rle, encode_rle
 from samr1_verl.policies.base import PolicyError
 from samr1_verl.report.playground import Example, create_app, examples_from
 from samr1_verl.rows.record import DataError
-from samr1_verl.scoring.sample import Sample
+from samr1_verl.scoring.sample import Sample, Turn
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.http_server import Limits
 from samr1_verl.service.wire import WirePrompt
@@ -84,6 +84,23 @@ def test_an_answer_holds_what_the_page_draws():
     mask = decode_rle(answer["masks"][answer["sample"]["mask"]], (40, 60))
     assert mask[:, :30].all() and not mask[:, 30:].any()
     assert answer["images"][0]["src"].startswith("data:image/webp;base64,")
+
+
+def test_an_answer_of_several_turns_holds_every_mask():
+    class Dialogue(Half):
+        async def predict(self, image, sentence):
+            sample = await super().predict(image, sentence)
+            nothing = encode_rle(np.zeros(sample.size, dtype=bool))
+            told = [("first", nothing), ("second", sample.mask), ("done", None)]
+            turns = tuple(Turn(text=text, reason=None, shapes=(), mask=mask) for text, mask in told)
+            return sample.model_copy(update={"turns": turns})
+
+    answer = ask(client(Dialogue())).json()
+    first, second, done = answer["sample"]["turns"]
+    assert [turn["response"] for turn in (first, second, done)] == ["first", "second", "done"]
+    assert second["mask"] == answer["sample"]["mask"] and done["mask"] is None
+    assert not decode_rle(answer["masks"][first["mask"]], (40, 60)).any()
+    assert "turns" not in ask(client()).json()["sample"]
 
 
 @pytest.mark.parametrize(

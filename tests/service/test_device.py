@@ -170,3 +170,14 @@ async def test_uploads_are_counted(make_engine):
     engine = make_engine(segmenter)
     segmenter.uploads = 3
     assert engine.counters() == Counters(uploads=3)
+
+
+async def test_a_decode_gets_the_embedding_that_the_encoder_left_on_the_device(make_engine, tmp_path):
+    """A segmenter knows it by the object; a copy of it would be copied to the device, and would lie there twice."""
+    segmenter, image = GpuBoxes(), image_file(tmp_path, 1)
+    encode, made = segmenter.encode_batch, []
+    segmenter.encode_batch = lambda images: made.extend(found := encode(images)) or found
+    engine = make_engine(segmenter)
+    for _ in range(2):
+        await engine.overlap(*image, [BOX], truth_of(rectangle(0, 0, 3, 4)))
+    assert [embedding is made[0] for embedding in segmenter.seen] == [True, True]

@@ -117,9 +117,43 @@ async def test_a_batch_that_fails_fails_for_all() -> None:
     assert [str(answer) for answer in answers] == ["the batch failed"] * 2 and client.released == 1
 
 
-async def test_a_later_turn_asks_alone_with_the_rollouts_name_and_seed() -> None:
+async def test_without_a_gathering_a_turn_asks_alone_with_the_rollouts_name_and_the_turns_seed() -> None:
     verl = VerlsClient(Server())
     client = repeat.Client(verl, 1, 100)
     repeat.current.set(repeat.Rollout("val-3-17-0", 99, (0, 0), None))
-    assert await client.generate("det-0", sampling_params={"top_p": 1.0}, prompt_ids="a", priority=4) == "alone"
-    assert verl.asked == [("val-3-17-0", {"prompt_ids": "a", "sampling_params": {"top_p": 1.0, "seed": 99}})]
+    for _ in range(2):
+        assert await client.generate("det-0", sampling_params={"top_p": 1.0}, prompt_ids="a", priority=4) == "alone"
+    seeds = [request["sampling_params"].pop("seed") for _, request in verl.asked]
+    assert seeds == [99, repeat.turn_seed(99, 1)] and len({repeat.turn_seed(99, turn) for turn in range(9)}) == 9
+    assert verl.asked == [("val-3-17-0", {"prompt_ids": "a", "sampling_params": {"top_p": 1.0}})] * 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_turns_of_all_rollouts_are_asked_together(seed: int) -> None:
+    """Rollouts of 1 to 3 turns, with times of their own between them; one fails and one is cancelled while it waits."""
+    server, draw = Server(), random.Random(seed)
+    client = repeat.Client(VerlsClient(server), 1, 100)
+    gathering = repeat.Gathering(5, client.ask_together)
+
+    async def one(number: int, turns: int, fails: bool = False) -> None:
+        rollout = repeat.Rollout(f"r{number}", number, (number, 0), gathering)
+        repeat.current.set(rollout)
+        try:
+            for turn in range(turns):
+                await asyncio.sleep(draw.random() / 50)
+                await client.generate("verl", sampling_params={}, prompt_ids=f"{number}.{turn}")
+                if fails:
+                    raise OSError("no mask")
+        finally:
+            rollout.end()
+
+    tasks = [asyncio.create_task(one(number, turns)) for number, turns in enumerate([3, 1, 2])]
+    tasks.append(asyncio.create_task(one(3, 3, fails=True)))
+    cancelled = asyncio.create_task(one(4, 3))
+    tasks.append(cancelled)
+    while len(server.batches) < 1:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert server.batches == [["0.0", "1.0", "2.0", "3.0", "4.0"], ["0.1", "2.1"], ["0.2"]]

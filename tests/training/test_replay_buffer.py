@@ -94,9 +94,18 @@ def transfer_queue() -> Iterator[None]:
 
 
 def put_group(
-    partition: str, rewards: list[dict[str, float]], lengths: list[int], status: str = "finished", **tag: str
+    partition: str,
+    rewards: list[dict[str, float]],
+    lengths: list[int],
+    status: str = "finished",
+    extra_fields: dict[str, Any] | None = None,
+    **tag: str,
 ) -> str:
-    """One prompt's rollouts, stored with the keys, tags and fields of verl's AgentLoopWorkerTQ. Returns its uid."""
+    """One prompt's rollouts, stored with the keys, tags and fields of verl's AgentLoopWorkerTQ. Returns its uid.
+
+    Args:
+        extra_fields: further fields of the agent loop.
+    """
     uid = str(uuid.uuid4())
     rows = [
         {
@@ -107,7 +116,7 @@ def put_group(
             "reward_model": {"ground_truth": "{}"},
             "extra_info": {"index": 7},
             "rm_scores": torch.tensor([0.0] * (length - 1) + [reward["score"]]),
-            "extra_fields": {"reward_extra_info": reward, "global_steps": 1},
+            "extra_fields": {"reward_extra_info": reward, "global_steps": 1, **(extra_fields or {})},
             "metrics": {"generate_sequences": float(length), "compute_score": 0.5},
         }
         for reward, length in zip(rewards, lengths, strict=True)
@@ -177,7 +186,16 @@ def test_validation_is_left_to_verl_and_its_rows_are_kept_once(transfer_queue: N
     assert first.item == {"data_source": "test", "reward_model": {"ground_truth": "{}"}, "extra_info": {"index": 7}}
     assert first.response_ids == [0, 1, 2, 3]
     assert (first.scores["score"], second.scores["score"]) == (6.0, 2.0)
-    assert buffer.take_validated(1) == []
+    assert first.turns == () and buffer.take_validated(1) == []
+
+
+def test_the_turns_of_a_dialogue_come_with_its_validated_row(transfer_queue: None) -> None:
+    buffer, turns = build_buffer(), ["<answer>[1]</answer>", "<answer>done</answer>"]
+    put_group("val", [{"score": 6.0}], [4], extra_fields={"turns": turns})
+    batch, _ = buffer.sample(global_steps=1, partition_id="val", batch_size=1)
+    tq.kv_clear(keys=batch.keys, partition_id="val")
+    (row,) = buffer.take_validated(1)
+    assert list(row.turns) == turns
 
 
 EQUAL = [{"score": 2.0, "acc": 0.3}, {"score": 2.0, "acc": 0.2}]

@@ -1,6 +1,7 @@
 """What validation logs by each protocol, and the samples that it keeps."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,19 @@ def test_samples_hold_what_was_answered_segmented_and_earned(
     assert usable.scores == {"score": 3.0}
     assert (unusable.reason, unusable.shapes) == ("no_answer", ())
     assert not decode_rle(unusable.mask, unusable.size).any()
+
+
+def test_samples_of_dialogues_hold_every_turn(
+    settings: Samr1Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samr1_verl.scoring.rollout.get_client", lambda _: Client())
+    done = "<think>it fits</think><answer>done</answer>"
+    dialogue = replace(row(tmp_path, 0, 1), turns=[ANSWER, done])  # the response's own text has the look in it
+    SampleWriter(settings, tmp_path, Tokenizer()).write([dialogue, row(tmp_path, 1, 0)], step=16)
+    several, single = read_samples(tmp_path / "samples" / "16.jsonl")
+    assert several.response == single.response == ANSWER and several.mask == single.mask
+    assert [(turn.text, turn.mask) for turn in several.turns] == [(ANSWER, several.mask), (done, None)]
+    assert single.turns == ()
 
 
 def test_what_is_wrong_with_a_sample_is_logged_and_ends_no_training(

@@ -41,6 +41,7 @@ export function chips(data, sample) {
   const iou = scoreOf(data, sample, "acc"), score = scoreOf(data, sample, "score");
   if (iou !== null) chip("acc", "", "IoU ", h("b", {}, iou.toFixed(2)));
   if (score !== null) chip("score", "", "reward ", h("b", {}, short(score)));
+  if (sample.turns) chip("turns", "", h("b", {}, sample.turns.length), " turns");
   return list;
 }
 

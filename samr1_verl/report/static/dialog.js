@@ -2,9 +2,10 @@
 
 import { byId, h } from "./dom.js";
 import { chart } from "./chart.js";
-import { chips, prompts, reasoning, scoreTable } from "./details.js";
+import { chips, scoreTable } from "./details.js";
 import { layersOf } from "./gallery.js";
 import { rowLines } from "./series.js";
+import { answerOf } from "./turns.js";
 import { viewer } from "./viewer.js";
 
 export function startDialog(data, model, state, gallery) {
@@ -49,8 +50,9 @@ function body(data, model, state, position, step) {
       "section",
       { class: "side" },
       both ? h("p", { class: "run-name" }, run.name) : null,
-      viewer(data, row, samples[i], layers),
-      samples[i] ? [chips(data, samples[i]), prompts(samples[i]), reasoning(samples[i])] : h("p", { class: "quiet" }, "No sample of this step."),
+      samples[i]
+        ? answerOf(data, row, samples[i], layers, [chips(data, samples[i])])
+        : [viewer(data, row, null, layers), h("p", { class: "quiet" }, "No sample of this step.")],
     ),
   );
   const score = data.names.includes("acc") ? "acc" : data.names[0];

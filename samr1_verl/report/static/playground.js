@@ -1,10 +1,11 @@
 // The playground: reasoning, prompts and mask for an image and a sentence.
 
 import { byId, h } from "./dom.js";
-import { chips, prompts, reasoning } from "./details.js";
+import { chips } from "./details.js";
 import { startKeys } from "./keys.js";
 import { startTheme, toggleTheme } from "./theme.js";
-import { LAYERS, viewer } from "./viewer.js";
+import { answerOf } from "./turns.js";
+import { LAYERS } from "./viewer.js";
 
 const data = JSON.parse(byId("data").textContent);
 const layers = new Set(LAYERS);
@@ -104,11 +105,7 @@ function draw() {
   const [height, width] = row.size;
   byId("asked").textContent = row.sentence;
   byId("answer").replaceChildren(
-    viewer(answered, row, sample, layers),
-    chips(answered, sample),
-    prompts(sample),
-    h("p", { class: "quiet" }, `${width}×${height} · ${seconds.toFixed(1)} s`),
-    ...reasoning(sample),
+    ...answerOf(answered, row, sample, layers, [chips(answered, sample), h("p", { class: "quiet" }, `${width}×${height} · ${seconds.toFixed(1)} s`)]),
   );
   byId("result").hidden = false;
 }

@@ -32,9 +32,9 @@ def formula(batch: Batch, uids: list[str], beta: float, standardize: bool = True
     objectives = [
         reference.group_objective(
             [rollout.reward for rollout in batch.groups[uid]],
-            [rollout.log_prob(batch.policy_VF) for rollout in batch.groups[uid]],
-            [rollout.log_prob(batch.old_VF) for rollout in batch.groups[uid]],
-            [rollout.log_prob(batch.ref_VF) for rollout in batch.groups[uid]],
+            [rollout.written(batch.policy_VF) for rollout in batch.groups[uid]],
+            [rollout.written(batch.old_VF) for rollout in batch.groups[uid]],
+            [rollout.written(batch.ref_VF) for rollout in batch.groups[uid]],
             low=LOW,
             high=HIGH,
             beta=beta,
@@ -62,6 +62,7 @@ def cases(draw: st.DrawFn, smallest_group: int = 1) -> dict:
             [draw(st.lists(st.integers(1, MAX_LENGTH), min_size=n, max_size=n)) for n in sizes],
             rows=rows,
             seed=draw(st.integers(0, 2**31)),
+            turns=draw(st.booleans()),
         ),
         "split": {
             "dp_size": dp_size,
@@ -97,6 +98,19 @@ def test_the_loss_of_a_mini_batch_of_whole_groups_is_the_mean_over_them() -> Non
     groups = list(batch.groups)
     for (loss, gradient, _), uids in zip(results, (groups[:2], groups[2:]), strict=True):
         assert_equal((loss, gradient), formula(batch, uids, 0.1))
+
+
+def test_tokens_between_the_turns_of_a_dialogue_count_nowhere() -> None:
+    lengths = [[9, 8, 7], [9, 9, 9]]
+    batch = make_batch([[6, 0, 2], [0, 3, 3]], lengths, rows=6, turns=True)
+    written = sum(int(rollout.written_T.sum()) for rollout in batch.rollouts)
+    assert 12 <= written < sum(map(sum, lengths))
+    data = estimate(batch)
+    assert_equal(mean_over_mini_batches(update(batch, data, exact_loss(0.1))), formula(batch, list(batch.groups), 0.1))
+    for rollout in batch.rollouts:  # the text between the turns has other tokens, which changes nothing
+        rollout.tokens_T = torch.where(rollout.written_T, rollout.tokens_T, (rollout.tokens_T + 1) % 5)
+    changed = update(batch, estimate(batch), exact_loss(0.1))
+    assert_equal(mean_over_mini_batches(changed), mean_over_mini_batches(update(batch, data, exact_loss(0.1))))
 
 
 def test_under_verls_own_trainer_the_policy_term_is_exact_and_kl_a_mean_over_the_mini_batchs_tokens() -> None:

@@ -30,17 +30,25 @@ FEATURES, VOCABULARY, PROMPT = 3, 5, 2
 
 @dataclass
 class Rollout:
-    """One answer: its prompt's uid, its reward, the features and ids of its tokens; verl adds rows of `padding`."""
+    """One answer: its prompt's uid, its reward, the features and ids of its tokens; verl adds rows of `padding`.
+
+    `written_T`: whether the policy wrote a token; a dialogue has others between its turns.
+    """
 
     uid: str
     reward: float
     features_TF: torch.Tensor
     tokens_T: torch.Tensor
+    written_T: torch.Tensor
     padding: bool = False
 
     def log_prob(self, weights_VF: torch.Tensor) -> torch.Tensor:
         """log π of each token under the policy `weights_VF`: float64, shape (T,)."""
         return torch.log_softmax(self.features_TF @ weights_VF.T, -1).gather(-1, self.tokens_T[:, None]).squeeze(-1)
+
+    def written(self, weights_VF: torch.Tensor) -> torch.Tensor:
+        """`log_prob` of the tokens that the policy wrote."""
+        return self.log_prob(weights_VF)[self.written_T]
 
 
 @dataclass
@@ -61,9 +69,17 @@ class Batch:
 
 
 def make_batch(
-    rewards: list[list[float]], lengths: list[list[int]], *, rows: int, seed: int = 0, step: float = 0.3
+    rewards: list[list[float]],
+    lengths: list[list[int]],
+    *,
+    rows: int,
+    seed: int = 0,
+    step: float = 0.3,
+    turns: bool = False,
 ) -> Batch:
     """Rollouts of one group per list, shuffled over the batch and padded to `rows` rows as verl pads.
+
+    With `turns`, some tokens between the first and the last one are not the policy's.
 
     Everything random is between -1 and 1: with a `step` of 0.3 each token's k3 stays below 10, where verl cuts it.
     """
@@ -74,7 +90,10 @@ def make_batch(
 
     def rollout(uid: str, reward: float, length: int, padding: bool = False) -> Rollout:
         tokens = torch.randint(VOCABULARY, (length,), generator=generator)
-        return Rollout(uid, reward, uniform(length, FEATURES), tokens, padding)
+        written = torch.full((length,), not padding)
+        if turns and not padding:
+            written[1:-1] = torch.rand(max(0, length - 2), generator=generator) > 0.5
+        return Rollout(uid, reward, uniform(length, FEATURES), tokens, written, padding)
 
     rollouts = [
         rollout(f"uid{group}", reward, length)
@@ -125,7 +144,7 @@ def estimate(batch: Batch, estimator: str = "samr1", **settings: Any) -> TensorD
         "prompts": [torch.zeros(PROMPT, dtype=torch.int64) for _ in batch.rollouts],
         "responses": [rollout.tokens_T for rollout in batch.rollouts],
         "input_ids": [torch.cat([torch.zeros(PROMPT, dtype=torch.int64), r.tokens_T]) for r in batch.rollouts],
-        "response_mask": [torch.full((len(r.tokens_T),), int(not r.padding)) for r in batch.rollouts],
+        "response_mask": [rollout.written_T.long() for rollout in batch.rollouts],
         "old_log_probs": [rollout.log_prob(batch.old_VF) for rollout in batch.rollouts],
         "ref_log_prob": [rollout.log_prob(batch.ref_VF) for rollout in batch.rollouts],
         "rm_scores": [outcome_at_the_end(rollout) for rollout in batch.rollouts],
@@ -164,7 +183,7 @@ def forward(data: TensorDict, policy_VF: torch.Tensor) -> dict[str, torch.Tensor
     rows = []
     for features, tokens in zip(data["features"].unbind(), data["responses"].unbind(), strict=True):
         prompt = torch.zeros(PROMPT - 1, dtype=torch.float64)
-        response = Rollout("", 0.0, features, tokens).log_prob(policy_VF)
+        response = Rollout("", 0.0, features, tokens, torch.ones_like(tokens)).log_prob(policy_VF)
         rows.append(torch.cat([prompt, response, torch.zeros(1, dtype=torch.float64)]))
     return {"log_probs": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}
 
