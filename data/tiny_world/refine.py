@@ -221,8 +221,8 @@ The policy of `../tiny_policy`, {parameters:.1f} M parameters, with one token mo
 
 Two stages on scenes of the train split: {masks} steps of dense prediction by the vision tower on {pool} images with
 masks, batches of {images}; {mend} steps of dialogues about {scenes} scenes with the small SAM's masks, batches of
-{dialogues}. The lesson says `done` about a mask with an IoU above {good}; in {noise:.0%} of the turns it does the opposite. A
-correction's box has each side at {rough[0]} of its distance from the centre, standard deviation {rough[1]}.
+{dialogues}. The lesson says `done` about a mask with an IoU above {good}; in {noise:.0%} of the turns it does the
+opposite. A correction's box has each side at {rough[0]} of its distance from the centre, standard deviation {rough[1]}.
 
 On {asked} validation scenes, greedy, with the small SAM:
 
