@@ -176,20 +176,21 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def check_key(text: str) -> None:
-    """`KEY` is a key of the recipe samr1; `KEY=VALUE` is an override of it that composes."""
+    """`KEY` is a key of the recipe samr1, or of its dialogue; `KEY=VALUE` is an override of it that composes."""
     key, given, _ = text.partition("=")
+    recipe = "samr1_refine" if key.startswith("samr1.refine") else "samr1"
     if given:
-        compose(["+recipe=samr1", text])
+        compose([f"+recipe={recipe}", text])
         return
     parent, _, name = key.rpartition(".")
-    section = OmegaConf.select(_samr1(), parent)
+    section = OmegaConf.select(_recipe(recipe), parent)
     if not isinstance(section, DictConfig) or name not in section:
-        raise BadCommandError(f"{key}: the recipe samr1 has no such key")
+        raise BadCommandError(f"{key}: the recipe {recipe} has no such key")
 
 
 @cache
-def _samr1() -> DictConfig:
-    return compose_recipe("samr1")
+def _recipe(name: str) -> DictConfig:
+    return compose_recipe(name)
 
 
 def check_python(words: Sequence[str]) -> None:

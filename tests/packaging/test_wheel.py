@@ -96,7 +96,7 @@ def test_the_recipe_composes_from_another_folder(python, tmp_path):
 
 def test_rewards_are_imported_without_verl_ray_or_torch(python, tmp_path):
     lines = run(python, "-c", REWARD_ALONE, cwd=tmp_path).splitlines()
-    assert len(lines) == 5 and all(str(python.parents[1]) in line for line in lines)
+    assert len(lines) == 6 and all(str(python.parents[1]) in line for line in lines)
 
 
 def test_files_in_a_publishers_format_are_converted(python, tmp_path):
