@@ -31,15 +31,16 @@ def rollout_seed(seed: int, validate: bool, step: int, row: int, session: int) -
         row: number of the row in its data set.
         session: number of the rollout in its group.
     """
-    text = f"{seed}/{validate}/{step}/{row}/{session}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return _hashed(f"{seed}/{validate}/{step}/{row}/{session}")
 
 
 def turn_seed(seed: int, turn: int) -> int:
     """The seed of a rollout's turn, from 0: the rollout's own for the first, unrelated ones for the others."""
-    if turn == 0:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{turn}".encode(), digest_size=8).digest(), "big") >> 1
+    return seed if turn == 0 else _hashed(f"{seed}/{turn}")
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Gathering:
