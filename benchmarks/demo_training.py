@@ -1,4 +1,4 @@
-"""Training runs of the tiny recipe by verl's own command, with progress and peak memory."""
+"""Training runs of a tiny recipe by verl's own command, with progress and peak memory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ STEP = re.compile(r"\bstep:(\d+) - .*?\breward/score:([-\d.e]+)")
 SAMPLE_S = 5.0
 
 
-def training_command(overrides: Sequence[str]) -> list[str]:
-    """verl's own command for the recipe."""
-    return [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={RECIPE}", *overrides]
+def training_command(overrides: Sequence[str], recipe: str = RECIPE) -> list[str]:
+    """verl's own command for a recipe."""
+    return [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *overrides]
 
 
 class MemorySampler:
@@ -71,10 +71,13 @@ class Training:
         config: the recipe with them, composed.
         run: its `trainer.default_local_dir`.
         console: shows progress.
+        recipe: its name.
     """
 
-    def __init__(self, overrides: Sequence[str], config: DictConfig, run: Path, console: Console) -> None:
-        self.command = training_command(overrides)
+    def __init__(
+        self, overrides: Sequence[str], config: DictConfig, run: Path, console: Console, recipe: str = RECIPE
+    ) -> None:
+        self.command = training_command(overrides, recipe)
         self.run, self.console = run, console
         self.log = run / "train.log"
         self.steps = self._steps(config)

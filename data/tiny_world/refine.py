@@ -55,7 +55,7 @@ GRID = CELLS * tiny_policy.MERGE  # patches per side
 IMAGES, DIALOGUES = 16, 12  # per step of stage 1 and of stage 2
 WEIGHTS = ("config.json", "model.safetensors")  # the other files of the policy stay
 CHOICE = 0.5  # weight of the tokens that stop or go on, beside their part in the mean of all tokens
-TURNS = (0.25, 0.55, 0.2)  # shares of the batches of stage 2 whose dialogues have 1, 2 and 3 turns
+TURNS = (0.3, 0.5, 0.2)  # shares of the batches of stage 2 whose dialogues have 1, 2 and 3 turns
 
 
 def with_done(tokenizer: str) -> str:

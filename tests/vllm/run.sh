@@ -27,5 +27,5 @@ export VLLM_CPU_KVCACHE_SPACE=1           # GiB
 export VLLM_CPU_OMP_THREADS_BIND=nobind   # the training worker shares the cores
 export VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
 # A warning of vLLM is shown; only in the tests without it is a warning an error.
-checks=(tests/vllm/check_{server,training,repeat,rehearsal}.py)
+checks=(tests/vllm/check_{server,training,refine,repeat,rehearsal}.py)
 exec "$python" -m pytest -W default --durations=0 "${checks[@]}" "$@"

@@ -1,0 +1,200 @@
+"""A policy that looks at its mask in the tiny world, beside a control and beside the same policy with one turn.
+
+    python benchmarks/refine.py                                 4 variants, seeds 1 2 3
+    python benchmarks/refine.py --seed 1 --only refine          one run
+    python benchmarks/refine.py --record mine.jsonl             train again what the record here has
+
+`refine` is +recipe=samr1_refine_tiny. `shuffled` is the same with rewards shuffled inside each group. `one_turn` trains
+the same policy by +recipe=samr1_tiny with as many rollouts; `one_turn_longer` has LONGER times as many steps, so that
+the policy writes at least as many tokens as with `refine`. All variants start from the same weights.
+
+Each trained policy answers the held-out scenes greedily, as `samr1 eval` asks it. Runs land in
+runs/refine_runs/<steps>_steps/<variant>/<seed>, with the evaluation in `eval`; the figures of each finished run go into
+the record, one line each. A second call reads what the record has and resumes the rest. It ends with the table as
+Markdown and, as its last line, one JSON object, which also counts images and encodes of this call's evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.ablation import paired, recorded, spread
+from benchmarks.demo_training import Training
+from samr1_verl.evaluation.judge import counts_in
+from samr1_verl.evaluation.run import Evaluation
+from samr1_verl.evaluation.turns import turn_figures
+from samr1_verl.geometry.giou import PROTOCOLS, giou_ciou
+from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe
+from samr1_verl.policies.load import PolicyChoice
+from samr1_verl.regress.golden import Place
+from samr1_verl.report.run import read_curves
+from samr1_verl.scoring.sample import Sample
+from samr1_verl.service.client import get_client
+
+console = Console()
+ROOT = Path("runs/refine_runs")
+RECORD = Path(__file__).with_name("refine_runs.jsonl")
+HELD_OUT = Path("data/shapes/test.parquet")
+REFINE, ONE_TURN = "samr1_refine_tiny", "samr1_tiny"
+SAME_POLICY = "actor_rollout_ref.model.path=data/checkpoints/tiny_policy_refine"
+LONGER = 3  # the maximum number of turns
+EPOCHS = 10  # more than enough rows for all steps
+REFERENCE = "refine"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: its recipe, its differences from it, and how many times the steps of `refine` it has."""
+
+    title: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    longer: int = 1
+
+
+VARIANTS = {
+    "refine": Variant("looks at its mask", REFINE),
+    "shuffled": Variant("the same, rewards shuffled", REFINE, ("samr1.objective.shuffle_rewards=true",)),
+    "one_turn": Variant("one turn, as many rollouts", ONE_TURN, (SAME_POLICY,)),
+    "one_turn_longer": Variant(f"one turn, {LONGER} times as many rollouts", ONE_TURN, (SAME_POLICY,), LONGER),
+}
+
+
+def inference(variant: Variant) -> InferenceConfig:
+    """The variant's prompt, dialogue and segmenter. No embedding is read from a folder: encodes are counted."""
+    config = InferenceConfig.of(compose_recipe(variant.recipe, variant.overrides))
+    service = config.segmenter.service.model_copy(update={"cache_dir": None})
+    return replace(config, segmenter=config.segmenter.model_copy(update={"service": service}))
+
+
+def held_out(variant: Variant, policy: str | None, folder: Path) -> dict[str, Any]:
+    """Figures of a policy on the held-out scenes, greedy: gIoU after each turn, turns, `done`, tokens, format.
+
+    Args:
+        policy: its folder; None: the policy that the variant's training starts from.
+        folder: keeps the evaluation.
+    """
+    config = inference(variant)
+    choice = PolicyChoice(config, policy)
+    with console.status(f"{policy or config.model} answers {HELD_OUT}"):
+        samples = Evaluation(HELD_OUT, choice, config).run(folder, False, lambda done, rows: None)
+    return figures_of(samples)
+
+
+def figures_of(samples: Sequence[Sample]) -> dict[str, Any]:
+    """As `held_out`, from judged samples. A policy with one turn has a single gIoU."""
+    turns = turn_figures(samples) or {"mean": 1.0, "done": 0.0, "after": []}
+    overall = giou_ciou([counts_in(sample) for sample in samples], PROTOCOLS["segzero"])
+    return {
+        "giou": [after["segzero"]["giou"] for after in turns["after"]] or [overall["giou"]],
+        "turns": turns["mean"],
+        "done": turns["done"],
+        "tokens": statistics.fmean(sample.tokens or 0 for sample in samples),
+        "format_rate": statistics.fmean(sample.scores["format"] for sample in samples),
+    }
+
+
+def train(name: str, seed: int, steps: int, record: Path) -> dict[str, Any]:
+    """Figures of one run on the held-out scenes; the missing part of it is trained first."""
+    run = {"steps": steps, "variant": name, "seed": seed}
+    if found := recorded(record, run):
+        return found
+    variant, folder = VARIANTS[name], ROOT / f"{steps}_steps" / name / str(seed)
+    overrides = (
+        *variant.overrides,
+        f"data.seed={seed}",
+        f"trainer.total_training_steps={steps * variant.longer}",
+        f"trainer.total_epochs={EPOCHS}",
+        f"trainer.default_local_dir={folder}",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    console.rule(f"{name}, seed {seed}")
+    recipe = compose_recipe(variant.recipe, overrides)
+    training = Training(overrides, recipe, folder, console, variant.recipe)
+    training.finish()
+    figures = held_out(variant, str(training.policy_folder()), folder / "eval") | spent(folder, recipe)
+    with record.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
+    return figures
+
+
+def spent(folder: Path, recipe: Any) -> dict[str, float]:
+    """Rollouts of a run, and turns of all its rollouts."""
+    curves = read_curves(folder)
+    rollouts = recipe.data.train_batch_size * recipe.actor_rollout_ref.rollout.n
+    turns = curves.get("reward/turns") or dict.fromkeys(curves["reward/acc"], 1.0)
+    return {"rollouts": float(rollouts * len(turns)), "rollout_turns": rollouts * sum(turns.values())}
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: one row per variant, after a row for the weights that all start from."""
+    lines = [
+        "| variant | gIoU after turn 1, 2, 3 | looking minus it, last turns [95 %] | turns | ends with `done` | "
+        "tokens of an answer | rollouts, and their turns in thousands |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| before training, {title} | {_row([figures])}" for title, figures in before.items()),
+    ]
+    for name, runs in results.items():
+        difference = ""
+        if name != REFERENCE and REFERENCE in results:
+            ours, other = ([run["giou"][-1] for run in of] for of in (results[REFERENCE], runs))
+            mean, low, high = paired(ours, other)
+            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if len(runs) > 1 else f"{mean:+.3f}"
+        lines.append(f"| {VARIANTS[name].title} | {_row(runs, difference)}")
+    return "\n".join(lines)
+
+
+def _row(runs: Sequence[Mapping[str, Any]], difference: str = "") -> str:
+    last = max(len(run["giou"]) for run in runs)
+    by_turn = zip(*(run["giou"] + run["giou"][-1:] * (last - len(run["giou"])) for run in runs), strict=True)
+    gious = ", ".join(spread(values) for values in by_turn)
+    turns, done, tokens = (statistics.fmean(run[key] for run in runs) for key in ("turns", "done", "tokens"))
+    cost = ""
+    if "rollouts" in runs[0]:
+        rollouts, of_them = (statistics.fmean(run[key] for run in runs) for key in ("rollouts", "rollout_turns"))
+        cost = f"{rollouts:.0f}, {of_them / 1000:.1f}"
+    return f"{gious} | {difference} | {turns:.2f} | {done:.0%} | {tokens:.0f} | {cost} |"
+
+
+def main(
+    seeds: Annotated[
+        list[int],
+        typer.Option("--seed", default_factory=lambda: [1, 2, 3], show_default="1 to 3", help="repeat it for several"),
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="steps of `refine`")] = 48,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
+    ] = None,
+    record: Annotated[Path, typer.Option(help="JSON lines, one for each finished run")] = RECORD,
+) -> None:
+    """Train the missing runs and print the table. The last line is one JSON object."""
+    transformers_logging.disable_progress_bar()
+    if unknown := sorted(set(only or ()) - set(VARIANTS)):
+        raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
+    names = [name for name in VARIANTS if not only or name in only]
+    before = {
+        VARIANTS[name].title: held_out(VARIANTS[name], None, ROOT / "before" / name) for name in ("refine", "one_turn")
+    }
+    results: dict[str, list[Any]] = {name: [] for name in names}
+    for seed in seeds:  # a whole table after each seed
+        for name in names:
+            results[name].append(train(name, seed, steps, record))
+    counters = get_client(inference(VARIANTS[REFERENCE]).segmenter).counters()
+    typer.echo(table(results, before))
+    counted = {"encodes": counters.encodes, "decodes": counters.decodes}
+    typer.echo(json.dumps({"seeds": seeds, "steps": steps, "before": before, "runs": results, "segmenter": counted}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
