@@ -241,9 +241,9 @@ def main(
     sam: Annotated[Path, typer.Option(help="folder of the small SAM")] = Path("data/weights/small_sam"),
     seed: Annotated[int, typer.Option(min=0, help="seed of scenes and batches")] = 0,
     pool: Annotated[int, typer.Option(min=50, help="number of scenes of the first answers and of stage 1")] = 1000,
-    scenes: Annotated[int, typer.Option(min=1, help="number of scenes of the dialogues")] = 128,
+    scenes: Annotated[int, typer.Option(min=1, help="number of scenes of the dialogues")] = 256,
     masks: Annotated[int, typer.Option(min=1, help="steps of stage 1")] = 300,
-    mend: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 350,
+    mend: Annotated[int, typer.Option(min=1, help="steps of stage 2")] = 1000,
     asked: Annotated[int, typer.Option(min=1, help="validation scenes of the figures")] = 100,
 ) -> None:
     """Teach the policy and write it."""
