@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.model import convert_weight_keys
@@ -27,11 +27,12 @@ from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
 from data.tiny_world import shapes, tiny_policy
 from tests.composing import compose_recipe
-from tests.vllm.settings import RECIPE, VLLM_ON_CPU
+from tests.vllm.settings import RECIPE, ROLLOUT, VLLM_ON_CPU
 
 GREEDY = {"temperature": 0.0, "logprobs": True}
 SAMPLED = {"temperature": 1.0, "logprobs": True}
 LOG_PROB_TOLERANCE = 1e-4
+TWO_IMAGES = (f"{ROLLOUT}.engine_kwargs.vllm.limit_mm_per_prompt.image=2", f"{ROLLOUT}.max_model_len=224")
 
 
 @ray.remote(num_gpus=1)
@@ -61,7 +62,7 @@ class Server:
         return ray.get(
             [
                 generate.remote(
-                    prompt["ids"], dict(params), f"{self.updates}-{i}-{params}", image_data=[prompt["image"]]
+                    prompt["ids"], dict(params), f"{self.updates}-{i}-{params}", image_data=prompt["images"]
                 )
                 for i, prompt in enumerate(self.prompts)
             ]
@@ -70,7 +71,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(random_policy: Path) -> Iterator[Server]:
-    config = compose_recipe(RECIPE, *VLLM_ON_CPU, f"actor_rollout_ref.model.path={random_policy}")
+    config = compose_recipe(RECIPE, *VLLM_ON_CPU, *TWO_IMAGES, f"actor_rollout_ref.model.path={random_policy}")
     rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model, dataclass_type=HFModelConfig)
     os.environ.update(RANK="0", RAY_LOCAL_WORLD_SIZE="1")  # what verl sets in a training worker
@@ -86,18 +87,26 @@ def server(random_policy: Path) -> Iterator[Server]:
 
 
 def ask(processor: Qwen2_5_VLProcessor, count: int) -> Iterator[dict[str, Any]]:
-    """Prompts about drawn scenes as verl's agent loop makes them: token ids with every image token, and the image."""
+    """Prompts about drawn scenes as verl's agent loop makes them: token ids with every image token, and the images.
+
+    Every second one is a dialogue that has seen a second image after an answer.
+    """
     drawn = shapes.scenes("val", seed=0)
-    for _ in range(count):
+    for number in range(count):
         scene, rng = next(drawn)
         sentence, _ = shapes.ask(scene, rng)
         image = Image.fromarray(scene.image).resize((tiny_policy.FRAME,) * 2)
-        content = [{"type": "image"}, {"type": "text", "text": f"segment {sentence}"}]
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        inputs = processor(text=text, images=[image], return_tensors="pt")
-        yield {"ids": inputs["input_ids"][0].tolist(), "image": image, "inputs": inputs}
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"segment {sentence}"}]}
+        chat, images = [question], [image]
+        if number % 2:
+            answer = {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "<think>so</think><answer>[]</answer>"}],
+            }
+            chat, images = [question, answer, question], [image, ImageOps.invert(image)]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        inputs = processor(text=text, images=images, return_tensors="pt")
+        yield {"ids": inputs["input_ids"][0].tolist(), "images": images, "inputs": inputs}
 
 
 def make_policy(processor: Qwen2_5_VLProcessor, seed: int) -> Qwen2_5_VLForConditionalGeneration:
