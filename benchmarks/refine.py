@@ -172,7 +172,7 @@ def main(
         list[int],
         typer.Option("--seed", default_factory=lambda: [1, 2, 3], show_default="1 to 3", help="repeat it for several"),
     ],
-    steps: Annotated[int, typer.Option(min=1, help="steps of `refine`")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="steps of `refine`")] = 24,
     only: Annotated[
         list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
     ] = None,
