@@ -39,6 +39,7 @@ from samr1_verl.regress.golden import Place
 from samr1_verl.report.run import read_curves
 from samr1_verl.scoring.sample import Sample
 from samr1_verl.service.client import get_client
+from samr1_verl.service.engine import Engine
 
 console = Console()
 ROOT = Path("runs/refine_runs")
@@ -137,13 +138,13 @@ def spent(folder: Path, recipe: Any) -> dict[str, float]:
     return {"rollouts": float(rollouts * len(turns)), "rollout_turns": rollouts * sum(turns.values())}
 
 
-def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: one row per variant, after a row for the weights that all start from."""
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[str, Any]) -> str:
+    """Markdown: one row per variant, after a row for the policy that all start from."""
     lines = [
         "| variant | gIoU after turn 1, 2, 3 | looking minus it, last turns [95 %] | turns | ends with `done` | "
         "tokens of an answer | rollouts, and their turns in thousands |",
         "|---|---|---|---|---|---|---|",
-        *(f"| before training, {title} | {_row([figures])}" for title, figures in before.items()),
+        f"| before training | {_row([before])}",
     ]
     for name, runs in results.items():
         difference = ""
@@ -183,14 +184,14 @@ def main(
     if unknown := sorted(set(only or ()) - set(VARIANTS)):
         raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
     names = [name for name in VARIANTS if not only or name in only]
-    before = {
-        VARIANTS[name].title: held_out(VARIANTS[name], None, ROOT / "before" / name) for name in ("refine", "one_turn")
-    }
+    before = held_out(VARIANTS[REFERENCE], None, ROOT / "before")
     results: dict[str, list[Any]] = {name: [] for name in names}
     for seed in seeds:  # a whole table after each seed
         for name in names:
             results[name].append(train(name, seed, steps, record))
-    counters = get_client(inference(VARIANTS[REFERENCE]).segmenter).counters()
+    engine = get_client(inference(VARIANTS[REFERENCE]).segmenter)  # one for the evaluations of all variants
+    assert isinstance(engine, Engine)
+    counters = engine.counters()
     typer.echo(table(results, before))
     counted = {"encodes": counters.encodes, "decodes": counters.decodes}
     typer.echo(json.dumps({"seeds": seeds, "steps": steps, "before": before, "runs": results, "segmenter": counted}))

@@ -62,8 +62,8 @@ def test_finished_runs_are_read_and_compared_seed_by_seed(tmp_path: Path) -> Non
         with record.open("a") as lines:
             lines.write(json.dumps({"run": run, "figures": DIALOGUE | SPENT | own}) + "\n")
         runs[name].append(refine.train(name, seed, 9, record))  # nothing is trained again
-    lines = refine.table(runs, {"looks": DIALOGUE}).splitlines()
-    assert lines[2] == "| before training, looks | 0.400, 0.500 |  | 2.50 | 75% | 90 |  |"
+    lines = refine.table(runs, DIALOGUE).splitlines()
+    assert lines[2] == "| before training | 0.400, 0.500 |  | 2.50 | 75% | 90 |  |"
     assert lines[3] == ("| looks at its mask | 0.500 ± 0.000, 0.800 ± 0.141 |  | 2.50 | 75% | 90 | 64, 0.2 |")
     # Differences 0.1 and 0.3: mean 0.2, standard error 0.1, Student's t of one degree of freedom 12.706.
     assert "| 0.600 ± 0.000 | +0.200 [-1.071, +1.471] | 1.00 | 0% |" in lines[4]
