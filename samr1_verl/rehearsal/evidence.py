@@ -93,6 +93,9 @@ def _rewards(steps: Sequence[Mapping[str, float]], masks: bool) -> Check:
     if masks:
         seen &= max(acc) > 0
         detail += f", mean mask IoU {', '.join(f'{value:.2g}' for value in acc)}"
+    if turns := [values["reward/turns"] for values in steps if "reward/turns" in values]:
+        seen &= max(turns) > 1
+        detail += f", turns {', '.join(f'{value:.3g}' for value in turns)}"
     return Check("rewards", seen, detail)
 
 

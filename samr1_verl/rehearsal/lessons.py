@@ -2,7 +2,8 @@
 
 A randomly initialised policy writes no usable answer: all rewards of a group would be equal, and a step would have no
 gradient. The stand-in learns the form and the length of an answer, not the place of an object. A share of the lessons
-is broken on purpose, so that the rewards of a group differ.
+is broken on purpose, so that the rewards of a group differ. Where the recipe has `samr1.refine`, half of the lessons
+with images go on after a look at a mask: with a second answer, or with `done`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from PIL import Image
 
 from samr1_verl.geometry.frames import THOUSAND
 from samr1_verl.prompts.answer_form import AnswerForm, response
+from samr1_verl.scoring.turns import DONE
 
 BROKEN = 0.3  # share of answers without their last bracket
 RATE = 3e-3  # learning rate
 BATCH = 4
-CONTEXT = len("<|im_end|>\n<|im_start|>assistant\n")  # characters of a prompt that the first steps see
+SPEAKER = "<|im_start|>assistant\n"  # the text before an answer, in the chat templates of both families
+CONTEXT = len("<|im_end|>\n" + SPEAKER)  # characters of a prompt that the first steps see
+DIALOGUES = 0.5  # share of the lessons with images that have two turns
+STOPS = 0.4  # share of the second turns that say `done`
 IGNORE = -100  # label of a token without loss
 SKIP = 0.05  # share of the words that an answer leaves out, so that answers differ in length
 # No word appears twice, so each one tells which is next: few steps suffice to learn the text.
@@ -56,18 +61,25 @@ class Form:
 
     def answer(self, rng: np.random.Generator, broken: float = BROKEN) -> str:
         """A response. Its box contains the middle of the image, and its points lie in the box."""
-        kept = rng.random(len(THINKING)) >= SKIP
-        thought = " ".join(word for word, keep in zip(THINKING[: self.words], kept, strict=False) if keep)
+        thought = self._thought(rng)
         objects = [self._object(rng) for _ in range(int(rng.integers(1, 3)) if self.form.lists else 1)]
         text = self.form.answer(objects)
         if rng.random() < broken:
             text = text[: -2 if self.form.lists else -1]
         return response(thought, text)
 
+    def reply(self, rng: np.random.Generator) -> str:
+        """A response after a look at a mask: `done`, or an answer."""
+        return response(self._thought(rng), DONE) if rng.random() < STOPS else self.answer(rng)
+
     @property
     def form(self) -> AnswerForm:
         """The keys of the answers."""
         return AnswerForm(self.prompt)
+
+    def _thought(self, rng: np.random.Generator) -> str:
+        kept = rng.random(len(THINKING)) >= SKIP
+        return " ".join(word for word, keep in zip(THINKING[: self.words], kept, strict=False) if keep)
 
     def _object(self, rng: np.random.Generator) -> dict[str, Any]:
         # The ranges differ in their first digit, which tells a small policy which number it is writing.
@@ -114,10 +126,14 @@ class Teacher:
         prompts: chat texts of the recipe's rows, with one image token each.
         form: of the answers.
         seed: of the lessons.
+        looks: for each prompt the chat text between its first answer and the next one, with one image token; empty: the
+            policy has one turn.
     """
 
-    def __init__(self, model: Any, processor: Any, prompts: Sequence[str], form: Form, seed: int) -> None:
-        self.model, self.processor, self.prompts, self.form = model, processor, prompts, form
+    def __init__(
+        self, model: Any, processor: Any, prompts: Sequence[str], form: Form, seed: int, looks: Sequence[str] = ()
+    ) -> None:
+        self.model, self.processor, self.prompts, self.form, self.looks = model, processor, prompts, form, looks
         self.rng = np.random.default_rng(seed)
 
     def teach(self, steps: int, image_wh: tuple[int, int]) -> Taught:
@@ -157,18 +173,37 @@ class Teacher:
         return self.model(**inputs.to(self.model.device), labels=labels.to(self.model.device)).loss
 
     def _whole_loss(self, count: int, image_wh: tuple[int, int]) -> torch.Tensor:
-        """Cross-entropy of the tokens of `count` answers, each after a whole prompt with an image of noise."""
+        """Cross-entropy of the tokens of `count` answers or dialogues, after whole prompts with images of noise."""
         answers = self._answers(count)
         noise = Image.fromarray(self.rng.integers(0, 256, size=(*image_wh[::-1], 3), dtype=np.uint8))
-        inputs = self.processor(
-            text=[self._prompt() + answer for answer in answers], images=[noise] * count, padding=True,
-            padding_side="right", return_tensors="pt",
-        )  # fmt: skip
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE)
-        lengths = [len(ids) for ids in self.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]]
-        for row, (end, length) in enumerate(zip(inputs["attention_mask"].sum(dim=1).tolist(), lengths, strict=True)):
-            labels[row, : end - length] = IGNORE
+        if self.looks and self.rng.random() < DIALOGUES:
+            texts, images = [self._dialogue(answer) for answer in answers], [noise] * 2 * count
+        else:
+            texts, images = [self._prompt() + answer for answer in answers], [noise] * count
+        inputs = self.processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+        labels = inputs["input_ids"].masked_fill(~self.spoken(inputs["input_ids"]), IGNORE)
         return self.model(**inputs.to(self.model.device), labels=labels.to(self.model.device)).loss
+
+    def _dialogue(self, answer: str) -> str:
+        row = int(self.rng.integers(len(self.prompts)))
+        return (
+            self.prompts[row]
+            + answer
+            + self.looks[row]
+            + self.form.reply(self.rng)
+            + self.processor.tokenizer.eos_token
+        )
+
+    def spoken(self, ids: torch.Tensor) -> torch.Tensor:
+        """The tokens of answers, their ends included, of chats [B, T] int64: [B, T] bool."""
+        tokenizer = self.processor.tokenizer
+        before = tokenizer(SPEAKER, add_special_tokens=False)["input_ids"]
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, tokens in enumerate(ids.tolist()):
+            for at in range(len(before), len(tokens)):
+                if tokens[at - len(before) : at] == before:
+                    mask[row, at : tokens.index(tokenizer.eos_token_id, at) + 1] = True
+        return mask
 
     def _small_wh(self) -> tuple[int, int]:
         """(W, H) of a small image of random size."""

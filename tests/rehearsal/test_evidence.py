@@ -43,6 +43,14 @@ def test_a_run_in_which_everything_works_passes() -> None:
     assert all(isinstance(check, Check) and check.detail for check in examine(*good(), masks=True))
 
 
+def test_turns_are_told() -> None:
+    first, second = good()
+    for values in steps(first):
+        values["reward/turns"] = 1.4
+    rewards = next(check for check in examine(first, second, masks=True) if check.name == "rewards")
+    assert rewards.seen and rewards.detail.endswith(", turns 1.4, 1.4")
+
+
 Fault = Callable[[Start, Start], None]
 FAULTS: dict[str, tuple[str, Fault]] = {
     "all scores are equal": ("rewards", lambda a, b: [s.update({"critic/score/max": 0.0}) for s in steps(a)]),
@@ -53,6 +61,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "a score is not a number": ("rewards", lambda a, b: a.metrics[2].update({"critic/score/max": float("nan")})),
     "rollouts are lost": ("rewards", lambda a, b: a.metrics[1].update({"training/lost_rollouts": 1.0})),
     "the segmenter makes no mask": ("rewards", lambda a, b: [s.update({"reward/acc": 0.0}) for s in steps(a)]),
+    "no mask is looked at": ("rewards", lambda a, b: [s.update({"reward/turns": 1.0}) for s in steps(a)]),
     "a gradient is 0": ("gradients", lambda a, b: a.metrics[2].update({"actor/grad_norm": 0.0})),
     "a gradient is infinite": ("gradients", lambda a, b: a.metrics[1].update({"actor/grad_norm": float("inf")})),
     "the rollout keeps its old weights": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from reward_fns.boxes import format_of
@@ -71,11 +72,31 @@ def test_a_stand_in_learns_to_write_usable_answers(monkeypatch: pytest.MonkeyPat
 
     tokenizer = processor.tokenizer
     generator = Generator(model, processor, {tokenizer.eos_token_id}, tokenizer.pad_token_id)
-    from PIL import Image
-
     image = Image.fromarray(rng.integers(0, 256, size=(280, 280, 3), dtype=np.uint8))
     ids = processor(text=[chat], images=[image])["input_ids"][0]
     answers = generator.generate([Request(ids, SamplingParams(max_tokens=200), [image])] * 32)
     texts = [tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
     usable = sum(isinstance(parse_answer(text), Answer) for text in texts)
     assert 0 < usable < 32, texts[:3]
+
+
+def test_a_stand_in_for_a_dialogue_is_taught_its_own_turns_alone() -> None:
+    full = full_config("Qwen/Qwen2.5-VL-7B-Instruct")
+    form, rng = Form("refine", (280, 280), 8), np.random.default_rng(0)
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    chat = f"<|im_start|>user\n{image}Find it.<|im_end|>\n<|im_start|>assistant\n"
+    look = "\n" + chat.replace("Find it", "The mask of your answer")
+    processor = small_processor(full, [chat, look, *(form.answer(rng) for _ in range(200))])
+    teacher = Teacher(None, processor, [chat], form, 0, [look])
+    answer = form.answer(rng) + processor.tokenizer.eos_token
+    dialogues = [teacher._dialogue(answer) for _ in range(16)]
+    noise = Image.fromarray(rng.integers(0, 256, size=(56, 56, 3), dtype=np.uint8))
+    inputs = processor(text=dialogues, images=[noise] * 32, padding=True, padding_side="right", return_tensors="pt")
+    taught = [
+        processor.tokenizer.decode(ids[mask])
+        for ids, mask in zip(inputs["input_ids"], teacher.spoken(inputs["input_ids"]), strict=True)
+    ]
+    replies = [dialogue.split(look)[1] for dialogue in dialogues]
+    assert taught == [answer + reply for reply in replies]
+    done = ["<answer>done</answer>" in reply for reply in replies]
+    assert any(done) and not all(done)
