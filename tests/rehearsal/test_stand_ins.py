@@ -10,6 +10,9 @@ import pytest
 from samr1_verl.config import ConfigError, segmenter_config
 from samr1_verl.geometry.images import open_image, sha256_of
 from samr1_verl.geometry.masks import box_of, decode_rle
+from samr1_verl.rehearsal import policy
+from samr1_verl.rehearsal.architecture import full_config
+from samr1_verl.rehearsal.processor import small_processor
 from samr1_verl.rehearsal.scenes import HEIGHT, WIDTH, write_scenes
 from samr1_verl.rehearsal.segmenter import save_segmenter
 from samr1_verl.rows.record import iter_rows, parse_record
@@ -77,3 +80,18 @@ def test_an_unknown_segmenter_is_refused(tmp_path: Path) -> None:
     recipe = segmenter_config(compose_recipe("samr1", "samr1.segmenter.path=nobody/none").samr1.segmenter)
     with pytest.raises(ConfigError, match=r"nobody/none has no config.json here.*hf download nobody/none"):
         save_segmenter(recipe, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("recipe", ["samr1_refine", "samr1_refine_qwen3vl_8b", "samr1"])
+def test_a_chat_has_a_look_after_the_answer_where_the_recipe_has_looks(recipe: str, tmp_path: Path) -> None:
+    config = compose_recipe(recipe)
+    chat = next(policy._chats(config, [write_scenes(tmp_path, "train", rows=1, objects=1, seed=0)]))
+    processor = small_processor(full_config(str(config.actor_rollout_ref.model.path)), ["text"])
+    question, look = chat.texts(processor)
+    speaks = "<|im_start|>assistant\n"
+    assert question.count("<|image_pad|>") == 1 and question.endswith(speaks)
+    if recipe == "samr1":
+        assert look == ""
+    else:
+        assert look.startswith("\n<|im_start|>user\n") and look.endswith(speaks)
+        assert look.count("<|image_pad|>") == 1 and "the mask of your answer" in look
