@@ -43,12 +43,12 @@ def test_a_run_in_which_everything_works_passes() -> None:
     assert all(isinstance(check, Check) and check.detail for check in examine(*good(), masks=True))
 
 
-def test_turns_are_told() -> None:
+def test_turns_are_told_and_a_mask_of_any_turn_counts() -> None:
     first, second = good()
     for values in steps(first):
-        values["reward/turns"] = 1.4
+        values |= {"reward/turns": 1.4, "reward/acc": 0.0, "reward/acc/turn_1": 0.02}
     rewards = next(check for check in examine(first, second, masks=True) if check.name == "rewards")
-    assert rewards.seen and rewards.detail.endswith(", turns 1.4, 1.4")
+    assert rewards.seen and rewards.detail.endswith(", mean mask IoU 0.02, 0.02, turns 1.4, 1.4")
 
 
 Fault = Callable[[Start, Start], None]
