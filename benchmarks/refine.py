@@ -99,7 +99,7 @@ def figures_of(samples: Sequence[Sample]) -> dict[str, Any]:
         "giou": [after["segzero"]["giou"] for after in turns["after"]] or [overall["giou"]],
         "turns": turns["mean"],
         "done": turns["done"],
-        "tokens": statistics.fmean(sample.tokens or 0 for sample in samples),
+        "tokens": statistics.fmean(sample.tokens for sample in samples if sample.tokens is not None),
         "format_rate": statistics.fmean(sample.scores["format"] for sample in samples),
     }
 

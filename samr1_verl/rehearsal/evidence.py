@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from samr1_verl.rehearsal.replacements import STEPS
 
 Metrics = dict[int, dict[str, float]]  # by step; step 0 has a validation only
 DIFFERENCE = "training/rollout_probs_diff_mean"  # mean |p_rollout - p_actor| of the sampled tokens
-ACC = "reward/acc"  # mean mask IoU; reward/acc/turn_1, … of each turn of a dialogue
+ACC = re.compile(r"reward/acc(/turn_\d+)?")  # mean mask IoU; of each turn of a dialogue
 NOISE = 1e-5  # of DIFFERENCE in fp32
 TIMES = {
     "gen": "generation and rewards",
@@ -88,7 +89,7 @@ def _rewards(steps: Sequence[Mapping[str, float]], masks: bool) -> Check:
     lost = sum(values.get("training/lost_rollouts", 0.0) for values in steps)
     differ = [values.get("critic/groups/zero_advantage_frac", 0.0) for values in steps]
     # Of any turn: a stand-in's last answer is seldom usable, and the check is about the segmenter.
-    acc = [max((iou for name, iou in values.items() if name.startswith(ACC)), default=0.0) for values in steps]
+    acc = [max((iou for name, iou in values.items() if ACC.fullmatch(name)), default=0.0) for values in steps]
     seen = all(map(math.isfinite, [*low, *high])) and max(high) > min(low) and min(differ) < 1 and lost == 0
     detail = f"scores from {min(low):.3g} to {max(high):.3g}, {lost:.0f} rollouts lost, "
     detail += f"groups without a gradient: {', '.join(f'{share:.0%}' for share in differ)}"

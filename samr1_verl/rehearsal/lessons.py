@@ -186,13 +186,8 @@ class Teacher:
 
     def _dialogue(self, answer: str) -> str:
         row = int(self.rng.integers(len(self.prompts)))
-        return (
-            self.prompts[row]
-            + answer
-            + self.looks[row]
-            + self.form.reply(self.rng)
-            + self.processor.tokenizer.eos_token
-        )
+        reply = self.form.reply(self.rng) + self.processor.tokenizer.eos_token
+        return self.prompts[row] + answer + self.looks[row] + reply
 
     def spoken(self, ids: torch.Tensor) -> torch.Tensor:
         """The tokens of answers, their ends included, of chats [B, T] int64: [B, T] bool."""
