@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ from benchmarks.ablation import paired, recorded, spread
 from benchmarks.demo_training import Training
 from samr1_verl.evaluation.judge import counts_in
 from samr1_verl.evaluation.run import Evaluation
-from samr1_verl.evaluation.turns import turn_figures
+from samr1_verl.evaluation.turns import counts_after, turn_figures
 from samr1_verl.geometry.giou import PROTOCOLS, giou_ciou
 from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe
 from samr1_verl.policies.load import PolicyChoice
@@ -78,7 +78,10 @@ def inference(variant: Variant) -> InferenceConfig:
 
 
 def held_out(variant: Variant, policy: str | None, folder: Path) -> dict[str, Any]:
-    """Figures of a policy on the held-out scenes, greedy: gIoU after each turn, turns, `done`, tokens, format.
+    """Figures of a policy on the held-out scenes, greedy.
+
+    They are the gIoU after each turn, the share of the masks then that miss the object (`missed`), and means over the
+    answers: turns, `done`, tokens, format.
 
     Args:
         policy: its folder; None: the policy that the variant's training starts from.
@@ -95,8 +98,11 @@ def figures_of(samples: Sequence[Sample]) -> dict[str, Any]:
     """As `held_out`, from judged samples. A policy with one turn has a single gIoU."""
     turns = turn_figures(samples) or {"mean": 1.0, "done": 0.0, "after": []}
     overall = giou_ciou([counts_in(sample) for sample in samples], PROTOCOLS["segzero"])
+    giou = [after["segzero"]["giou"] for after in turns["after"]] or [overall["giou"]]
+    counts = ([counts_after(sample, turn) for sample in samples] for turn in range(1, len(giou) + 1))
     return {
-        "giou": [after["segzero"]["giou"] for after in turns["after"]] or [overall["giou"]],
+        "giou": giou,
+        "missed": [statistics.fmean(count.intersection == 0 for count in after) for after in counts],
         "turns": turns["mean"],
         "done": turns["done"],
         "tokens": statistics.fmean(sample.tokens for sample in samples if sample.tokens is not None),
@@ -141,9 +147,9 @@ def spent(folder: Path, recipe: Any) -> dict[str, float]:
 def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[str, Any]) -> str:
     """Markdown: one row per variant, after a row for the policy that all start from."""
     lines = [
-        "| variant | gIoU after turn 1, 2, 3 | looking minus it, last turns [95 %] | turns | ends with `done` | "
-        "tokens of an answer | rollouts, and their turns in thousands |",
-        "|---|---|---|---|---|---|---|",
+        "| variant | gIoU after turn 1, 2, 3 | looking minus it, last turns [95 %] | the mask misses the object | "
+        "turns | ends with `done` | tokens of an answer | rollouts, and their turns in thousands |",
+        "|---|---|---|---|---|---|---|---|",
         f"| before training | {_row([before])}",
     ]
     for name, runs in results.items():
@@ -157,15 +163,20 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[st
 
 
 def _row(runs: Sequence[Mapping[str, Any]], difference: str = "") -> str:
-    last = max(len(run["giou"]) for run in runs)
-    by_turn = zip(*(run["giou"] + run["giou"][-1:] * (last - len(run["giou"])) for run in runs), strict=True)
-    gious = ", ".join(spread(values) for values in by_turn)
+    gious = ", ".join(spread(values) for values in _by_turn(runs, "giou"))
+    missed = ", ".join(f"{statistics.fmean(values):.0%}" for values in _by_turn(runs, "missed"))
     turns, done, tokens = (statistics.fmean(run[key] for run in runs) for key in ("turns", "done", "tokens"))
     cost = ""
     if "rollouts" in runs[0]:
         rollouts, of_them = (statistics.fmean(run[key] for run in runs) for key in ("rollouts", "rollout_turns"))
         cost = f"{rollouts:.0f}, {of_them / 1000:.1f}"
-    return f"{gious} | {difference} | {turns:.2f} | {done:.0%} | {tokens:.0f} | {cost} |"
+    return f"{gious} | {difference} | {missed} | {turns:.2f} | {done:.0%} | {tokens:.0f} | {cost} |"
+
+
+def _by_turn(runs: Sequence[Mapping[str, Any]], key: str) -> Iterator[tuple[float, ...]]:
+    """The runs' values after the first turn, the second, …; a run without such a turn keeps its last value."""
+    last = max(len(run[key]) for run in runs)
+    return zip(*(run[key] + run[key][-1:] * (last - len(run[key])) for run in runs), strict=True)
 
 
 def main(

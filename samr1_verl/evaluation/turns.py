@@ -39,10 +39,11 @@ def turn_figures(samples: Sequence[Sample]) -> dict[str, Any] | None:
 
 
 def _stopped(samples: Sequence[Sample], lengths: Sequence[int], turn: int) -> dict[str, Any]:
-    counts = [_counts_after(sample, turn) for sample in samples]
+    counts = [counts_after(sample, turn) for sample in samples]
     figures = {name: giou_ciou(counts, PROTOCOLS[name]) for name in COMPARED}
     return {"turn": turn, "reached": sum(length >= turn for length in lengths), **figures}
 
 
-def _counts_after(sample: Sample, turn: int) -> PixelCounts:
+def counts_after(sample: Sample, turn: int) -> PixelCounts:
+    """Pixels of a judged sample's mask and object if its dialogue stopped after a turn, from 1."""
     return counts_in(sample) if turn >= len(sample.turns) else count_pixels(sample.after(turn))

@@ -53,6 +53,7 @@ class LocalPolicy:
             max_new_tokens=max_new_tokens,
             eos_token_id=own.eos_token_id,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else self.processor.tokenizer.pad_token_id,
+            suppress_tokens=_media(self.model.config),
             **_drawing(sampling),
         )
 
@@ -97,6 +98,12 @@ class LocalPolicy:
             return_tensors="pt",
             **self._processor_kwargs,
         )
+
+
+def _media(config: Any) -> list[int]:
+    """The tokens that stand for a part of an image or a video. No rollout of a training writes them either."""
+    found = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+    return [token for token in found if token is not None]
 
 
 def _drawing(sampling: Sampling) -> dict[str, Any]:

@@ -32,6 +32,19 @@ def test_every_token_can_be_drawn(warm_policy: Path, drawn: Path) -> None:
     assert len(drawn_tokens(LocalPolicy(Files(warm_policy), 1, Sampling(FLAT, top_p=0.1)), drawn)) < vocabulary / 5
 
 
+def test_no_image_token_is_written_as_in_a_training(warm_policy: Path, drawn: Path) -> None:
+    policy = LocalPolicy(Files(warm_policy), 4)
+    config, wanted = policy.model.config, policy.processor.tokenizer.convert_tokens_to_ids("<think>")
+    liked = torch.tensor([config.image_token_id, config.video_token_id, wanted])
+    bump = torch.tensor([90.0, 80.0, 70.0])
+    policy.model.lm_head.register_forward_hook(
+        lambda _module, _inputs, logits: logits.index_add(-1, liked, bump.expand(*logits.shape[:-1], 3))
+    )
+    inputs = policy.inputs(questions(drawn)[:1])
+    tokens = policy.model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+    assert tokens.tolist() == [wanted] * 4
+
+
 def test_the_recipes_rollouts_say_how_answers_are_drawn(warm_policy: Path) -> None:
     rollout = "actor_rollout_ref.rollout"
     assert InferenceConfig.of(compose_recipe("samr1_tiny")).sampling == Sampling(1.0, top_k=0, top_p=1.0)
