@@ -18,7 +18,6 @@ It ends with the table as Markdown and, as its last line, one JSON object.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +26,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from scipy import stats
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.demo import figures, score_policy
 from benchmarks.demo_training import RECIPE, Training
+from benchmarks.paired_runs import chosen, difference, keep, only_option, recorded, seeds_option, spread
 from data.tiny_world import talkative
 from samr1_verl.policies.inference_config import compose_recipe
-from samr1_verl.regress.golden import Place
 from samr1_verl.report.run import read_curves
 
 console = Console()
@@ -83,7 +81,6 @@ WORLDS = {
 }
 LOGGED = {"clip_low": "actor/pg_clipfrac_low", "clip_high": "actor/pg_clipfrac_high"}  # means over a run's steps
 REFERENCE = "samr1"  # the variant that the others are compared with
-CONFIDENCE = 0.95
 
 
 def run_folder(world: str, name: str, seed: int, steps: int) -> Path:
@@ -106,13 +103,6 @@ def trained(folder: Path, title: str, overrides: Sequence[str]) -> tuple[dict[st
     return figures(score_policy(training.policy_folder(), recipe, folder / "after.json")), read_curves(folder)
 
 
-def recorded(record: Path, run: dict[str, Any]) -> dict[str, Any] | None:
-    """Figures of a finished run; None: the record does not have it."""
-    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
-    found = [line["figures"] for line in map(json.loads, lines) if line["run"] == run]
-    return found[-1] if found else None
-
-
 def train(world: str, name: str, seed: int, steps: int, record: Path) -> dict[str, float]:
     """Figures on the held-out test split of one run; the missing part of it is trained first."""
     run = {"world": world, "steps": steps, "variant": name, "seed": seed}
@@ -122,26 +112,8 @@ def train(world: str, name: str, seed: int, steps: int, record: Path) -> dict[st
     overrides = (*own, f"data.seed={seed}", f"trainer.total_training_steps={steps}")
     figures, curves = trained(run_folder(world, name, seed, steps), f"{name}, seed {seed}", overrides)
     figures |= {key: statistics.fmean(curves[tag].values()) for key, tag in LOGGED.items()}
-    with record.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
+    keep(record, run, figures)
     return figures
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± sample standard deviation, the latter only where there are two values."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def paired(reference: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of `reference` minus `other`, and its 95 % interval by Student's t over the pairs; NaN for one pair."""
-    differences = [one - two for one, two in zip(reference, other, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return mean, math.nan, math.nan
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
-    return mean, mean - reach, mean + reach
 
 
 def advantage(results: dict[str, list[dict[str, float]]], name: str) -> str:
@@ -149,10 +121,8 @@ def advantage(results: dict[str, list[dict[str, float]]], name: str) -> str:
     if name == REFERENCE or REFERENCE not in results:
         return ""
     ours, other = ([run["giou"] for run in results[key]] for key in (REFERENCE, name))
-    mean, low, high = paired(ours, other)
     better = sum(one > two for one, two in zip(ours, other, strict=True))
-    interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
-    return f"{mean:+.3f}{interval}, {better} of {len(ours)}"
+    return f"{difference(ours, other)}, {better} of {len(ours)}"
 
 
 def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) -> str:
@@ -169,25 +139,15 @@ def table(results: dict[str, list[dict[str, float]]], before: dict[str, float]) 
         paper = VARIANTS[name].paper
         known = f"{paper[0]}, {paper[1]}" if paper else "collapsed after about 100 steps"
         clipped = f"{above:.3f}, {below:.3f}"
-        difference = advantage(results, name)
-        lines.append(f"| {VARIANTS[name].title} | {giou} | {difference} | {ciou} | {reward} | {clipped} | {known} |")
+        ahead = advantage(results, name)
+        lines.append(f"| {VARIANTS[name].title} | {giou} | {ahead} | {ciou} | {reward} | {clipped} | {known} |")
     return "\n".join(lines)
 
 
 def main(
-    seeds: Annotated[
-        list[int],
-        typer.Option(
-            "--seed",
-            default_factory=lambda: [1, 2, 3, 4, 5],
-            show_default="1 to 5",
-            help="seed of a run; repeat it for several",
-        ),
-    ],
+    seeds: Annotated[list[int], seeds_option(5)],
     steps: Annotated[int, typer.Option(min=1, help="steps of each run")] = 48,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
-    ] = None,
+    only: Annotated[list[str] | None, only_option(VARIANTS)] = None,
     world: Annotated[str, typer.Option(help=f"one of {', '.join(WORLDS)}")] = "tiny",
     record: Annotated[Path, typer.Option(help="JSON lines, one for each finished run")] = RECORD,
 ) -> None:
@@ -195,9 +155,7 @@ def main(
     transformers_logging.disable_progress_bar()
     if world not in WORLDS:
         raise typer.BadParameter(f"--world {world}: no such world, expected one of {', '.join(WORLDS)}")
-    if unknown := sorted(set(only or ()) - set(VARIANTS)):
-        raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
-    names = [name for name in VARIANTS if not only or name in only]
+    names = chosen(VARIANTS, only)
     recipe = compose_recipe(RECIPE, WORLDS[world])
     ROOT.mkdir(parents=True, exist_ok=True)
     policy = Path(recipe.actor_rollout_ref.model.path)

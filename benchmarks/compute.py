@@ -28,10 +28,9 @@ import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.ablation import paired, recorded, spread
 from benchmarks.demo_training import RECIPE, Training
+from benchmarks.paired_runs import chosen, difference, keep, only_option, recorded, seeds_option, spread
 from samr1_verl.policies.inference_config import compose_recipe
-from samr1_verl.regress.golden import Place
 
 console = Console()
 ROOT = Path("runs/compute")
@@ -67,8 +66,7 @@ def curves_of(name: str, seed: int, steps: int, goal: float, record: Path) -> di
     if not max(logged(training.log)[GIOU].values(), default=0.0) >= goal:
         training.finish(until=lambda line: any(giou >= goal for _, giou in found_in(line, GIOU)))
     figures = reached(logged(training.log), compose_recipe(RECIPE).actor_rollout_ref.rollout.n, goal)
-    with record.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
+    keep(record, run, figures)
     return figures
 
 
@@ -116,13 +114,12 @@ def table(results: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], goal: 
     spent = {name: [rollouts_until(run, goal) for run in runs] for name, runs in results.items()}
     for name, runs in results.items():
         counts = [count for count, _ in spent[name]]
-        difference = ""
+        more = ""
         if name != REFERENCE and REFERENCE in results:
-            mean, low, high = paired(counts, [count for count, _ in spent[REFERENCE]])
-            difference = f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]" if len(counts) > 1 else f"{mean:+.0f}"
+            more = difference(counts, [count for count, _ in spent[REFERENCE]], 0)
         hits = sum(hit for _, hit in spent[name])
         steps = spread([run["step"][-1] for run in runs], 0)
-        lines.append(f"| `{name}` | {spread(counts, 0)} | {difference} | {steps} | {hits} of {len(runs)} |")
+        lines.append(f"| `{name}` | {spread(counts, 0)} | {more} | {steps} | {hits} of {len(runs)} |")
     return "\n".join(lines)
 
 
@@ -159,25 +156,16 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def main(
-    seeds: Annotated[
-        list[int],
-        typer.Option(
-            "--seed", default_factory=lambda: [1, 2, 3, 4, 5], show_default="1 to 5", help="repeat it for several"
-        ),
-    ],
+    seeds: Annotated[list[int], seeds_option(5)],
     steps: Annotated[int, typer.Option(min=VALIDATE, help="steps of each run, at most")] = 32,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
-    ] = None,
+    only: Annotated[list[str] | None, only_option(VARIANTS)] = None,
     goal: Annotated[float, typer.Option(min=0, max=1, help="held-out gIoU")] = 0.8,
     samples: Annotated[int, typer.Option(min=8, help="answers a row of the measured difficulty")] = 16,
     record: Annotated[Path, typer.Option(help="JSON lines, one for each finished run")] = RECORD,
 ) -> None:
     """Train the missing runs and print the table. The last line is one JSON object."""
     transformers_logging.disable_progress_bar()
-    if unknown := sorted(set(only or ()) - set(VARIANTS)):
-        raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
-    names = [name for name in VARIANTS if not only or name in only]
+    names = chosen(VARIANTS, only)
     measured = measure(samples) if any(ROWS[0] in VARIANTS[name] for name in names) else None
     results: dict[str, list[Any]] = {name: [] for name in names}
     for seed in seeds:  # a whole table after each seed

@@ -27,15 +27,14 @@ import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.ablation import paired, recorded, spread
 from benchmarks.demo_training import Training
+from benchmarks.paired_runs import chosen, difference, keep, only_option, recorded, seeds_option, spread
 from samr1_verl.evaluation.judge import counts_in
 from samr1_verl.evaluation.run import Evaluation
 from samr1_verl.evaluation.turns import counts_after, turn_figures
 from samr1_verl.geometry.giou import PROTOCOLS, giou_ciou
 from samr1_verl.policies.inference_config import InferenceConfig, compose_recipe
 from samr1_verl.policies.load import PolicyChoice
-from samr1_verl.regress.golden import Place
 from samr1_verl.report.run import read_curves
 from samr1_verl.scoring.sample import Sample
 from samr1_verl.service.client import get_client
@@ -131,8 +130,7 @@ def train(name: str, seed: int, steps: int, record: Path) -> dict[str, Any]:
     training = Training(overrides, recipe, folder, console, variant.recipe)
     training.finish()
     figures = held_out(variant, str(training.policy_folder()), folder / "eval") | spent(folder, recipe)
-    with record.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"run": run, "figures": figures, "processor": Place.here().processor}) + "\n")
+    keep(record, run, figures)
     return figures
 
 
@@ -153,16 +151,14 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[st
         f"| before training | {_row([before])}",
     ]
     for name, runs in results.items():
-        difference = ""
+        ahead = ""
         if name != REFERENCE and REFERENCE in results:
-            ours, other = ([run["giou"][-1] for run in of] for of in (results[REFERENCE], runs))
-            mean, low, high = paired(ours, other)
-            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if len(runs) > 1 else f"{mean:+.3f}"
-        lines.append(f"| {VARIANTS[name].title} | {_row(runs, difference)}")
+            ahead = difference(*([run["giou"][-1] for run in of] for of in (results[REFERENCE], runs)))
+        lines.append(f"| {VARIANTS[name].title} | {_row(runs, ahead)}")
     return "\n".join(lines)
 
 
-def _row(runs: Sequence[Mapping[str, Any]], difference: str = "") -> str:
+def _row(runs: Sequence[Mapping[str, Any]], ahead: str = "") -> str:
     gious = ", ".join(spread(values) for values in _by_turn(runs, "giou"))
     missed = ", ".join(f"{statistics.fmean(values):.0%}" for values in _by_turn(runs, "missed"))
     turns, done, tokens = (statistics.fmean(run[key] for run in runs) for key in ("turns", "done", "tokens"))
@@ -170,7 +166,7 @@ def _row(runs: Sequence[Mapping[str, Any]], difference: str = "") -> str:
     if "rollouts" in runs[0]:
         rollouts, of_them = (statistics.fmean(run[key] for run in runs) for key in ("rollouts", "rollout_turns"))
         cost = f"{rollouts:.0f}, {of_them / 1000:.1f}"
-    return f"{gious} | {difference} | {missed} | {turns:.2f} | {done:.0%} | {tokens:.0f} | {cost} |"
+    return f"{gious} | {ahead} | {missed} | {turns:.2f} | {done:.0%} | {tokens:.0f} | {cost} |"
 
 
 def _by_turn(runs: Sequence[Mapping[str, Any]], key: str) -> Iterator[tuple[float, ...]]:
@@ -180,21 +176,14 @@ def _by_turn(runs: Sequence[Mapping[str, Any]], key: str) -> Iterator[tuple[floa
 
 
 def main(
-    seeds: Annotated[
-        list[int],
-        typer.Option("--seed", default_factory=lambda: [1, 2, 3], show_default="1 to 3", help="repeat it for several"),
-    ],
+    seeds: Annotated[list[int], seeds_option(3)],
     steps: Annotated[int, typer.Option(min=1, help="steps of `refine`")] = 24,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"variant: {', '.join(VARIANTS)}; repeat it for several; default: all")
-    ] = None,
+    only: Annotated[list[str] | None, only_option(VARIANTS)] = None,
     record: Annotated[Path, typer.Option(help="JSON lines, one for each finished run")] = RECORD,
 ) -> None:
     """Train the missing runs and print the table. The last line is one JSON object."""
     transformers_logging.disable_progress_bar()
-    if unknown := sorted(set(only or ()) - set(VARIANTS)):
-        raise typer.BadParameter(f"--only {unknown[0]}: no such variant, expected one of {', '.join(VARIANTS)}")
-    names = [name for name in VARIANTS if not only or name in only]
+    names = chosen(VARIANTS, only)
     before = held_out(VARIANTS[REFERENCE], None, ROOT / "before")
     results: dict[str, list[Any]] = {name: [] for name in names}
     for seed in seeds:  # a whole table after each seed

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import typer
-from scipy import stats
 
 from benchmarks import ablation
 from samr1_verl.config import samr1_config
@@ -89,13 +88,6 @@ def test_another_run_is_not_taken_for_a_recorded_one(tmp_path, monkeypatch):
     others = [("talkative", "samr1", 1, 9), ("tiny", "grpo", 1, 9), ("tiny", "samr1", 2, 9), ("tiny", "samr1", 1, 8)]
     assert {ablation.train(*run, record)["giou"] for run in others} == {0.9}
     assert ablation.train("tiny", "samr1", 1, 9, record)["giou"] == 0.5
-
-
-def test_an_interval_is_that_of_a_paired_t_test():
-    ours, other = [0.81, 0.84, 0.79, 0.86, 0.83], [0.80, 0.80, 0.81, 0.82, 0.80]
-    interval = stats.ttest_rel(ours, other).confidence_interval(0.95)
-    mean, low, high = ablation.paired(ours, other)
-    assert (low, high) == pytest.approx((interval.low, interval.high)) and low < mean < high
 
 
 def test_an_unknown_variant_is_named_before_anything_runs():
