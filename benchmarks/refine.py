@@ -153,7 +153,8 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], before: Mapping[st
     for name, runs in results.items():
         ahead = ""
         if name != REFERENCE and REFERENCE in results:
-            ahead = difference(*([run["giou"][-1] for run in of] for of in (results[REFERENCE], runs)))
+            ours, other = ([run["giou"][-1] for run in of] for of in (results[REFERENCE], runs))
+            ahead = difference(ours, other)
         lines.append(f"| {VARIANTS[name].title} | {_row(runs, ahead)}")
     return "\n".join(lines)
 
