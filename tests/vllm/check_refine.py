@@ -10,15 +10,18 @@ from tests.training_runs import World
 from tests.vllm.settings import VLLM_ON_CPU
 
 STEPS = 2
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_log_probs_of_rollout_and_actor_agree_on_every_turn(
-    world: World, refine_policy: Path, capsys: pytest.CaptureFixture[str]
+    world: World, refine_policy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the module that bars tokens
     world.train(
         "samr1_refine_tiny",
         refine_policy,
         *VLLM_ON_CPU,
+        "actor_rollout_ref.model.external_lib=tests.vllm.barred",
         f"trainer.total_training_steps={STEPS}",
         "trainer.save_freq=-1",
         "trainer.test_freq=-1",
