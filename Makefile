@@ -1,11 +1,13 @@
 # Everything a checkout can do. Needs Python 3.11 or 3.12 with venv; `make demo` and `make test` install the rest.
 #   make demo          train the tiny policy with the small SAM in the loop and show what it learned
 #   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
-#   make test          all tests that need neither a GPU nor vLLM
-#   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
+#   make test-fast     pure and small tests, which start no process: at most 3 minutes on 2 cores
+#   make test          the fast ones, and at least one real case of everything: at most 12 minutes on 2 cores
+#   make test-all      everything that needs no GPU, in random order and with random inputs; its parts, each of which
+#                      runs alone: test-all-fast test-all-processes test-all-trainings test-trainers test-vllm
 #   make test-trainers every reward through verl, TRL, verifiers, ms-swift and the server, and a table of differences
+#   make test-vllm     the vLLM rollout on the CPU, in an environment of its own
 #   make test-gpu      the tests that need one GPU, with the figures that they measure
-#   make test-fast     the tests that start no Ray, no verl training and no browser: some minutes on 2 cores
 #   make lint          ruff, its formatter, mypy, and import-linter, which holds the rooms
 
 SHELL := /bin/bash
@@ -16,7 +18,8 @@ INSTALLED := $(VENV)/.installed
 SMALL_SAM := data/weights/small_sam
 SHAPES := data/shapes
 
-.PHONY: help venv weights data demo demo-control test test-ray test-others test-fast test-vllm test-trainers test-gpu lint
+.PHONY: help venv weights data demo demo-control lint test test-fast test-ray test-others test-all test-all-fast \
+	test-all-processes test-all-trainings test-trainers test-vllm test-gpu
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,19 +50,37 @@ demo-control: weights data
 # More threads than cores only wait.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+test-fast: weights
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow"
+
 # Two processes share the tests. One has all that start Ray: two trainings beside each other on two cores take longer
 # than one after the other.
 test: weights
 	$(MAKE) --jobs 2 --keep-going test-ray test-others
 
 test-ray:
-	$(PYTEST) -m ray
+	$(PYTEST) -m "ray and not thorough"
 
 test-others:
-	$(PYTEST) -m "not ray"
+	$(PYTEST) -m "not ray and not thorough"
 
-test-fast: weights
-	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow"
+# Another order and other inputs at every run. The seed stands in the command, and SEED=… repeats it.
+ifndef SEED
+export SEED := $(shell date +%s)
+endif
+RANDOM := -p randomly -p "randomly_seed=$(SEED)" --hypothesis-profile=random --hypothesis-seed=$(SEED)
+
+test-all:
+	$(MAKE) --keep-going test-all-fast test-all-processes test-all-trainings test-trainers test-vllm
+
+test-all-fast: weights
+	$(PYTEST) $(RANDOM) --numprocesses 2 --dist loadfile -m "not slow"
+
+test-all-processes: weights
+	$(PYTEST) $(RANDOM) --numprocesses 2 --dist loadfile -m "slow and not ray"
+
+test-all-trainings: weights
+	$(PYTEST) $(RANDOM) -m ray
 
 test-vllm: weights
 	bash tests/vllm/run.sh

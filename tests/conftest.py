@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
-import tempfile
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.training_runs import World
@@ -22,16 +24,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 RAY = {"ray_folder", "cluster", "transfer_queue"}
 BROWSER = {"chromium"}
 
+# The same inputs at every run; `make test-all` has others each time, with the seed in its command.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile("fixed")
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they start: `ray`, and `slow` for those and for a browser."""
+    """Mark tests by what they start: `ray`, and `slow` for those, for a browser, and for all that is `thorough`."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & RAY:
             item.add_marker("ray")
-        if fixtures & BROWSER or item.get_closest_marker("ray"):
+        if fixtures & BROWSER or item.get_closest_marker("ray") or item.get_closest_marker("thorough"):
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a test without the mark `slow` start no process."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("starts a process: give the test the mark slow, or ask in this process")
+
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +99,7 @@ def world(tmp_path: Path, drawn: Path, small_sam: Path, ray_folder: Path) -> Wor
 
 @pytest.fixture
 def ray_folder() -> Iterator[Path]:
-    """A folder for one Ray cluster's sockets, whose paths must stay short."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    from tests.training_runs import short_folder
+
+    with short_folder() as folder:
+        yield folder

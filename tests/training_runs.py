@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from samr1_verl.rehearsal.process import without_a_cluster
 
 TIMEOUT_S = 900
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for one Ray cluster's sockets, whose paths must stay short."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from samr1_verl.cli.serve import serve
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # a message stays whole: in rich's box, words break where the box ends
     help="SAM-R1 for verl: checks, data sets, evaluation, reports and the segmenter's server.",
 )
 app.add_typer(data_app, name="data")

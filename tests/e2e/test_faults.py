@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from samr1_verl.rehearsal.process import without_a_cluster
-from tests.training_runs import World
+from tests.training_runs import TIMEOUT_S, World
 
 SHORT = ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "data.train_batch_size=8")
 FAULTY = """
@@ -23,7 +23,11 @@ def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs)
         raise RuntimeError("the fiftieth call")
     return {"score": float(len(solution_str) % 3), "acc": 0.0}
 """
-TWO_MINUTES = 120.0
+WORKERS = [
+    "RewardLoopWorker",
+    pytest.param("AgentLoopWorker", marks=pytest.mark.thorough),
+    pytest.param("TransformersServer", marks=pytest.mark.thorough),
+]
 
 
 def test_a_reward_that_fails_once_in_fifty_calls_ends_the_run_with_its_message(world: World, warm_policy: Path) -> None:
@@ -38,10 +42,11 @@ def test_a_reward_that_fails_once_in_fifty_calls_ends_the_run_with_its_message(w
         "trainer.total_training_steps=3",
         status=1,
     )
-    assert "training at step 1: 1 of 64 rollouts were lost, samr1.max_lost_share is 0." in output
+    assert "1 of 64" in output and "samr1.max_lost_share" in output
     assert "the fiftieth call" in output
 
 
+@pytest.mark.thorough
 def test_an_allowed_loss_trains_on_and_is_logged(world: World, warm_policy: Path) -> None:
     """The lost rollouts are replaced by rows of text alone, of which a micro-batch of one row consists."""
     reward = world.run.parent / "reward.py"
@@ -59,8 +64,8 @@ def test_an_allowed_loss_trains_on_and_is_logged(world: World, warm_policy: Path
     assert world.logged()["training/lost_rollouts"] == {1: 1}
 
 
-@pytest.mark.parametrize("worker", ["AgentLoopWorker", "RewardLoopWorker", "TransformersServer"])
-def test_a_killed_worker_ends_the_run_within_two_minutes(worker: str, world: World, warm_policy: Path) -> None:
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_killed_worker_ends_the_run_with_a_message(worker: str, world: World, warm_policy: Path) -> None:
     command = world.command("samr1_tiny", warm_policy, *SHORT, "trainer.total_training_steps=1000")
     log = world.run.parent / "log.txt"
     with log.open("w") as output:
@@ -73,9 +78,7 @@ def test_a_killed_worker_ends_the_run_within_two_minutes(worker: str, world: Wor
         assert killed, f"no process of {worker}"
         for process in killed:
             process.kill()
-        started = time.monotonic()
-        assert run.wait(timeout=TWO_MINUTES) == 1
-        print(f"{worker}: the run ended {time.monotonic() - started:.0f} s after the kill")
+        assert run.wait(TIMEOUT_S) == 1
         assert "LostRolloutsError" in log.read_text() or "ActorDiedError" in log.read_text(), log.read_text()[-4000:]
     finally:
         run.kill()

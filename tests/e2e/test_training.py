@@ -1,8 +1,10 @@
-"""The main job, whole: verl's own command trains, checkpoints, is killed, goes on from the checkpoint and validates."""
+"""The main job, whole: verl's own command trains, is killed, resumes from its checkpoint, and ends as its golden file."""
+
+from __future__ import annotations
 
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,71 +12,144 @@ from safetensors.torch import load_file
 
 from samr1_verl.geometry.giou import PROTOCOLS, PixelCounts
 from samr1_verl.geometry.masks import decode_rle
-from samr1_verl.regress.training import UNREPEATABLE, digest_of_state
+from samr1_verl.regress import training
+from samr1_verl.regress.golden import Golden, Place, first_difference
 from samr1_verl.rehearsal.process import kill, without_a_cluster
 from samr1_verl.report.page import report
-from samr1_verl.report.run import read_run
-from samr1_verl.scoring.sample import read_samples
+from samr1_verl.report.run import Run, read_run
+from samr1_verl.scoring.sample import Sample, read_samples
 from samr1_verl.training.checkpoints import TRACKER
-from tests.training_runs import TIMEOUT_S, World
+from tests.regress.golden_files import FOLDER, STEPS, furnish
+from tests.training_runs import TIMEOUT_S, short_folder
 
-SCHEDULE = (
-    "trainer.save_freq=2",
-    "trainer.test_freq=3",
-    "trainer.val_before_train=false",
-    "trainer.total_training_steps=3",
-)
+pytestmark = pytest.mark.ray
+
+KILLED_AFTER = 2  # the checkpoint that the second start goes on from
 
 
-def train_until_killed(world: World, warm_policy: Path, checkpoint: str) -> None:
-    """Start the training, and kill every process of it when verl has named this checkpoint."""
-    command = world.command("samr1_tiny", warm_policy, *SCHEDULE)
-    tracker = world.run / TRACKER
-    with (world.run.parent / "killed.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=world.run.parent, env=without_a_cluster(), stdout=log, stderr=log)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (tracker.exists() and tracker.read_text() == checkpoint):
-        assert process.poll() is None and time.monotonic() < deadline, (world.run.parent / "killed.log").read_text()
-        time.sleep(0.1)
-    kill(process)
+@dataclass(frozen=True)
+class Trained:
+    """Folders and logs of one training of `samr1_tiny`, as `samr1 regress` trains it."""
+
+    out: Path
+    outputs: list[str]  # of its starts
+
+    @property
+    def run(self) -> Path:
+        return self.out / "run"
+
+    def read(self) -> training.Run:
+        """Metrics of every start, digests of the rollouts and of the last weights."""
+        whole = self.out / "metrics.jsonl"
+        whole.write_text("".join(file.read_text() for file in sorted(self.out.glob("metrics_*.jsonl"))))
+        return training.read(whole, self.out / "rollouts", self.run)
 
 
-def repeatable(logged: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
-    return {tag: values for tag, values in logged.items() if not tag.startswith(UNREPEATABLE)}
+class Start:
+    """One start of verl's command in a folder like the root of a checkout."""
+
+    def __init__(self, place: Path, out: Path, ray: Path, number: int, *overrides: str) -> None:
+        out.mkdir(exist_ok=True)
+        metrics = out / f"metrics_{number}.jsonl"
+        command = training.command("samr1_tiny", (), STEPS, out, metrics, ray)
+        more = (f"trainer.save_freq={KILLED_AFTER}", "trainer.logger=[console,file,tensorboard]", *overrides)
+        self.log = out / f"log_{number}.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *more], cwd=place, env=without_a_cluster(), stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def finish(self) -> str:
+        assert self.process.wait(TIMEOUT_S) == 0, self.log.read_text()[-8000:]
+        return self.log.read_text()
+
+    def kill_after(self, tracker: Path, checkpoint: int) -> str:
+        """Kill every process of it when verl has named this checkpoint."""
+        give_up = time.monotonic() + TIMEOUT_S
+        while not (tracker.exists() and tracker.read_text() == str(checkpoint)):
+            assert self.process.poll() is None and time.monotonic() < give_up, self.log.read_text()[-8000:]
+            time.sleep(0.1)
+        kill(self.process)
+        return self.log.read_text()
 
 
-def test_a_killed_training_resumes_and_ends_as_one_that_was_not_killed(world: World, warm_policy: Path) -> None:
-    whole = replace(world, run=world.run.parent / "whole")
-    whole.train("samr1_tiny", warm_policy, *SCHEDULE)
-    train_until_killed(world, warm_policy, checkpoint="2")
-    output = world.train("samr1_tiny", warm_policy, *SCHEDULE)
-    assert "global_step_2" in output, "the second start goes on from the first one's checkpoint"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, drawn: Path, small_sam: Path) -> Path:
+    return furnish(tmp_path_factory.mktemp("e2e") / "root", drawn, small_sam)
 
-    assert repeatable(world.logged()) == repeatable(whole.logged())
-    last = [digest_of_state(one.run / "global_step_3") for one in (world, whole)]
-    assert last[0] == last[1] != digest_of_state(world.run / "global_step_2")
 
-    logged = whole.logged()
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Trained:
+    """Killed in its third step, and started again."""
+    out = place.parent / "killed"
+    with short_folder() as first, short_folder() as second:
+        outputs = [Start(place, out, first, 1).kill_after(out / "run" / TRACKER, KILLED_AFTER)]
+        outputs.append(Start(place, out, second, 2, "trainer.val_before_train=false").finish())
+    return Trained(out, outputs)
+
+
+@pytest.fixture(scope="module")
+def logged(trained: Trained) -> dict[str, dict[int, float]]:
+    return read_run(trained.run).curves
+
+
+def test_a_killed_and_resumed_training_ends_as_its_golden_file(trained: Trained) -> None:
+    """To the bit where the file was recorded; elsewhere within its repetitions."""
+    assert f"global_step_{KILLED_AFTER}" in trained.outputs[1], (
+        "the second start goes on from the first one's checkpoint"
+    )
+    golden = Golden.load(FOLDER / "samr1_tiny.json")
+    exact = not golden.place.differences(Place.here())
+    assert first_difference(golden, trained.read(), exact) is None
+
+
+@pytest.mark.thorough
+def test_it_ends_as_one_that_was_not_killed(trained: Trained, place: Path) -> None:
+    whole = Trained(place.parent / "whole", [])
+    with short_folder() as ray:
+        Start(place, whole.out, ray, 1).finish()
+    assert trained.read() == whole.read()
+    last = [training.digest_of_state(one.run / f"global_step_{STEPS}") for one in (trained, whole)]
+    assert last[0] == last[1] != training.digest_of_state(whole.run / f"global_step_{KILLED_AFTER}")
+
+
+def test_every_step_of_both_starts_is_logged_and_the_rollouts_are_the_policys(
+    logged: dict[str, dict[int, float]],
+) -> None:
     for tag in ("reward/score", "reward/acc", "reward/answer/no_answer", "actor/pg_clipfrac_high", "actor/kl_loss"):
         assert sorted(logged[tag]) == [1, 2, 3], tag
     assert max(logged["reward/acc"].values()) > 0.1, "the small SAM found masks"
     assert max(logged["training/rollout_probs_diff_max"].values()) < 1e-4
-    assert sorted(logged["val-core/shapes/acc/mean@1"]) == [3], "a run ends with a validation"
-    for step, accuracy in logged["val-core/shapes/acc/mean@1"].items():
-        assert logged["val-core/shapes/giou/segzero"][step] == pytest.approx(accuracy, abs=1e-6)
-        samples = list(read_samples(world.run / "samples" / f"{step}.jsonl"))
+    assert set(logged["training/lost_rollouts"].values()) == {0}
+
+
+def test_the_masks_of_a_validation_are_those_that_were_paid_for(
+    trained: Trained, logged: dict[str, dict[int, float]]
+) -> None:
+    accuracy = logged["val-core/shapes/acc/mean@1"]
+    assert sorted(accuracy) == [0, STEPS], "a run ends with a validation"
+    for step, mean in accuracy.items():
+        assert logged["val-core/shapes/giou/segzero"][step] == pytest.approx(mean, abs=1e-6)
+        samples = list(read_samples(trained.run / "samples" / f"{step}.jsonl"))
         assert len(samples) == 4, "one sentence about each of four scenes"
-        for sample in samples:  # the mask that is shown is the one that was paid for
-            shown = [decode_rle(one, sample.size) for one in (sample.mask, sample.truth)]
-            assert PROTOCOLS["segzero"].iou(PixelCounts.of(*shown, None)) == pytest.approx(sample.scores["acc"])
+        assert [overlap_of(sample) for sample in samples] == pytest.approx([one.scores["acc"] for one in samples])
 
-    run = read_run(world.run)
+
+def overlap_of(sample: Sample) -> float:
+    shown = [decode_rle(one, sample.size) for one in (sample.mask, sample.truth)]
+    return PROTOCOLS["segzero"].iou(PixelCounts.of(*shown, None))
+
+
+def test_the_report_has_every_sentence(trained: Trained) -> None:
+    run: Run = read_run(trained.run)
     page, _ = report([run])
-    assert run.curves["reward/score"] == world.logged()["reward/score"] and sorted(run.samples) == [3]
-    assert all(sample.sentence in page for sample in run.samples[3])
+    assert sorted(run.samples) == [0, STEPS]
+    assert all(sample.sentence in page for sample in run.samples[STEPS])
 
-    latest = (world.run / "latest_checkpointed_iteration.txt").read_text()
-    trained = load_file(world.run / f"global_step_{latest}" / "actor" / "huggingface" / "model.safetensors")
+
+def test_the_checkpoint_holds_a_model_folder_with_other_weights(trained: Trained, warm_policy: Path) -> None:
+    latest = (trained.run / TRACKER).read_text()
+    weights = load_file(trained.run / f"global_step_{latest}" / "actor" / "huggingface" / "model.safetensors")
     start = load_file(warm_policy / "model.safetensors")
-    assert trained.keys() == start.keys()
-    assert any((trained[name] != start[name]).any() for name in start), "the weights moved"
+    assert weights.keys() == start.keys()
+    assert any((weights[name] != start[name]).any() for name in start)
