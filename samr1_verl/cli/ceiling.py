@@ -52,7 +52,7 @@ def ceiling(
     folder = out or Path("outputs/ceiling") / safe_name(recipe, file)
     with errors_end_the_command():
         if importlib.util.find_spec("matplotlib") is None:
-            raise ConfigError("matplotlib is not installed. Type: pip install 'samr1-verl[report]'")
+            raise ConfigError("not_installed", "matplotlib", "not installed. Type: pip install 'samr1-verl[report]'")
         check_out(file, folder)
         config = config_for(None, recipe, set_ or [], False)
         measured = Ceiling(file, config, RecipeReward(config.reward), limit, jitter, seed)

@@ -115,12 +115,16 @@ def _group(chosen: int | None, config: InferenceConfig, samples: int) -> int:
     group, source = (config.group, "actor_rollout_ref.rollout.n") if chosen is None else (chosen, "--group")
     if group < 2:
         raise ConfigError(
-            f"{source}: found {group}, expected at least 2: one reward has nothing to differ from. Set --group to the "
-            "number of rollouts a prompt of the training"
+            "group_too_small",
+            source,
+            f"found {group}, expected at least 2: one reward has nothing to differ from. Set --group to the number of "
+            "rollouts a prompt of the training",
         )
     if samples < group:
         raise ConfigError(
-            f"--samples: found {samples}, expected at least {group}, the answers of a group ({source}). Ask for more "
-            "samples, or set a smaller --group"
+            "too_few_samples",
+            "--samples",
+            f"found {samples}, expected at least {group}, the answers of a group ({source}). Ask for more samples, or "
+            "set a smaller --group",
         )
     return group

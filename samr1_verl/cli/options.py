@@ -99,8 +99,10 @@ def sampling_temperature(chosen: float | None, of_rollouts: float, asked: str, o
     if temperature == 0:
         source = "--temperature" if chosen is not None else "actor_rollout_ref.rollout.temperature"
         raise ConfigError(
-            f"{source}: found 0 with {asked}, expected more than 0: greedy answers are all the same. Set "
-            f"--temperature, for example to 1{otherwise}"
+            "temperature_is_zero",
+            source,
+            f"found 0 with {asked}, expected more than 0: greedy answers are all the same. Set --temperature, for "
+            f"example to 1{otherwise}",
         )
     return temperature
 

@@ -83,8 +83,10 @@ def check(
             typer.echo(f"comparison: within the recorded repetitions, because of {'; '.join(differences)}")
         else:
             raise RegressError(
-                f"{golden}: has no repetitions, which a comparison within tolerances needs ({'; '.join(differences)}). "
-                "Record it again with --repeat 3"
+                "no_repetitions",
+                f"{golden}",
+                f"has no repetitions, which a comparison within tolerances needs ({'; '.join(differences)}). Record it "
+                "again with --repeat 3",
             )
         run = train(recorded.recipe, [*recorded.overrides, *(overrides or [])], recorded.steps, work)
         difference = first_difference(recorded, run, exact)
@@ -102,7 +104,9 @@ def _require_determinism(full_determinism: bool, recipe: str) -> None:
 
     if not full_determinism:
         raise RegressError(
-            f"{recipe}: actor_rollout_ref.rollout.full_determinism is false, so two runs differ. Add "
+            "not_deterministic",
+            recipe,
+            "actor_rollout_ref.rollout.full_determinism is false, so two runs differ. Add "
             "actor_rollout_ref.rollout.full_determinism=true and "
-            "actor_rollout_ref.actor.fsdp_config.full_determinism=true"
+            "actor_rollout_ref.actor.fsdp_config.full_determinism=true",
         )

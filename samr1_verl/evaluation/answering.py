@@ -99,5 +99,5 @@ def _with_row(error: ImageError, items: Sequence[Mapping[str, Any]]) -> ImageErr
         try:
             open_image(item["extra_info"]["image"])
         except ImageError as own:
-            return ImageError(f"row {item['extra_info']['index']}: {own}")
+            return ImageError.within(f"row {item['extra_info']['index']}", own)
     return error

@@ -122,15 +122,19 @@ class Ceiling:
         where, objects = f"{self.file}: row {row}", len(record.masks)
         if len(record.boxes) != objects:
             raise DataError(
-                f"{where}: holds {len(record.boxes)} boxes for {objects} masks, expected one a mask: the segmenter is "
-                "prompted with them. Prepare the data again with boxes, as samr1_verl.geometry.masks.box_of gives them"
+                "boxes_missing",
+                where,
+                f"holds {len(record.boxes)} boxes for {objects} masks, expected one a mask: the segmenter is prompted "
+                "with them. Prepare the data again with boxes, as samr1_verl.geometry.masks.box_of gives them",
             )
         counts = [len(points) for points in record.points] or [0] * objects
         if objects and min(counts) < need:
             raise DataError(
-                f"{where}: holds {counts} points for its {objects} objects, expected at least {need} each: the "
-                "segmenter is prompted with them. Prepare the data again with points, as "
-                "samr1_verl.geometry.masks.inscribed_points gives them"
+                "points_missing",
+                where,
+                f"holds {counts} points for its {objects} objects, expected at least {need} each: the segmenter is "
+                "prompted with them. Prepare the data again with points, as samr1_verl.geometry.masks.inscribed_points "
+                "gives them",
             )
 
     async def _reach(self, index: int, row: int, record: Record) -> Reached:
@@ -140,7 +144,7 @@ class Ceiling:
             text, reason, counts = max(tried, key=lambda one: _iou(one[2], one[1]))  # the first of equal ones
             earned = await self.reward(item, text)
         except (ImageError, MaskError, SegmenterError) as error:
-            raise type(error)(f"{self.file}: row {row}: {error}") from error
+            raise type(error).within(f"{self.file}: row {row}", error) from error
         return Reached(
             index=index,
             row=row,

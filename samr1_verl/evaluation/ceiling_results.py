@@ -59,8 +59,10 @@ def rows_above(reached: Sequence[Reached], bound: float) -> np.ndarray:
     ious = np.array([one.iou for one in reached])
     if not (ious > bound).any():
         raise DataError(
-            f"--keep-above {bound:g}: no row is left: the ceilings of {len(ious)} rows are {ious.min():.3g} to "
-            f"{ious.max():.3g}. Set a lower bound: the results are stored, so nothing is measured again"
+            "no_row_left",
+            f"--keep-above {bound:g}",
+            f"no row is left: the ceilings of {len(ious)} rows are {ious.min():.3g} to {ious.max():.3g}. Set a lower "
+            "bound: the results are stored, so nothing is measured again",
         )
     return ious > bound
 

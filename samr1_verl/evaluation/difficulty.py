@@ -58,9 +58,10 @@ class Difficulty:
         keep = (rate >= low) & (rate <= high)
         if not keep.any():
             raise DataError(
-                f"--keep {low:g}..{high:g}: no row is left: the success rates of {len(rate)} rows are "
-                f"{rate.min():.3g} to {rate.max():.3g}. Set wider bounds: the answers are stored, so nobody is asked "
-                "again"
+                "no_row_left",
+                f"--keep {low:g}..{high:g}",
+                f"no row is left: the success rates of {len(rate)} rows are {rate.min():.3g} to {rate.max():.3g}. Set "
+                "wider bounds: the answers are stored, so nobody is asked again",
             )
         return keep
 
@@ -73,7 +74,9 @@ def parse_bounds(text: str) -> tuple[float, float]:
             return low, high
     except ValueError:
         pass
-    raise ConfigError(f"--keep: found {text!r}, expected LOW..HIGH with 0 <= LOW <= HIGH <= 1, such as 0.1..0.9")
+    raise ConfigError(
+        "bad_bounds", "--keep", f"found {text!r}, expected LOW..HIGH with 0 <= LOW <= HIGH <= 1, such as 0.1..0.9"
+    )
 
 
 def gradient_chance(rewards: Sequence[float], group: int) -> float:
@@ -107,9 +110,11 @@ def measure(rows: Sequence[Sequence[Sample]], tiers: Sequence[float], group: int
         reason, count = next(iter(reasons(answers).items()))
         example = next(answer.response for answer in answers if answer.reason == reason)
         raise PolicyError(
+            "no_usable_answer",
+            "the policy",
             f"none of the {len(answers)} answers is usable: {count} for the reason {reason}, such as "
             f"{example[:200]!r}. Check that --recipe or samr1.prompt asks as in the policy's training, and look at an "
-            "answer with samr1 predict"
+            "answer with samr1 predict",
         )
     iou = np.array([[answer.scores[IOU] for answer in row] for row in rows])
     return Difficulty(

@@ -28,25 +28,37 @@ def runs_of_rle(rle: Any, size: tuple[int, int], place: str) -> np.ndarray:
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
         kind = "a list, as polygons are" if isinstance(rle, list) else short(rle)
         raise DataError(
-            f'{place}: the mask is {kind}, expected COCO RLE: {{"size": [H, W], "counts": …}}. Write it with '
-            "pycocotools.mask.encode, counts decoded as ASCII"
+            "no_coco_rle",
+            place,
+            f'the mask is {kind}, expected COCO RLE: {{"size": [H, W], "counts": …}}. Write it with '
+            "pycocotools.mask.encode, counts decoded as ASCII",
         )
     if rle["size"] != list(size):
-        raise DataError(f"{place}: the mask's size is {short(rle['size'])}, the row's image has {list(size)} (H, W)")
+        raise DataError(
+            "size_differs", place, f"the mask's size is {short(rle['size'])}, the row's image has {list(size)} (H, W)"
+        )
     counts = rle["counts"]
     try:
         if isinstance(counts, str):
             return rle_runs(counts, size)
         return _checked_list(counts, size)
     except MaskError as error:
-        raise DataError(f"{place}: {error}. Write the mask again with pycocotools.mask.encode") from error
+        raise DataError(
+            "undecodable_rle", place, f"{error}. Write the mask again with pycocotools.mask.encode"
+        ) from error
 
 
 def _checked_list(counts: Any, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        raise MaskError(f"RLE counts are {short(counts)}, expected text or a list of run lengths, from 0")
+        raise MaskError(
+            "no_run_lengths", "RLE counts", f"found {short(counts)}, expected text or a list of run lengths, from 0"
+        )
     if sum(counts) != size[0] * size[1]:
-        raise MaskError(f"RLE describes {sum(counts)} pixels, the image has {size[0]}x{size[1]} = {size[0] * size[1]}")
+        raise MaskError(
+            "pixels_differ",
+            "RLE",
+            f"describes {sum(counts)} pixels, the image has {size[0]}x{size[1]} = {size[0] * size[1]}",
+        )
     return np.array(counts, dtype=np.int64)
 
 
@@ -59,36 +71,47 @@ def mask_of_png(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: it is no PNG, has another size, several channels or several pictures, or holds other values.
     """
-    values = None
     try:
         with ImageFile.read(path).opened(MAX_PIXELS) as image:
-            if (problem := _unfit(image, size)) is None:
+            if (fault := _unfit(image, size, path)) is None:
                 values = np.asarray(image).astype(np.uint8)  # mode 1: 0 and 1
     except ImageError as error:
-        raise DataError(f"{path}: no readable PNG file ({error.__cause__ or error}). Save the mask again") from error
-    if values is None:
-        raise DataError(f"{path}: {problem}")
+        raise DataError(
+            "unreadable_png", f"{path}", f"no readable PNG file ({error.__cause__ or error}). Save the mask again"
+        ) from error
+    if fault is not None:
+        raise fault
     found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
     if found not in ([0], [1], [255], [0, 1], [0, 255]):
         raise DataError(
-            f"{path}: its pixels have the values {short(found)}, expected 0 outside and 255 (or 1) on the object. A "
-            "row's objects belong in one mask; save it without smoothing"
+            "wrong_pixel_values",
+            f"{path}",
+            f"its pixels have the values {short(found)}, expected 0 outside and 255 (or 1) on the object. A row's "
+            "objects belong in one mask; save it without smoothing",
         )
     return values > 0
 
 
-def _unfit(image: Image.Image, size: tuple[int, int]) -> str | None:
+def _unfit(image: Image.Image, size: tuple[int, int], path: Path) -> DataError | None:
     """The reason why an image is no mask of `size` (H, W), by its header alone; None: it may be one."""
     if image.format != "PNG" or getattr(image, "is_animated", False):
-        return f"it is {image.format} or has several pictures, expected PNG with one. Save the mask as PNG"
+        return DataError(
+            "no_single_png",
+            f"{path}",
+            f"it is {image.format} or has several pictures, expected PNG with one. Save the mask as PNG",
+        )
     if image.size != size[::-1]:
-        return (
+        return DataError(
+            "size_differs",
+            f"{path}",
             f"the mask is {image.height}x{image.width} (HxW), the row's image is {size[0]}x{size[1]}. Save the mask in "
-            "the size of the original image"
+            "the size of the original image",
         )
     if image.mode not in ("1", "L"):
-        return (
+        return DataError(
+            "wrong_pixel_mode",
+            f"{path}",
             f"its pixels have Pillow's mode {image.mode}, expected one channel of 1 or 8 bits (1 or L). Save the mask "
-            "in grey: 0 outside, 255 on the object"
+            "in grey: 0 outside, 255 on the object",
         )
     return None

@@ -163,19 +163,23 @@ def open_journal(
         DataError: the folder has predictions with other settings or without checksums, or another process writes to it.
     """
     if (folder / ANSWERS).exists():
-        raise DataError(f"{folder}: holds an evaluation with --votes. Choose another --out")
+        raise DataError("made_with_votes", f"{folder}", "holds an evaluation with --votes. Choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PREDICTIONS
     if path.exists() and path.stat().st_size and not restart and not (folder / CHECKSUMS).exists():
         raise DataError(
-            f"{folder / CHECKSUMS}: missing, so damage of {PREDICTIONS} could not be seen. Evaluations of version 0.1 "
-            "have none. Put the file back, choose another --out, or start again with --restart"
+            "missing_checksums",
+            f"{folder / CHECKSUMS}",
+            f"missing, so damage of {PREDICTIONS} could not be seen. Evaluations of version 0.1 have none. Put the "
+            "file back, choose another --out, or start again with --restart",
         )
     with open(folder / CHECKSUMS, "a+b") as checksums, open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DataError(f"{path}: another process writes to it. Wait for it, or choose another --out") from error
+            raise DataError(
+                "folder_in_use", f"{path}", "another process writes to it. Wait for it, or choose another --out"
+            ) from error
         if restart:
             file.truncate(0)
             checksums.truncate(0)
@@ -196,7 +200,9 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> N
         before = _flat(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: cannot be read ({error}), but the folder has predictions. Choose another --out"
+            "unreadable_settings",
+            f"{path}",
+            f"cannot be read ({error}), but the folder has predictions. Choose another --out",
         ) from error
     now = _flat(settings)
     differences = [
@@ -205,14 +211,12 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], empty: bool) -> N
         if before.get(key) != now.get(key) and key not in INFORMATIVE
     ]
     if differences:
+        listed = "\n".join(differences)
         raise DataError(
-            "\n".join(
-                [
-                    f"{folder}: its predictions were made with other settings, and one evaluation cannot mix them:",
-                    *differences,
-                    "Choose another --out, or start again with --restart",
-                ]
-            )
+            "other_settings",
+            f"{folder}",
+            "its predictions were made with other settings, and one evaluation cannot mix them:\n"
+            f"{listed}\nChoose another --out, or start again with --restart",
         )
 
 

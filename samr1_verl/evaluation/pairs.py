@@ -38,14 +38,18 @@ def read_pairs(a: Path, b: Path) -> list[tuple[Sample, Sample]]:
     for has, lacks, rows in ((a, b, samples_a.keys() - samples_b.keys()), (b, a, samples_b.keys() - samples_a.keys())):
         if rows:
             raise DataError(
-                f"{lacks}: row {min(rows)} is missing, which {has} has (and {len(rows) - 1} rows more). {_SAME_ROWS}"
+                "missing_row",
+                f"{lacks}",
+                f"row {min(rows)} is missing, which {has} has (and {len(rows) - 1} rows more). {_SAME_ROWS}",
             )
     for row, sample in sorted(samples_a.items()):
         for field, name in ROW_FIELDS.items():
             there, here = getattr(sample, field), getattr(samples_b[row], field)
             if there != here:
                 raise DataError(
-                    f"{b}: row {row}: the {name} is {_short(here)}, in {a} it is {_short(there)}. {_SAME_ROWS}"
+                    "row_differs",
+                    f"{b}: row {row}",
+                    f"the {name} is {_short(here)}, in {a} it is {_short(there)}. {_SAME_ROWS}",
                 )
     return [(sample, samples_b[row]) for row, sample in sorted(samples_a.items())]
 
@@ -57,28 +61,44 @@ def _by_row(path: Path) -> dict[int, Sample]:
     samples: dict[int, Sample] = {}
     for sample in read_samples(_file_of(path)):
         if sample.index in samples:
-            raise DataError(f"{path}: row {sample.index} has two predictions, expected one. Evaluate the rows again")
+            raise DataError(
+                "two_predictions",
+                f"{path}",
+                f"row {sample.index} has two predictions, expected one. Evaluate the rows again",
+            )
         if sample.truth is None:
             raise DataError(
-                f"{path}: row {sample.index} has no true mask, expected predictions of samr1 eval or samr1 rescore"
+                "no_true_mask",
+                f"{path}",
+                f"row {sample.index} has no true mask, expected predictions of samr1 eval or samr1 rescore",
             )
         samples[sample.index] = sample if sample.scores.keys() >= {*COUNTS, "truth"} else judged(sample)
     if not samples:
-        raise DataError(f"{path}: no predictions, expected one per row. Type the command of this evaluation again")
+        raise DataError(
+            "no_predictions",
+            f"{path}",
+            "no predictions, expected one per row. Type the command of this evaluation again",
+        )
     return samples
 
 
 def _file_of(path: Path) -> Path:
     """The file of predictions of an evaluation."""
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Name a folder that samr1 eval or samr1 rescore has written")
+        raise DataError(
+            "no_such_file",
+            f"{path}",
+            "no such file or folder. Name a folder that samr1 eval or samr1 rescore has written",
+        )
     if not path.is_dir():
         return path
     for name in (PREDICTIONS, RESULTS):  # the results are written last
         if not (path / name).is_file():
             raise DataError(
-                f"{path}: has no {name}, expected the folder of a finished evaluation. Type its samr1 eval command "
-                "again: it resumes"
+                "unfinished_evaluation",
+                f"{path}",
+                f"has no {name}, expected the folder of a finished evaluation. Type its samr1 eval command again: it "
+                "resumes",
             )
     return path / PREDICTIONS
 

@@ -73,7 +73,9 @@ class Poll:
         records = read_rows(asked.file, asked.limit)
         settings = self.fingerprint()
         if (folder / CHECKSUMS).exists():
-            raise DataError(f"{folder}: holds an evaluation without --votes. Choose another --out")
+            raise DataError(
+                "made_without_votes", f"{folder}", "holds an evaluation without --votes. Choose another --out"
+            )
         with ExitStack() as stack:
             journals = [
                 stack.enter_context(
@@ -136,7 +138,7 @@ class Poll:
             return sample.model_copy(update={"scores": {**sample.scores, **scores}}), predictions
         except (ImageError, MaskError, SegmenterError) as error:
             row = item["extra_info"]["index"]
-            raise type(error)(f"{self.evaluation.file}: row {row}: {error}") from error
+            raise type(error).within(f"{self.evaluation.file}: row {row}", error) from error
 
     async def _scores(self, item: Mapping[str, Any], response: str) -> dict[str, float]:
         return {} if self.reward is None else {REWARD: await self.reward(item, response)}

@@ -66,7 +66,7 @@ def read_predictions(path: Path, rows: RowNames, unite: bool) -> dict[int, Predi
             prediction = _prediction(*item, size, place)
         found[row] = _united(found[row], prediction, row, size, place, unite) if row in found else prediction
     if not found:
-        raise DataError(f"{path}: no predictions. Name a file or folder with at least one")
+        raise DataError("no_predictions", f"{path}", "no predictions. Name a file or folder with at least one")
     return found
 
 
@@ -76,7 +76,11 @@ def _prediction(
     mask = mask_of_runs(runs, size)
     says = answer or ("objects" if mask.any() else "nothing")
     if says != "objects" and mask.any():
-        raise DataError(f"{place}: the answer is {says!r}, but its mask has pixels, expected none. Correct one of them")
+        raise DataError(
+            "mask_contradicts_answer",
+            place,
+            f"the answer is {says!r}, but its mask has pixels, expected none. Correct one of them",
+        )
     return Prediction(encode_rle(mask), says, sample)
 
 
@@ -86,13 +90,15 @@ def _united(
     """Both predictions of a row as one: one object among them is enough for the answer to be `objects`."""
     if not unite or before.sample is not None or now.sample is not None:
         raise DataError(
-            f"{place}: row {row} has another prediction already, expected one. Remove one of them, or unite the masks "
-            "of each row with --unite"
+            "two_predictions",
+            place,
+            f"row {row} has another prediction already, expected one. Remove one of them, or unite the masks of each "
+            "row with --unite",
         )
     answers = {before.answer, now.answer}
     if "unusable" in answers and len(answers) > 1:
         both = f"{before.answer!r} and {now.answer!r}"
-        raise DataError(f"{place}: row {row} has the answers {both}, expected one. Remove one of them")
+        raise DataError("answers_differ", place, f"row {row} has the answers {both}, expected one. Remove one of them")
     answer: Answered = "objects" if "objects" in answers else now.answer
     return Prediction(encode_rle(union_rle([before.mask, now.mask], size)), answer)
 
@@ -102,7 +108,7 @@ Item = tuple[str, int, "Sample | tuple[np.ndarray, Answered | None]"]  # place, 
 
 def _items(path: Path, rows: RowNames) -> Iterator[Item]:
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Correct the path of the predictions")
+        raise DataError("no_such_file", f"{path}", "no such file or folder. Correct the path of the predictions")
     if path.is_dir():
         return _lines(path / PREDICTIONS, rows) if (path / PREDICTIONS).exists() else _pngs(path, rows)
     if path.suffix == ".jsonl":
@@ -110,8 +116,10 @@ def _items(path: Path, rows: RowNames) -> Iterator[Item]:
     if path.suffix == ".json":
         return _coco(path, rows)
     raise DataError(
-        f"{path}: unknown form, expected NAME.jsonl (one prediction per line), NAME.json (COCO results), a folder of "
-        "PNG masks, or a folder of samr1 eval. Rename the file, or write one of these"
+        "unknown_form",
+        f"{path}",
+        "unknown form, expected NAME.jsonl (one prediction per line), NAME.json (COCO results), a folder of PNG masks, "
+        "or a folder of samr1 eval. Rename the file, or write one of these",
     )
 
 
@@ -123,7 +131,9 @@ def _lines(path: Path, rows: RowNames) -> Iterator[Item]:
                 number += 1
                 yield _line(line, f"{path}: line {number}", rows)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}). Correct the path of the predictions") from error
+        raise DataError(
+            "unreadable_file", f"{path}", f"cannot be read ({error}). Correct the path of the predictions"
+        ) from error
 
 
 def _line(line: bytes, place: str, rows: RowNames) -> Item:
@@ -131,19 +141,23 @@ def _line(line: bytes, place: str, rows: RowNames) -> Item:
         value = parse_json(line.decode("utf-8"))
     except ValueError as error:
         raise DataError(
-            f"{place}: not a JSON object of UTF-8 text ({short(str(error))}). Write the line again"
+            "no_json_object", place, f"not a JSON object of UTF-8 text ({short(str(error))}). Write the line again"
         ) from error
     if isinstance(value, dict) and {"index", "response", "mask"} <= value.keys():
         return _stored(value, place, rows)
     if not isinstance(value, dict) or not {"row", "rle"} <= value.keys() <= _LINE_KEYS:
         found = list(value) if isinstance(value, dict) else value
         raise DataError(
-            f'{place}: found {short(found)}, expected an object with the keys "row" and "rle", and "answer" where the '
-            "mask does not say it. Write the line in this form"
+            "wrong_keys",
+            place,
+            f'found {short(found)}, expected an object with the keys "row" and "rle", and "answer" where the mask does '
+            "not say it. Write the line in this form",
         )
     answer = value.get("answer")
     if answer is not None and answer not in get_args(Answered):
-        raise DataError(f'{place}: "answer" is {short(answer)}, expected one of {", ".join(get_args(Answered))}')
+        raise DataError(
+            "unknown_answer", place, f'"answer" is {short(answer)}, expected one of {", ".join(get_args(Answered))}'
+        )
     row = rows.find(value["row"], place)
     return place, row, (runs_of_rle(value["rle"], rows.size(row), place), answer)
 
@@ -155,14 +169,20 @@ def _stored(value: dict[str, Any], place: str, rows: RowNames) -> Item:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{place}: {key}: {first['msg']}, expected a prediction of samr1 eval") from error
+        raise DataError(
+            "invalid_sample", f"{place}: {key}", f"{first['msg']}, expected a prediction of samr1 eval"
+        ) from error
     if not 0 <= sample.index < len(rows.records):
-        raise DataError(f"{place}: row {sample.index}, expected 0 to {len(rows.records) - 1}. Name the evaluated file")
+        raise DataError(
+            "no_such_row", place, f"row {sample.index}, expected 0 to {len(rows.records) - 1}. Name the evaluated file"
+        )
     record = rows.records[sample.index]
     if (sample.sha256, sample.sentence) != (record.sha256, record.sentence):
         raise DataError(
-            f"{place}: row {sample.index} is about {short(sample.sentence)} and image {sample.sha256[:12]}…, in the "
-            f"data file it is {short(record.sentence)} and {record.sha256[:12]}…. Name the file that was evaluated"
+            "row_differs",
+            place,
+            f"row {sample.index} is about {short(sample.sentence)} and image {sample.sha256[:12]}…, in the data file "
+            f"it is {short(record.sentence)} and {record.sha256[:12]}…. Name the file that was evaluated",
         )
     return place, sample.index, sample
 
@@ -170,7 +190,9 @@ def _stored(value: dict[str, Any], place: str, rows: RowNames) -> Item:
 def _pngs(folder: Path, rows: RowNames) -> Iterator[Item]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != ".png":
-            raise DataError(f"{path}: unknown file, expected PNG masks named by row, as 3.png. Move it elsewhere")
+            raise DataError(
+                "unknown_file", f"{path}", "unknown file, expected PNG masks named by row, as 3.png. Move it elsewhere"
+            )
         row = rows.find(path.stem, str(path))
         mask = mask_of_png(path, rows.size(row))
         ends = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False))  # as RLE: column by column, outside first
@@ -183,8 +205,10 @@ def _coco(path: Path, rows: RowNames) -> Iterator[Item]:
         if not isinstance(result, dict) or not {"image_id", "segmentation"} <= result.keys():
             found = list(result) if isinstance(result, dict) else result
             raise DataError(
-                f'{place}: found {short(found)}, expected an object with "image_id" and "segmentation". Name a file of '
-                "COCO results for segmentation"
+                "wrong_keys",
+                place,
+                f'found {short(found)}, expected an object with "image_id" and "segmentation". Name a file of COCO '
+                "results for segmentation",
             )
         row = rows.find(result["image_id"], place)
         yield place, row, (runs_of_rle(result["segmentation"], rows.size(row), place), None)

@@ -25,7 +25,11 @@ _REASONS = {"objects": None, "nothing": Reason.NO_TARGET.value, "unusable": UNUS
 def check_out(folder: Path) -> None:
     """Check that the results overwrite no evaluation of a policy. Raises DataError."""
     if (folder / CHECKSUMS).exists():
-        raise DataError(f"{folder}: is the folder of a samr1 eval, whose predictions cost more. Choose another --out")
+        raise DataError(
+            "folder_of_eval",
+            f"{folder}",
+            "is the folder of a samr1 eval, whose predictions cost more. Choose another --out",
+        )
 
 
 def rescored(rows: RowNames, file: Path, predictions: Mapping[int, Prediction]) -> list[Sample]:
@@ -54,7 +58,7 @@ def _sample(record: Record, row: int, prediction: Prediction | None, file: Path)
     try:
         true_mask, _ = GroundTruth.model_validate_json(record.ground_truth()).union_and_ignore()
     except MaskError as error:
-        raise DataError(f"{file}: row {row}: {error}") from error
+        raise DataError.within(f"{file}: row {row}", error) from error
     stored = None if prediction is None else prediction.sample
     return judged(
         Sample(

@@ -31,14 +31,18 @@ class RowNames:
         for row, record in enumerate(records):
             if key is not None and key not in record.source:
                 raise DataError(
-                    f"{file}: row {row}: its source has no {key!r}, it has {', '.join(record.source) or 'nothing'}. "
-                    "Choose another --key, or leave it out to name rows by their number"
+                    "no_such_key",
+                    f"{file}: row {row}",
+                    f"its source has no {key!r}, it has {', '.join(record.source) or 'nothing'}. Choose another --key, "
+                    "or leave it out to name rows by their number",
                 )
             name = str(row) if key is None else record.source[key]
             if (other := self._rows.setdefault(name, row)) != row:
                 raise DataError(
-                    f"{file}: rows {other} and {row} have the same {key}, {short(name)}, so it names no single row. "
-                    "Choose another --key, or leave it out to name rows by their number"
+                    "shared_row_name",
+                    f"{file}",
+                    f"rows {other} and {row} have the same {key}, {short(name)}, so it names no single row. Choose "
+                    "another --key, or leave it out to name rows by their number",
                 )
 
     def find(self, name: Any, place: str) -> int:
@@ -52,13 +56,15 @@ class RowNames:
         """
         text = str(name) if isinstance(name, int) and not isinstance(name, bool) and abs(name) < 1 << 63 else name
         if not isinstance(text, str):
-            raise DataError(f"{place}: a row is named by {short(name)}, expected {self._expected()}")
+            raise DataError("bad_row_name", place, f"a row is named by {short(name)}, expected {self._expected()}")
         if self._key is None and text.isascii() and text.isdecimal() and len(text) <= _DIGITS:
             text = str(int(text))  # 000012 is 12
         if text not in self._rows:
             raise DataError(
-                f"{place}: {self._file} has no row {short(name)}, expected {self._expected()}. Correct the name, or "
-                "choose what names a row with --key"
+                "no_such_row",
+                place,
+                f"{self._file} has no row {short(name)}, expected {self._expected()}. Correct the name, or choose what "
+                "names a row with --key",
             )
         return self._rows[text]
 

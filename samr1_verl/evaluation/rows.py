@@ -24,8 +24,10 @@ def read_rows(file: Path, limit: int | None = None, images: bool = True) -> list
         record = parse_record(row, file, number)
         if record.boxes and not record.masks:
             raise DataError(
-                f"{file}: row {number}: holds {len(record.boxes)} boxes and no mask, expected one mask per object: an "
-                "evaluation compares masks. Prepare the data again with masks"
+                "boxes_without_masks",
+                f"{file}: row {number}",
+                f"holds {len(record.boxes)} boxes and no mask, expected one mask per object: an evaluation compares "
+                "masks. Prepare the data again with masks",
             )
         image = resolve_image(record, file)
         if images and not image.is_file():
@@ -33,8 +35,10 @@ def read_rows(file: Path, limit: int | None = None, images: bool = True) -> list
         records.append(record.model_copy(update={"image": str(image)}))
     if missing:
         raise DataError(
-            f"{file}: the images of {len(missing)} of {len(records)} rows are missing, the first is {missing[0]}. "
-            f"Paths are relative to {file.absolute().parent}, or absolute. Copy the images there, or prepare the data "
-            "again on this machine"
+            "missing_images",
+            f"{file}",
+            f"the images of {len(missing)} of {len(records)} rows are missing, the first is {missing[0]}. Paths are "
+            f"relative to {file.absolute().parent}, or absolute. Copy the images there, or prepare the data again on "
+            "this machine",
         )
     return records

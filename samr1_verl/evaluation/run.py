@@ -91,7 +91,7 @@ class Evaluation:
         try:
             return judged(await reader.sample(item, response, {}))
         except (ImageError, MaskError, SegmenterError) as error:
-            raise type(error)(f"{self.file}: row {item['extra_info']['index']}: {error}") from error
+            raise type(error).within(f"{self.file}: row {item['extra_info']['index']}", error) from error
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that an answer, its mask or its scores depend on, in JSON values.

@@ -133,7 +133,9 @@ class Gallery:
                 file = ImageFile.read(sample.image)
                 if file.sha256 != sample.sha256:
                     raise ImageError(
-                        f"{sample.image}: the file has changed: SHA-256 {file.sha256}, expected {sample.sha256}"
+                        "image_changed",
+                        sample.image,
+                        f"the file has changed: SHA-256 {file.sha256}, expected {sample.sha256}",
                     )
                 source = _data_url(file.rgb(), size)
             except (ImageError, OSError) as error:

@@ -41,12 +41,16 @@ def read_run(folder: Path) -> Run:
         DataError: a line of a file of samples is invalid.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder. Name the folder of a run: its trainer.default_local_dir")
+        raise RunError(
+            "no_such_folder", f"{folder}", "no such folder. Name the folder of a run: its trainer.default_local_dir"
+        )
     run = Run(folder, read_curves(folder), _read_steps(folder / FOLDER))
     if not run.curves and not run.samples:
         raise RunError(
-            f"{folder}: not a run: it has neither a figure in {EVENTS}/ nor a file in {FOLDER}/. Name the folder of a "
-            "run (its trainer.default_local_dir) that has finished a step and logs to tensorboard (trainer.logger)"
+            "not_a_run",
+            f"{folder}",
+            f"not a run: it has neither a figure in {EVENTS}/ nor a file in {FOLDER}/. Name the folder of a run (its "
+            "trainer.default_local_dir) that has finished a step and logs to tensorboard (trainer.logger)",
         )
     return run
 
@@ -62,7 +66,11 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     if not (folder / EVENTS).is_dir():
         return {}
     if importlib.util.find_spec("tensorboard") is None:
-        raise RunError("tensorboard is needed to read a run's log. Type: pip install 'samr1-verl[report]'")
+        raise RunError(
+            "not_installed",
+            "tensorboard",
+            "not installed, and needed to read a run's log. Type: pip install 'samr1-verl[report]'",
+        )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / EVENTS), size_guidance={"scalars": 0})  # 0: all scalars
@@ -77,6 +85,8 @@ def _read_steps(folder: Path) -> dict[int, list[Sample]]:
     files = {}
     for path in folder.glob("*.jsonl"):
         if not path.stem.isdecimal():
-            raise RunError(f"{path}: expected a file named after its step, as 16.jsonl. Move it elsewhere")
+            raise RunError(
+                "no_step_name", f"{path}", "expected a file named after its step, as 16.jsonl. Move it elsewhere"
+            )
         files[int(path.stem)] = path
     return {step: list(read_samples(path)) for step, path in sorted(files.items())}

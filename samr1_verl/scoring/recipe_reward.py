@@ -29,17 +29,25 @@ class RecipeReward:
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         if not section.get("path"):
-            raise ConfigError(f"{KEY}.path: found {section.get('path')!r}, expected the path of a reward function")
+            raise ConfigError(
+                "no_reward_path",
+                f"{KEY}.path",
+                f"found {section.get('path')!r}, expected the path of a reward function",
+            )
         try:
             self._score = _loaded(section["path"], section["name"])
         except (ImportError, FileNotFoundError, RuntimeError, AttributeError) as error:
-            raise ConfigError(f"{KEY}: {section['path']}, {section['name']}: cannot be loaded: {error}") from error
+            raise ConfigError(
+                "unloadable_reward", f"{KEY}: {section['path']}, {section['name']}", f"cannot be loaded: {error}"
+            ) from error
         self._arguments = dict(section.get("reward_kwargs") or {})
         if isinstance(reward := self._arguments.get("reward"), Mapping) and reward.get("window") is not None:
             raise ConfigError(
-                f"samr1.reward.window: found {reward['window']!r}, expected null: this reward ranks an answer among "
-                "the training's earlier ones, so no answer has a reward of its own. Name another reward with "
-                f"--set {KEY}.path=… and --set samr1.reward.window=null"
+                "reward_ranks_answers",
+                "samr1.reward.window",
+                f"found {reward['window']!r}, expected null: this reward ranks an answer among the training's earlier "
+                "ones, so no answer has a reward of its own. Name another reward with "
+                f"--set {KEY}.path=… and --set samr1.reward.window=null",
             )
         self._named = {"path": section["path"], "name": section["name"]}
 
@@ -82,8 +90,10 @@ class RecipeReward:
         score = scores.setdefault("score", math.nan) if scores else float(result)
         if not math.isfinite(score):
             raise ConfigError(
-                f"{KEY}: {self._named['path']}, {self._named['name']}: found the score {score} for the answer "
-                f"{response[:200]!r}, expected a finite number. Correct the reward"
+                "score_not_finite",
+                f"{KEY}: {self._named['path']}, {self._named['name']}",
+                f"found the score {score} for the answer {response[:200]!r}, expected a finite number. Correct the "
+                "reward",
             )
         return scores or {"score": score}
 

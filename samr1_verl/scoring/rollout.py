@@ -68,9 +68,10 @@ class Rollout:
         """
         if len(self.truth.boxes) < len(self.truth.masks):
             raise RowError(
-                f"{self.label}: ground_truth.boxes holds {len(self.truth.boxes)} boxes for {len(self.truth.masks)} "
-                "masks: this reward compares boxes. Prepare the data again with boxes, as "
-                "samr1_verl.geometry.masks.box_of gives them"
+                "boxes_missing",
+                f"{self.label}: ground_truth.boxes",
+                f"holds {len(self.truth.boxes)} boxes for {len(self.truth.masks)} masks: this reward compares boxes. "
+                "Prepare the data again with boxes, as samr1_verl.geometry.masks.box_of gives them",
             )
         boxes = np.asarray(self.truth.boxes, dtype=np.float64).reshape(-1, 4)
         return boxes_to_policy(boxes, _original_wh(self.truth), self.view.policy_size, "absolute")
@@ -84,9 +85,11 @@ class Rollout:
         counts = [len(points) for points in self.truth.points]
         if len(counts) != len(self.truth.boxes) or min(counts, default=count) < count:
             raise RowError(
-                f"{self.label}: ground_truth.points holds {counts} points per object for {len(self.truth.boxes)} "
-                f"boxes, expected at least {count} each: this reward compares points. Prepare the data again with "
-                "points, as samr1_verl.geometry.masks.inscribed_points gives them"
+                "points_missing",
+                f"{self.label}: ground_truth.points",
+                f"holds {counts} points per object for {len(self.truth.boxes)} boxes, expected at least {count} each: "
+                "this reward compares points. Prepare the data again with points, as "
+                "samr1_verl.geometry.masks.inscribed_points gives them",
             )
         points = np.asarray([points[:count] for points in self.truth.points], dtype=np.float64).reshape(-1, count, 2)
         return points_to_policy(points, _original_wh(self.truth), self.view.policy_size, "absolute")
@@ -205,7 +208,9 @@ def image_of(rollout: Rollout) -> tuple[str, str]:
     """Path and SHA-256 of the row's image. Raises RowError where the row has no image."""
     if rollout.view.image is None or rollout.view.sha256 is None:
         raise RowError(
-            f"{rollout.label}: extra_info.image and extra_info.sha256 are required: this reward compares masks"
+            "image_missing",
+            rollout.label,
+            "extra_info.image and extra_info.sha256 are required: this reward compares masks",
         )
     return rollout.view.image, rollout.view.sha256
 
@@ -216,7 +221,7 @@ def _mask_errors_name_the_row(rollout: Rollout) -> Iterator[None]:
     try:
         yield
     except MaskError as error:
-        raise RowError(f"{rollout.label}: {error}") from error
+        raise RowError.within(rollout.label, error) from error
 
 
 def _original_wh(truth: GroundTruth) -> tuple[int, int]:

@@ -117,8 +117,10 @@ class RowFiles:
         for file in files:
             if file.stem in self._tables:
                 raise DataError(
-                    f"{file}: {self._tables[file.stem][0]} has the same name, so {file.stem}:0 would be two rows. "
-                    "Rename one of them"
+                    "shared_file_name",
+                    f"{file}",
+                    f"{self._tables[file.stem][0]} has the same name, so {file.stem}:0 would be two rows. Rename one "
+                    "of them",
                 )
             self._tables[file.stem] = (file, read_table(file))
 

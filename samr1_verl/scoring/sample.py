@@ -170,5 +170,5 @@ def read_samples(path: Path) -> Iterator[Sample]:
                 yield Sample.model_validate_json(line)
             except ValidationError as error:
                 raise DataError(
-                    f"{path}: line {number}: {error.errors()[0]['msg']}, expected a sample as JSON"
+                    "invalid_sample", f"{path}: line {number}", f"{error.errors()[0]['msg']}, expected a sample as JSON"
                 ) from error

@@ -11,6 +11,7 @@ from samr1_verl.evaluation.journal import PREDICTIONS
 from samr1_verl.evaluation.run import results_of
 from samr1_verl.rows.record import DataError
 from samr1_verl.scoring.sample import read_samples
+from tests.errors import refused
 from tests.evaluation.world import RulePolicy, evaluation, noisy, rows, run_slowly
 
 ROWS, BLOCK = 90, 4
@@ -86,23 +87,22 @@ def test_rows_that_finish_in_another_order_are_stored_in_theirs(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "before", "now"),
     [
-        ({"name": "another"}, "policy.model: 'rule' there, 'another' now"),
-        ({"segmenter": "finer,0"}, "segmenter.path: 'boxes,0' there, 'finer,0' now"),
-        ({"lenient": True}, "parsing: 'strict' there, 'lenient' now"),
-        ({"block": 2}, "batch_size: 4 there, 2 now"),
-        ({"limit": 3}, "limit: None there, 3 now"),
+        ({"name": "another"}, "policy.model: 'rule' ", ", 'another' "),
+        ({"segmenter": "finer,0"}, "segmenter.path: 'boxes,0' ", ", 'finer,0' "),
+        ({"lenient": True}, "parsing: 'strict' ", ", 'lenient' "),
+        ({"block": 2}, "batch_size: 4 ", ", 2 "),
+        ({"limit": 3}, "limit: None ", ", 3 "),
     ],
 )
-def test_other_settings_are_refused(change: dict, named: str, tmp_path: Path) -> None:
+def test_other_settings_are_refused(change: dict, before: str, now: str, tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 6)
     evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
-    before = (tmp_path / "out" / PREDICTIONS).read_bytes()
-    with pytest.raises(DataError, match="made with other settings") as found:
+    stored = (tmp_path / "out" / PREDICTIONS).read_bytes()
+    with refused(DataError, "other_settings", tmp_path / "out", before, now, "--restart"):
         evaluation(file, RulePolicy(noisy), **change).run(tmp_path / "out", False, nothing)
-    assert named in str(found.value) and "--restart" in str(found.value)
-    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == before
+    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == stored
 
 
 def test_other_rows_are_refused_and_the_same_rows_elsewhere_are_not(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_other_rows_are_refused_and_the_same_rows_elsewhere_are_not(tmp_path: Pa
     evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
     moved = (tmp_path / "data").rename(tmp_path / "moved") / "rows.parquet"
     assert len(evaluation(moved, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)) == 6
-    with pytest.raises(DataError, match="file_sha256"):
+    with refused(DataError, "other_settings", tmp_path / "out", "file_sha256"):
         evaluation(rows(tmp_path / "more", 8), RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
 
 
@@ -118,7 +118,7 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 6)
 
     def intrude(done: int, total: int) -> None:
-        with pytest.raises(DataError, match="another process writes to it"):
+        with refused(DataError, "folder_in_use", tmp_path / "out" / PREDICTIONS):
             evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, nothing)
 
     assert len(evaluation(file, RulePolicy(noisy)).run(tmp_path / "out", False, intrude)) == 6

@@ -158,7 +158,7 @@ def truth_of(file: Path, row: int) -> dict[str, Any]:
 def test_an_evaluation_is_not_overwritten(file: Path, evaluated: Path) -> None:
     before = (evaluated / "predictions.jsonl").read_bytes()
     status, output = rescore(evaluated, file, "--out", evaluated)
-    assert status == 1 and "is the folder of a samr1 eval" in output and "Choose another --out" in output
+    assert status == 1 and f"error: {evaluated}: " in output and "samr1 eval" in output and "--out" in output
     assert (evaluated / "predictions.jsonl").read_bytes() == before
 
 
@@ -167,21 +167,19 @@ def test_a_row_may_be_named_by_its_source(file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(results))
     status, output = rescore(tmp_path / "p.json", file, "--key", "sent_id", "--out", tmp_path)
     assert status == 0 and json.loads(output.splitlines()[-1])["unusable"] == {"missing": 7}
-    assert "no row 's8'" in rescore(tmp_path / "p.json", file)[1]
+    assert f"{tmp_path / 'p.json'}: result 0: {file} has no row 's8'" in rescore(tmp_path / "p.json", file)[1]
     shared = rescore(tmp_path / "p.json", file, "--key", "image_id")[1]
-    assert "rows 0 and 1 have the same image_id, '7'" in shared
+    assert f"error: {file}: rows 0 and 1 " in shared and "image_id, '7'" in shared
     absent = rescore(tmp_path / "p.json", file, "--key", "ref_id")[1]
-    assert "row 0: its source has no 'ref_id', it has sent_id, image_id" in absent
+    assert f"error: {file}: row 0: " in absent and "'ref_id'" in absent and "sent_id, image_id" in absent
 
 
 def test_several_masks_of_a_row_are_refused_or_united(file: Path, tmp_path: Path) -> None:
     halves = [rectangle_in(SIZE_WH[::-1], *box) for box in ((16, 12, 25, 24), (23, 12, 32, 24))]
     results = [{"image_id": 0, "score": 0.9 - i / 2, "segmentation": coco(half)} for i, half in enumerate(halves)]
     (tmp_path / "p.json").write_text(json.dumps(results))
-    refused = rescore(tmp_path / "p.json", file)
-    assert (
-        refused[0] == 1 and "result 1: row 0 has another prediction already" in refused[1] and "--unite" in refused[1]
-    )
+    status, output = rescore(tmp_path / "p.json", file)
+    assert status == 1 and "result 1: row 0 " in output and "--unite" in output
     status, output = rescore(tmp_path / "p.json", file, "--unite", "--limit", 1, "--out", tmp_path)
     assert status == 0 and json.loads(output.splitlines()[-1])["segzero"]["giou"] == 1.0
 
@@ -221,4 +219,5 @@ def test_rescored_folders_are_compared_and_stored_predictions_meet_the_rows_of_t
     found = json.loads(rescore(evaluated, newer, "--out", tmp_path / "newer")[1].splitlines()[-1])
     assert found["lisa"]["giou"] != json.loads((evaluated / "results.json").read_text())["lisa"]["giou"]
     other = write_rows(tmp_path / "other.parquet", *(one.model_copy(update={"sentence": "x"}) for one in records))
-    assert "line 1: row 0 is about 'sentence 0'" in rescore(evaluated, other)[1]
+    output = rescore(evaluated, other)[1]
+    assert "line 1: row 0 " in output and "'sentence 0'" in output and "'x'" in output

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["compare", str(folder / "a.jsonl"), str(folder / "b.jsonl")]
     done = CliRunner().invoke(app, [*arguments, "--json", str(folder / "c.json"), "--out", str(folder / "c.html")])
     assert done.exit_code == 0, done.output
-    assert "image not shown: 1.png: no such image" in done.output
+    assert "image not shown: 1.png: " in done.output
     return folder
 
 

@@ -104,29 +104,29 @@ def test_an_answer_of_several_turns_holds_every_mask():
 
 
 @pytest.mark.parametrize(
-    ("body", "sentence", "status", "words"),
+    ("body", "sentence", "status", "names"),
     [
-        (b"no image", "left", 422, "unreadable as an image"),
-        pytest.param(png()[:70], "left", 422, "unreadable as an image", id="cut off"),
-        (b"", "left", 422, "unreadable as an image"),
-        pytest.param(png(300, 200), "left", 422, "300x200 pixels, the limit is 50000", id="too many pixels"),
-        pytest.param(b"x" * 200_001, "left", 413, "larger than 200000 bytes", id="too many bytes"),
-        (None, "", 422, "sentence"),
-        (None, " \n ", 422, "sentence"),
-        pytest.param(None, "x" * 1001, 422, "sentence", id="long sentence"),
+        (b"no image", "left", 422, ["unreadable"]),
+        pytest.param(png()[:70], "left", 422, ["unreadable"], id="cut off"),
+        (b"", "left", 422, ["unreadable"]),
+        pytest.param(png(300, 200), "left", 422, ["300x200 pixels", "50000"], id="too many pixels"),
+        pytest.param(b"x" * 200_001, "left", 413, ["200000 bytes"], id="too many bytes"),
+        (None, "", 422, ["sentence"]),
+        (None, " \n ", 422, ["sentence"]),
+        pytest.param(None, "x" * 1001, 422, ["sentence"], id="long sentence"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_words(body, sentence, status, words):
+def test_what_cannot_be_asked_is_refused_in_words(body, sentence, status, names):
     answer = ask(client(), body, sentence)
-    assert answer.status_code == status and words in message(answer)
+    assert answer.status_code == status and all(name in message(answer) for name in names)
 
 
 def test_a_body_without_a_length_is_bounded_too():
     answer = ask(client(), (b"x" * 1000 for _ in range(300)))
-    assert answer.status_code == 413 and "larger than 200000 bytes" in message(answer)
+    assert answer.status_code == 413 and "200000 bytes" in message(answer)
 
 
-@pytest.mark.parametrize("error", [SegmenterError("SAM is ill"), PolicyError("the policy is ill")])
+@pytest.mark.parametrize("error", [kind("is_ill", "it", "is ill") for kind in (SegmenterError, PolicyError)])
 def test_a_fault_is_told_and_is_no_answer(error):
     answer = ask(client(Half(error)))
     assert answer.status_code == 500 and message(answer) == str(error)

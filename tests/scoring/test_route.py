@@ -23,6 +23,7 @@ from samr1_verl.scoring import route
 from samr1_verl.scoring.route import MAX_ANSWERS, Reward, RowFiles, score_route
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
+from tests.errors import refused
 from tests.reward_fns.test_resistance import CORPUS
 from tests.row_files import make_record, write_rows
 from tests.service.fake import BoxSegmenter
@@ -197,7 +198,8 @@ async def test_answers_with_many_masks_take_turns(server, file: Path, monkeypatc
     monkeypatch.setattr(route, "ANSWER_BYTES", 100 * 64 * 48)
     response = await server.post("/v1/score", json=body)
     assert response.status_code == 422, "120 objects an answer"
-    assert "3072 pixels and 120 objects are 368640 bytes" in response.json()["error"]["message"]
+    named = response.json()["error"]["message"]
+    assert "rows.0: 3072 pixels" in named and "120 objects" in named and "368640 bytes" in named
     few = body | {"config": {"caps": {"points": 16, "objects": 100}}}
     assert (await server.post("/v1/score", json=few)).status_code == 200
 
@@ -221,11 +223,11 @@ REFUSED = {
     "too many objects": ({"config": {"caps": {"points": 1, "objects": 100_000}}}, 422, "request", "caps above 256"),
     "no term with a weight": ({"reward": "composed"}, 422, "request", "samr1.reward.terms"),
     "no row": ({"rows": []}, 422, "request", "rows"),
-    "a row that is none": ({"rows": [stored(3)]}, 404, "request", "'train:3': no such row, expected train:0 to"),
-    "another file": ({"rows": [{**stored(0), "id": "../train:0"}]}, 404, "request", "no such row"),
-    "a negative row": ({"rows": [{**stored(0), "id": "train:-1"}]}, 404, "request", "no such row"),
+    "a row that is none": ({"rows": [stored(3)]}, 404, "request", "'train:3': ", "train:0 to train:2"),
+    "another file": ({"rows": [{**stored(0), "id": "../train:0"}]}, 404, "request", "'../train:0'"),
+    "a negative row": ({"rows": [{**stored(0), "id": "train:-1"}]}, 404, "request", "'train:-1'"),
     "no answer": ({"answers": []}, 422, "request", "answers"),
-    "an answer about no row": ({"answers": [{"row": 1, "response": "a"}]}, 422, "request", "row 1 is named"),
+    "an answer about no row": ({"answers": [{"row": 1, "response": "a"}]}, 422, "request", "row 1 "),
     "too many answers": ({"answers": ONE * (MAX_ANSWERS + 1)}, 422, "request", "answers"),
     "a response that is too long": ({"answers": [{"row": 0, "response": "a" * 200_001}]}, 422, "request", "response"),
     "no policy size": ({"rows": [{"id": "train:0", "frame": "absolute"}]}, 422, "request", "policy_size"),
@@ -235,12 +237,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_is_refused(name: str, server) -> None:
-    changes, status, code, message = REFUSED[name]
+    changes, status, code, *names = REFUSED[name]
     body = {"reward": "samr1", "rows": [stored(0)], "answers": ONE} | changes
     response = await server.post("/v1/score", json=body)
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert error["code"] == code and message in error["message"], error
+    assert error["code"] == code and all(name in error["message"] for name in names), error
     assert (await server.post("/v1/score", json={"reward": "samr1", "rows": [stored(0)], "answers": ONE})).is_success
 
 
@@ -264,8 +266,9 @@ async def test_a_token_is_needed(server) -> None:
 
 
 def test_two_files_with_one_name_are_refused(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has the same name, so train:0 would be two rows"):
-        RowFiles([file, write_rows(tmp_path / "other" / "train.parquet")])
+    other = write_rows(tmp_path / "other" / "train.parquet")
+    with refused(DataError, "shared_file_name", f"{other}: ", file, "train:0"):
+        RowFiles([file, other])
 
 
 def test_the_client_without_our_package_scores_by_a_real_server(file: Path, small_sam: Path) -> None:
