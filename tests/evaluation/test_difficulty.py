@@ -35,6 +35,7 @@ from samr1_verl.rows.measured import KEPT, ROWS, check_out, store_measured
 from samr1_verl.rows.record import DataError, count_rows, iter_rows, parse_record, read_table, resolve_image
 from samr1_verl.scoring.recipe_reward import RecipeReward
 from samr1_verl.service.client import get_client
+from tests.errors import refused
 from tests.evaluation.test_votes import pictures
 from tests.evaluation.world import SIZE_WH, RulePolicy, answer, evaluation, measure_slowly, noisy, nothing, rows
 from tests.row_files import make_record, write_rows
@@ -310,7 +311,7 @@ def test_bounds_are_read() -> None:
 
 def test_the_measured_file_is_not_replaced(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 1)
-    with pytest.raises(DataError, match=r"would be replaced\. Choose another --out"):
+    with refused(DataError, "out_in_results", file, "--out"):
         check_out(file, tmp_path / "other" / ".." / "data")
     check_out(file, tmp_path / "out")
 
