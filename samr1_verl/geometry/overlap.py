@@ -36,6 +36,8 @@ def overlap_of(
     union = masks[0]
     for mask in masks[1:]:  # one by one: numpy would copy all of them first
         if mask.shape != union.shape:
-            raise MaskError(f"predicted masks are {union.shape} and {mask.shape}: all must be the image's HxW")
+            raise MaskError(
+                "shape_differs", "predicted masks", f"found {union.shape} and {mask.shape}: all must be the image's HxW"
+            )
         union = union | mask
     return Overlap(PixelCounts.overlap(union, truth, ignore), float(np.mean(scores)))

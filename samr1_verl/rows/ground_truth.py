@@ -55,8 +55,10 @@ class GroundTruth(BaseModel):
         """Check the size (H, W) of the image, original frame. Raises MaskError where it differs from `size`."""
         if image_hw != self.size:
             raise MaskError(
-                f"the image is {image_hw[0]}x{image_hw[1]} (HxW), ground_truth.size is {self.size[0]}x{self.size[1]}. "
-                "Prepare the data again from this image"
+                "size_differs",
+                "ground_truth.size",
+                f"found {self.size[0]}x{self.size[1]}, the image is {image_hw[0]}x{image_hw[1]} (HxW). Prepare the "
+                "data again from this image",
             )
 
     def runs(self) -> TruthRuns:
@@ -68,11 +70,11 @@ class GroundTruth(BaseModel):
         try:
             union = union_of_runs([rle_runs(mask, self.size) for mask in self.masks], self.size)
         except MaskError as error:
-            raise MaskError(f"ground_truth.masks: {error}. Prepare the data again") from error
+            raise MaskError("undecodable_rle", "ground_truth.masks", f"{error}. Prepare the data again") from error
         try:
             ignore = None if self.ignore is None else rle_runs(self.ignore, self.size)
         except MaskError as error:
-            raise MaskError(f"ground_truth.ignore: {error}. Prepare the data again") from error
+            raise MaskError("undecodable_rle", "ground_truth.ignore", f"{error}. Prepare the data again") from error
         return TruthRuns(self.size, union, ignore)
 
     def union_and_ignore(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -124,8 +126,10 @@ def read_row(data_source: str, ground_truth: str, extra_info: Mapping[str, Any])
         section = "ground_truth" if error.title == GroundTruth.__name__ else "extra_info"
         key = ".".join([section, *(str(part) for part in problem["loc"])])
         raise RowError(
-            f"{name}: {key}: {problem['msg']}, found {str(problem['input'])[:200]!r}. Prepare the data again with one "
-            "of the converters (samr1 data convert); samr1_verl/prompts/questions.py fills extra_info"
+            "bad_key",
+            f"{name}: {key}",
+            f"{problem['msg']}, found {str(problem['input'])[:200]!r}. Prepare the data again with one of the "
+            "converters (samr1 data convert); samr1_verl/prompts/questions.py fills extra_info",
         ) from error
 
 

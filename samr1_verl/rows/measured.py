@@ -34,7 +34,9 @@ def write_measured(
         DataError: the source is no data file, or no row is left.
     """
     if keep is not None and not keep.any():
-        raise DataError(f"{target}: none of the {len(keep)} rows of {source} would be left, so it is not written")
+        raise DataError(
+            "no_row_left", f"{target}", f"none of the {len(keep)} rows of {source} would be left, so it is not written"
+        )
     count, start, total = 0, 0, min(map(len, columns.values()))
     folder = os.path.relpath(source.resolve().parent, target.resolve().parent)
     with complete(target) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
@@ -60,7 +62,9 @@ def write_measured(
 def check_out(file: Path, folder: Path) -> None:
     """Raises DataError where the results of a measurement would replace the file that is measured."""
     if file.resolve() in ((folder / name).resolve() for name in (ROWS, KEPT)):
-        raise DataError(f"{file}: lies in the folder of the results and would be replaced. Choose another --out")
+        raise DataError(
+            "out_in_results", f"{file}", "lies in the folder of the results and would be replaced. Choose another --out"
+        )
 
 
 def store_measured(file: Path, folder: Path, columns: Mapping[str, np.ndarray], keep: np.ndarray | None) -> list[Path]:
@@ -93,14 +97,18 @@ def kept_rows(table: pa.Table, bounds: Bounds, path: str | Path) -> np.ndarray:
         values = table[name].to_numpy()
         if (unknown := np.flatnonzero(np.isnan(values))).size:
             raise DataError(
-                f"{path}: column {name!r} has no value in {unknown.size} of {table.num_rows} rows, the first is row "
-                f"{unknown[0]}. Measure it with {COMMANDS[name]}, and train on the file that it writes"
+                "not_measured",
+                f"{path}: column {name!r}",
+                f"has no value in {unknown.size} of {table.num_rows} rows, the first is row {unknown[0]}. Measure it "
+                f"with {COMMANDS[name]}, and train on the file that it writes",
             )
         keep &= (values >= low) & (values <= high)
         if not keep.any():
             raise DataError(
-                f"{path}: no row is left with {name} in [{low:g}, {high:g}]; found {values.min():.3g} to "
-                f"{values.max():.3g} in {table.num_rows} rows. Set wider bounds"
+                "no_row_left",
+                f"{path}",
+                f"no row is left with {name} in [{low:g}, {high:g}]; found {values.min():.3g} to "
+                f"{values.max():.3g} in {table.num_rows} rows. Set wider bounds",
             )
     return keep
 

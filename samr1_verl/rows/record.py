@@ -177,44 +177,56 @@ def _readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error}). Prepare the data again") from error
+        raise DataError(
+            "unreadable_parquet", f"{path}", f"not a readable parquet file ({error}). Prepare the data again"
+        ) from error
 
 
 def _checked(path: Path) -> pq.ParquetFile:
     """The open file. Raises DataError where this version cannot read its schema."""
     if not path.is_file():
-        raise DataError(f"{path}: no such data file. Make it with samr1 data convert, or correct the path")
+        raise DataError(
+            "no_such_file", f"{path}", "no such data file. Make it with samr1 data convert, or correct the path"
+        )
     with _readable(path):
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is not None and version != str(SCHEMA_VERSION).encode():
-        raise DataError(_other_version(path, version.decode(errors="replace")[:80]))
+        raise _other_version(path, version.decode(errors="replace")[:80])
     for field in SCHEMA:
         if field.name not in schema.names:
             if field.name in MEASURED:
                 continue
             raise DataError(
-                f"{path}: column {field.name!r} is missing; found {schema.names}, expected {SCHEMA.names}. "
-                "Prepare the data with samr1 data convert, or write it with samr1_verl.rows.record.write_records"
+                "missing_column",
+                f"{path}: column {field.name!r}",
+                f"it is missing; found {schema.names}, expected {SCHEMA.names}. Prepare the data with samr1 data "
+                "convert, or write it with samr1_verl.rows.record.write_records",
             )
         column = schema.field(field.name).type
         if column != field.type and not pa.types.is_null(column):
             raise DataError(
-                f"{path}: column {field.name!r} holds {column}, expected {field.type}. "
-                "Prepare the data with samr1 data convert, or write it with samr1_verl.rows.record.write_records"
+                "wrong_column_type",
+                f"{path}: column {field.name!r}",
+                f"holds {column}, expected {field.type}. Prepare the data with samr1 data convert, or write it with "
+                "samr1_verl.rows.record.write_records",
             )
     if version is None:
-        raise DataError(_other_version(path, "none"))
+        raise _other_version(path, "none")
     if file.metadata.num_rows == 0:
-        raise DataError(f"{path}: no rows. Prepare the data again; the converter lists the rows that it left out")
+        raise DataError(
+            "no_rows", f"{path}", "no rows. Prepare the data again; the converter lists the rows that it left out"
+        )
     return file
 
 
-def _other_version(path: Path, version: str) -> str:
-    return (
-        f"{path}: schema version {version}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again "
-        "with the converter that made it, or install the samr1_verl that wrote it"
+def _other_version(path: Path, version: str) -> DataError:
+    return DataError(
+        "other_schema_version",
+        f"{path}",
+        f"schema version {version}, this samr1_verl reads {SCHEMA_VERSION}. Prepare the data again with the converter "
+        "that made it, or install the samr1_verl that wrote it",
     )
 
 
@@ -231,11 +243,14 @@ def parse_record(row: dict, path: str | Path, index: int) -> Record:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "row"
         raise DataError(
-            f"{path}: row {index}, field {field!r}: {first['msg']}; found {str(first['input'])[:200]!r}. "
-            "Correct the source data and prepare the file again"
+            "bad_field",
+            f"{path}: row {index}, field {field!r}",
+            f"{first['msg']}; found {str(first['input'])[:200]!r}. Correct the source data and prepare the file again",
         ) from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: row {index}, field 'source': not a JSON object ({error})") from error
+        raise DataError(
+            "source_not_json", f"{path}: row {index}, field 'source'", f"not a JSON object ({error})"
+        ) from error
 
 
 def resolve_image(record: Record, path: str | Path) -> Path:

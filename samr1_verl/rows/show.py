@@ -99,7 +99,9 @@ def look(path: Path, rows: int, seed: int) -> tuple[Image.Image, Statistics]:
             if number in chosen:
                 tiles.append(_tile(record, path, number))
         except (ImageError, MaskError) as error:
-            raise DataError(f"{path}: row {number}: {error}. samr1 data check lists all such rows") from error
+            raise DataError(
+                "unusable_row", f"{path}: row {number}", f"{error}. samr1 data check lists all such rows"
+            ) from error
     return sheet_of(tiles), statistics
 
 

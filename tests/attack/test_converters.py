@@ -121,7 +121,7 @@ def test_a_split_cannot_become_a_path(tmp_path: Path, kind: str) -> None:
         (f"ref_id {100 + i}", "split") for i in range(len(splits))
     }
     status, output = refer(kind, work, references[:3])
-    assert status == 1 and "holds no usable references; the first: ref_id 100, field 'split': found '../x'" in output
+    assert status == 1 and "ref_id 100, field 'split'" in output and "'../x'" in output
 
 
 def test_a_folder_of_reasonseg_cannot_become_a_path(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_ids_of_references_are_numbers_or_text(tmp_path: Path, kind: str, field:
     problems = problems_of(tmp_path / "out" / "train.parquet")
     assert {problem["field"] for problem in problems} == {field} and len(rows_of(tmp_path / "out/train.parquet")) == 1
     expected = "reference 1" if field == "ref_id" else "ref_id 100"
-    assert problems[0]["record"] == expected and "expected a whole number" in problems[0]["problem"]
+    assert problems[0]["record"] == expected and "whole number" in problems[0]["problem"]
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,12 @@ def test_ids_of_an_instances_file_name_file_and_entry(tmp_path: Path, table: str
         content = small()
         content[table][0][field] = value
         status, output = coco(tmp_path, content)
-        assert status == 1 and f"instances.json: {table}[0]: field '{field}': found" in output, output
+        assert status == 1 and f"instances.json: {table}[0]: field '{field}': " in output, output
     for number in BEYOND:
         content = small()
         content[table][0][field] = number
         status, output = coco(tmp_path, content)
-        assert status == 1 and "instances.json: not readable as JSON" in output and "integer overflow" in output
+        assert status == 1 and "instances.json: not readable" in output and "integer overflow" in output
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -381,7 +381,7 @@ def test_a_shared_list_of_sentences_does_not_multiply(tmp_path: Path) -> None:
 def test_a_folder_is_no_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "out" / "rows.parquet").mkdir(parents=True)
     status, output = coco(tmp_path, small())
-    assert status == 1 and "is a folder, expected the name of a parquet file" in output
+    assert status == 1 and "--out: " in output and str(tmp_path / "out" / "rows.parquet") in output
 
 
 def test_mutated_data_sets_are_converted_or_refused() -> None:

@@ -22,6 +22,7 @@ from samr1_verl.segmenters import Prompt, SegmenterError
 from samr1_verl.service.source import read_image
 from tests.attack.mutate_images import accepted_files, foreign_files
 from tests.attack.mutations import run
+from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.servers import environment
 
@@ -86,8 +87,8 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
     if own == 0:
         os.seteuid(65534)  # root reads everything
     try:
-        for read in (open_image, sha256_of):
-            with pytest.raises(ImageError, match=r"7\.png: unreadable .*Permission denied"):
+        for read, code in ((open_image, "unreadable_image"), (sha256_of, "unreadable_file")):
+            with refused(ImageError, code, path, "Permission denied"):
                 read(path)
     finally:
         os.seteuid(own)
@@ -96,7 +97,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
 def test_a_file_beyond_the_limit_of_bytes_is_refused_unread(tmp_path):
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(1 << 40)  # takes no space
-    with pytest.raises(ImageError, match=r"large\.png: unreadable .*the limit is 536870912"):
+    with refused(ImageError, "unreadable_image", tmp_path / "large.png", 1 << 40, "limit is 536870912"):
         open_image(tmp_path / "large.png")
 
 
@@ -109,9 +110,7 @@ def test_other_formats_are_refused_before_their_reader_runs(content, tmp_path, m
     with Image.open(io.BytesIO(content)) as image:  # Pillow itself opens it
         assert image.format not in (*FORMATS, "MPO")
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(
-        ImageError, match=r"a\.png: unreadable as an image \(it is none of JPEG, PNG, WEBP, BMP, TIFF\)"
-    ):
+    with refused(ImageError, "unreadable_image", tmp_path / "a.png", "none of JPEG, PNG, WEBP, BMP, TIFF"):
         open_image(tmp_path / "a.png")
 
 
@@ -162,32 +161,32 @@ def bmp_with_runs() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "names"),
     [
-        (jpeg(scans=200), "more than 100 scans"),
-        (jpeg(b"\xff\xe1\0\x02" * 3000), "more than 500 segments"),
-        (jpeg(b"\xff\xff" * 3000), "more than 500 segments"),
-        (jpeg(b"\xff\x00" * 3000), "more than 500 segments"),
-        (jpeg((b"\xff\xe1\xff\xffExif\0\0" + b"\0" * 65527) * 20), "more than 1048576 bytes of EXIF data"),
-        (webp_with_exif(2_000_000), "more than 1048576 bytes of EXIF data"),
-        (png(chunk(b"eXIf", b"\0" * 20_000_000)), "16777216 bytes without pixels"),
-        (jpeg(b"\xff\xd9" + b"\0" * 70_000), "65536 bytes of no segment"),
-        (png(chunk(b"tEXt", b"a\0b") * 2000), "1000 or 16777216 bytes without pixels"),
-        (png(chunk(b"abCd", b"") * 2000), "1000 or 16777216 bytes without pixels"),
-        (png(pixels=chunk(b"IDAT", b"") * 70_000), "more than 65536 chunks"),
-        (png(chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
-        (png(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), "[Dd]ecompressed"),
-        (tiff(273, 3, 300_000, b"\0" * 600_000), "300000 values in its field 273"),
-        (tiff(273, 3, 2**32 - 1), "."),
-        (bmp_with_runs(), "run lengths"),
-        (b"\xff\xd8\xff", "it is none of"),
-        (b"", "it is none of"),
+        (jpeg(scans=200), ["100 scans"]),
+        (jpeg(b"\xff\xe1\0\x02" * 3000), ["500 segments"]),
+        (jpeg(b"\xff\xff" * 3000), ["500 segments"]),
+        (jpeg(b"\xff\x00" * 3000), ["500 segments"]),
+        (jpeg((b"\xff\xe1\xff\xffExif\0\0" + b"\0" * 65527) * 20), ["1048576 bytes", "EXIF"]),
+        (webp_with_exif(2_000_000), ["1048576 bytes", "EXIF"]),
+        (png(chunk(b"eXIf", b"\0" * 20_000_000)), ["16777216 bytes", "pixels"]),
+        (jpeg(b"\xff\xd9" + b"\0" * 70_000), ["65536 bytes", "segment"]),
+        (png(chunk(b"tEXt", b"a\0b") * 2000), ["1000 or 16777216 bytes", "pixels"]),
+        (png(chunk(b"abCd", b"") * 2000), ["1000 or 16777216 bytes", "pixels"]),
+        (png(pixels=chunk(b"IDAT", b"") * 70_000), ["65536 chunks"]),
+        (png(chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), ["ecompressed"]),
+        (png(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000))), ["ecompressed"]),
+        (tiff(273, 3, 300_000, b"\0" * 600_000), ["300000 values", "field 273"]),
+        (tiff(273, 3, 2**32 - 1), []),
+        (bmp_with_runs(), ["run lengths"]),
+        (b"\xff\xd8\xff", ["none of"]),
+        (b"", ["none of"]),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_files_that_cost_more_than_their_pixels_are_refused(content, message, tmp_path):
+def test_files_that_cost_more_than_their_pixels_are_refused(content, names, tmp_path):
     (tmp_path / "bomb").write_bytes(content)
-    with pytest.raises(ImageError, match=rf"bomb: unreadable as an image \(.*{message}"):
+    with refused(ImageError, "unreadable_image", tmp_path / "bomb", *names):
         open_image(tmp_path / "bomb")
 
 
@@ -216,7 +215,7 @@ def with_exif(name: str, exif: bytes) -> bytes:
 def test_exif_values_that_share_their_bytes_are_refused(name):
     """Each of 4,000 values lies in the same 15 kB; as Python objects they would take 1 GB."""
     content = with_exif(name, exif_of(4_000, 3, 7_500, 49_000, 65_000))
-    with pytest.raises(ImageError, match="more than 16777216 bytes of values in its directory"):
+    with refused(ImageError, "unreadable_image", "16777216 bytes of values"):
         ImageFile("a", content).rgb()
     single = with_exif(name, exif_of(3, 3, 7_500, 49_000, 65_000))  # single values that do are none
     if name != "MPF":
@@ -245,7 +244,7 @@ def test_ordinary_metadata_is_no_bomb():
 def test_the_number_of_pixels_is_checked_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda *_, **__: pytest.fail("decoded"))
     for content in accepted_files():
-        with pytest.raises(ImageError, match="the limit is 100"):
+        with refused(ImageError, "too_large", "a: ", "limit is 100"):
             ImageFile("a", content).rgb(100)
 
 
@@ -259,7 +258,7 @@ def test_every_exception_of_pillow_is_an_image_error(fault, monkeypatch, tmp_pat
 
     monkeypatch.setattr(images.ImageOps, "exif_transpose", fail)
     path, _ = image_file(tmp_path, 7)
-    with pytest.raises(ImageError, match=r"7\.png: unreadable as an image \(.+\)"):
+    with refused(ImageError, "unreadable_image", path, f"({str(fault) or type(fault).__name__})"):
         open_image(path)
 
 

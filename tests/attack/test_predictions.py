@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,48 +67,49 @@ def rle(**changes: Any) -> dict[str, Any]:
 
 
 LINES = {
-    "no JSON": ("nonsense", "line 1: not a JSON object"),
-    "deep lists": ("[" * 100_000, "not a JSON object"),
-    "a number of 10,000 digits": ('{"row": ' + "9" * 10_000 + "}", "not a JSON object"),
-    "a list": ("[]", 'expected an object with the keys "row" and "rle"'),
-    "no mask": ('{"row": 0}', 'expected an object with the keys "row" and "rle"'),
-    "an unknown key": (line(mask="x"), 'found [\'row\', \'rle\', \'mask\']'),
-    "an unknown row": (line(row=2), "has no row 2, expected the number of a row, 0 to 1"),
-    "a negative row": (line(row=-1), "has no row -1"),
-    "a huge row": (line(row=1 << 80), "expected the number of a row"),
-    "half a row": (line(row=0.5), "a row is named by 0.5"),
-    "true": (line(row=True), "a row is named by True"),
-    "other digits": (line(row="\u0661"), "has no row"),
-    "no RLE": (line(rle=None), "the mask is None, expected COCO RLE"),
-    "a polygon": (line(rle=[[1, 1, 9, 1, 9, 9]]), "the mask is a list, as polygons are"),
-    "swapped sides": (line(rle=rle(size=[64, 48])), "the mask's size is [64, 48], the row's image has [48, 64]"),
-    "a huge mask": (line(rle={"size": [10**6, 10**6], "counts": [10**12]}), "the mask's size is [1000000, 1000000]"),
-    "a run of 2^40": (line(rle=rle(counts="PPPPPPPP1")), "RLE describes"),
-    "runs of 2^40 in a list": (line(rle=rle(counts=[1 << 40, 5])), "RLE describes"),
-    "a negative run": (line(rle=rle(counts=[-5, 48 * 64 + 5])), "expected text or a list of run lengths"),
-    "runs that are true": (line(rle=rle(counts=[True, 48 * 64 - 1])), "expected text or a list of run lengths"),
-    "too few pixels": (line(rle=rle(counts="1")), "RLE describes 1 pixels, the image has 48x64"),
-    "foreign characters": (line(rle=rle(counts="\u00e9~")), "RLE holds the character"),
-    "an open number": (line(rle=rle(counts="PP")), "RLE ends in the middle of a number"),
-    "counts that are a number": (line(rle=rle(counts=7)), "RLE counts are 7"),
-    "an unknown answer": (line(answer="maybe"), "\"answer\" is 'maybe', expected one of objects, nothing, unusable"),
-    "an answer that is a list": (line(answer=["nothing"]), "\"answer\" is ['nothing']"),
-    "nothing, with a mask": (line(rle=rle(counts=[0, 48 * 64]), answer="nothing"), "mask has pixels, expected none"),
-    "a row twice": (f"{line()}\n{line()}", "line 2: row 0 has another prediction already"),
-    "an empty line": (f"{line()}\n\n{line(row=1)}", "line 2: not a JSON object"),
+    "no JSON": ("nonsense", "line 1: ", "JSON object"),
+    "deep lists": ("[" * 100_000, "line 1: ", "JSON object"),
+    "a number of 10,000 digits": ('{"row": ' + "9" * 10_000 + "}", "line 1: ", "JSON object"),
+    "a list": ("[]", "line 1: ", '"row" and "rle"'),
+    "no mask": ('{"row": 0}', "['row']", '"row" and "rle"'),
+    "an unknown key": (line(mask="x"), "['row', 'rle', 'mask']"),
+    "an unknown row": (line(row=2), "no row 2", "0 to 1"),
+    "a negative row": (line(row=-1), "no row -1"),
+    "a huge row": (line(row=1 << 80), str(1 << 80), "0 to 1"),
+    "half a row": (line(row=0.5), "named by 0.5"),
+    "true": (line(row=True), "named by True"),
+    "other digits": (line(row="\u0661"), "no row '\u0661'"),
+    "no RLE": (line(rle=None), "mask is None", "COCO RLE"),
+    "a polygon": (line(rle=[[1, 1, 9, 1, 9, 9]]), "a list", "polygons"),
+    "swapped sides": (line(rle=rle(size=[64, 48])), "[64, 48]", "[48, 64]"),
+    "a huge mask": (line(rle={"size": [10**6, 10**6], "counts": [10**12]}), "[1000000, 1000000]", "[48, 64]"),
+    "a run of 2^40": (line(rle=rle(counts="PPPPPPPP1")), "1099511627776 pixels", "48x64"),
+    "runs of 2^40 in a list": (line(rle=rle(counts=[1 << 40, 5])), "1099511627781 pixels", "48x64"),
+    "a negative run": (line(rle=rle(counts=[-5, 48 * 64 + 5])), "[-5, 3077]", "run lengths"),
+    "runs that are true": (line(rle=rle(counts=[True, 48 * 64 - 1])), "[True, 3071]", "run lengths"),
+    "too few pixels": (line(rle=rle(counts="1")), "1 pixels", "48x64"),
+    "foreign characters": (line(rle=rle(counts="\u00e9~")), "RLE: ", "'é'"),
+    "an open number": (line(rle=rle(counts="PP")), "RLE: ", "ends"),
+    "counts that are a number": (line(rle=rle(counts=7)), "counts", "7"),
+    "an unknown answer": (line(answer="maybe"), "'maybe'", "objects, nothing, unusable"),
+    "an answer that is a list": (line(answer=["nothing"]), "answer", "['nothing']"),
+    "nothing, with a mask": (line(rle=rle(counts=[0, 48 * 64]), answer="nothing"), "'nothing'", "has pixels"),
+    "a row twice": (f"{line()}\n{line()}", "line 2: ", "row 0", "--unite"),
+    "an empty line": (f"{line()}\n\n{line(row=1)}", "line 2: ", "JSON object"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_a_bad_line_is_refused_with_its_number(name: str, file: Path, tmp_path: Path) -> None:
-    content, message = LINES[name]
+    content, *names = LINES[name]
     (tmp_path / "p.jsonl").write_text(content + "\n")
-    assert message in refused(tmp_path / "p.jsonl", file)
+    said = refused(tmp_path / "p.jsonl", file)
+    assert all(part in said for part in names), said
 
 
 def test_bytes_that_are_no_text_and_empty_files_are_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(b"\xff\xfe\n")
-    assert "line 1: not a JSON object of UTF-8 text" in refused(tmp_path / "p.jsonl", file)
+    assert "line 1: " in (said := refused(tmp_path / "p.jsonl", file)) and "UTF-8" in said
     (tmp_path / "p.jsonl").write_bytes(b"")
     assert "no predictions" in refused(tmp_path / "p.jsonl", file)
     (tmp_path / "folder").mkdir()
@@ -125,25 +125,27 @@ def test_a_value_without_end_takes_little_memory(name: str, file: Path, tmp_path
     command = [sys.executable, "-c", LIMITED, str(tmp_path / name), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert ("16777217 characters" in done.stdout) or ("a value of more than 16777216 bytes" in done.stdout)
+    assert ("16777217 characters" in done.stdout) or ("16777216 bytes" in done.stdout)
 
 
-RESULTS: dict[str, tuple[Any, str]] = {
+RESULTS: dict[str, tuple[Any, ...]] = {
     "an object": ({"annotations": []}, "no predictions"),
-    "numbers": ([1, 2], "result 0: found 1"),
-    "a box alone": ([{"image_id": 0, "bbox": [1, 2, 3, 4]}], "expected an object with \"image_id\""),
-    "a polygon": ([{"image_id": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}], "the mask is a list, as polygons are"),
+    "numbers": ([1, 2], "result 0: ", "1"),
+    "a box alone": ([{"image_id": 0, "bbox": [1, 2, 3, 4]}], "result 0: ", "image_id"),
+    "a polygon": ([{"image_id": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}], "a list", "polygons"),
     "an unknown image": ([{"image_id": 7, "segmentation": EMPTY}], "result 0: "),
-    "a huge mask": ([{"image_id": 0, "segmentation": {"size": [1 << 20, 1 << 20], "counts": "PPPPPPPP1"}}], "size is"),
-    "deep lists": ([{"image_id": 0, "segmentation": json.loads("[" * 60 + "]" * 60)}], "more than 32 levels"),
+    "a huge mask": ([{"image_id": 0, "segmentation": {"size": [1 << 20, 1 << 20], "counts": "PPPPPPPP1"}}],
+                    "[1048576, 1048576]"),
+    "deep lists": ([{"image_id": 0, "segmentation": json.loads("[" * 60 + "]" * 60)}], "32 levels"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_bad_coco_results_are_refused_with_their_number(name: str, file: Path, tmp_path: Path) -> None:
-    content, message = RESULTS[name]
+    content, *names = RESULTS[name]
     (tmp_path / "p.json").write_text(json.dumps(content))
-    assert message in refused(tmp_path / "p.json", file, "--unite")
+    said = refused(tmp_path / "p.json", file, "--unite")
+    assert all(part in said for part in names), said
 
 
 def png(mode: str = "L", size_wh: tuple[int, int] = SIZE[::-1], value: Any = 0, kind: str = "PNG") -> bytes:
@@ -173,30 +175,31 @@ def bomb() -> bytes:
     return bytes(whole)
 
 
-PNGS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "no image": ("0.png", lambda: b"no image", "0.png: no readable PNG file"),
-    "half a file": ("0.png", lambda: png()[:60], "0.png: no readable PNG file"),
-    "a JPEG": ("0.png", lambda: png(kind="JPEG"), "it is JPEG or has several pictures"),
-    "an animation": ("0.png", animated, "has several pictures"),
-    "colours": ("0.png", lambda: png("RGB"), "Pillow's mode RGB, expected one channel"),
-    "a palette": ("0.png", lambda: png("P"), "Pillow's mode P"),
-    "16 bits": ("0.png", lambda: png("I;16"), "Pillow's mode I;16"),
-    "swapped sides": ("0.png", lambda: png(size_wh=SIZE), "the mask is 64x48 (HxW), the row's image is 48x64"),
-    "a bomb": ("0.png", bomb, "0.png: "),
-    "smooth edges": ("0.png", lambda: grey(0, 128, 255), "its pixels have the values [0, 128, 255]"),
-    "1 and 255": ("0.png", lambda: grey(0, 1, 255), "its pixels have the values [0, 1, 255]"),
-    "an unknown row": ("2.png", png, "has no row '2'"),
-    "a name": ("cat.png", png, "has no row 'cat'"),
-    "another file": ("notes.txt", png, "unknown file, expected PNG masks named by row"),
+PNGS: dict[str, tuple[Any, ...]] = {
+    "no image": ("0.png", lambda: b"no image", "readable PNG"),
+    "half a file": ("0.png", lambda: png()[:60], "readable PNG"),
+    "a JPEG": ("0.png", lambda: png(kind="JPEG"), "JPEG"),
+    "an animation": ("0.png", animated, "several pictures"),
+    "colours": ("0.png", lambda: png("RGB"), "mode RGB", "one channel"),
+    "a palette": ("0.png", lambda: png("P"), "mode P,"),
+    "16 bits": ("0.png", lambda: png("I;16"), "mode I;16"),
+    "swapped sides": ("0.png", lambda: png(size_wh=SIZE), "64x48 (HxW)", "48x64"),
+    "a bomb": ("0.png", bomb),
+    "smooth edges": ("0.png", lambda: grey(0, 128, 255), "[0, 128, 255]"),
+    "1 and 255": ("0.png", lambda: grey(0, 1, 255), "[0, 1, 255]"),
+    "an unknown row": ("2.png", png, "no row '2'"),
+    "a name": ("cat.png", png, "no row 'cat'"),
+    "another file": ("notes.txt", png, "unknown file"),
 }
 
 
 @pytest.mark.parametrize("name", PNGS)
 def test_a_bad_png_is_refused_with_its_name(name: str, file: Path, tmp_path: Path) -> None:
-    path, content, message = PNGS[name]
+    path, content, *names = PNGS[name]
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / path).write_bytes(content())
-    assert message in refused(tmp_path / "masks", file)
+    said = refused(tmp_path / "masks", file)
+    assert all(part in said for part in (f"{tmp_path / 'masks' / path}: ", *names)), said
 
 
 def test_two_names_of_a_row_and_things_that_are_no_files_are_refused(file: Path, tmp_path: Path) -> None:
@@ -204,29 +207,30 @@ def test_two_names_of_a_row_and_things_that_are_no_files_are_refused(file: Path,
     masks.mkdir()
     for name in ("0.png", "000.png"):
         (masks / name).write_bytes(png())
-    assert "000.png: row 0 has another prediction already" in refused(masks, file)
+    assert "000.png: " in (said := refused(masks, file)) and "row 0" in said and "--unite" in said
     (masks / "000.png").unlink()
     (masks / "1.png").mkdir()
-    assert "1.png: no readable PNG file" in refused(masks, file)
+    assert "1.png: " in (said := refused(masks, file)) and "readable PNG" in said
     (masks / "1.png").rmdir()
     os.mkfifo(masks / "1.png")
-    assert "1.png: no readable PNG file" in refused(masks, file)
+    assert "1.png: " in (said := refused(masks, file)) and "readable PNG" in said
     for name in ("p.jsonl", "p.json"):
         os.mkfifo(tmp_path / name)
         assert "it is a FIFO" in refused(tmp_path / name, file)
     assert "no such file" in refused(tmp_path / "none.jsonl", file)
-    assert "unknown form, expected NAME.jsonl" in refused(file, file)
+    assert "NAME.jsonl" in refused(file, file)
 
 
 STORED = {
-    "another image": ({}, "row 0 is about 'sentence 0'"),
-    "a row that is not there": ({"index": 5}, "row 5, expected 0 to 1"),
+    "another image": ({}, "line 1: row 0", "'sentence 0'"),
+    "a row that is not there": ({"index": 5}, "line 1: row 5", "0 to 1"),
     "a field of another type": ({"size": "large"}, "line 1: size: "),
 }
 
 
 @pytest.mark.parametrize("name", STORED)
 def test_stored_predictions_of_other_rows_are_refused(name: str, file: Path, tmp_path: Path) -> None:
-    changes, message = STORED[name]
+    changes, *names = STORED[name]
     (tmp_path / "p.jsonl").write_text(json.dumps({**sample_of(0, 3).model_dump(), **changes}) + "\n")
-    assert message in refused(tmp_path / "p.jsonl", file)
+    said = refused(tmp_path / "p.jsonl", file)
+    assert all(part in said for part in names), said

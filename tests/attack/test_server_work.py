@@ -19,6 +19,7 @@ from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.service.guard import MAX_JSON
 from samr1_verl.service.http_server import Limits, create_app
+from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 
 LARGE = (3000, 4000)  # 12 megapixels
@@ -102,7 +103,7 @@ async def test_long_true_masks_are_read_while_the_segmenter_computes(engine, tmp
     sound = GroundTruth(size=(10, 20), masks=(encode_rle(np.ones((10, 20), bool)),))
     assert (await engine.overlap(path, digest, [Prompt((1, 1, 5, 5))], sound)).pixels.intersection == 16
     assert not hostile.done()
-    with pytest.raises(MaskError, match="RLE describes 0 pixels"):
+    with refused(MaskError, "undecodable_rle", path, "ground_truth.masks", "0 pixels", "10x20"):
         await hostile
 
 

@@ -165,7 +165,7 @@ async def test_an_upload_that_is_removed_while_its_encode_waits_is_asked_for_aga
     with pytest.raises(UnknownImageError, match="Upload it again"):
         async with images.use(None, "0" * 64) as path:
             assert path is None
-            raise ImageError("gone: no such image")
+            raise ImageError("no_such_image", "gone", "no such image")
     images._folder.cleanup()
 
 

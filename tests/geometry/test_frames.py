@@ -19,6 +19,7 @@ from samr1_verl.geometry.frames import (
 )
 from samr1_verl.geometry.images import ImageError, ImageFile, open_image, sha256_of
 from samr1_verl.geometry.masks import box_of
+from tests.errors import refused
 
 sizes = st.tuples(st.integers(1, 6000), st.integers(1, 4000))
 frames = st.sampled_from(["absolute", "thousand"])
@@ -89,14 +90,14 @@ def test_cmyk_photographs_keep_their_colours(tmp_path: Path) -> None:
 
 def test_numbers_without_a_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(ImageError, match=r"a\.tiff: holds values from 0\.5 to 0\.5 \(mode F\), expected 8 or 16 bits"):
+    with refused(ImageError, "wrong_bit_depth", tmp_path / "a.tiff", "0.5 to 0.5", "mode F", "8 or 16 bits"):
         open_image(tmp_path / "a.tiff")
 
 
 def test_an_image_too_large_to_be_meant_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match=r"a\.png: unreadable as an image .*decompression bomb"):
+    with refused(ImageError, "unreadable_image", tmp_path / "a.png", "decompression bomb"):
         open_image(tmp_path / "a.png")
 
 
@@ -105,10 +106,10 @@ def test_missing_and_unreadable_images_are_named(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "cut.png")
     cut = tmp_path / "cut.png"
     cut.write_bytes(cut.read_bytes()[:3000])
-    for name, message in (("none.png", "no such image"), ("text.png", "unreadable"), ("cut.png", "unreadable")):
-        with pytest.raises(ImageError, match=f"{name}.*{message}"):
+    for name in ("none.png", "text.png", "cut.png"):
+        with refused(ImageError, "no_such_image" if name == "none.png" else "unreadable_image", tmp_path / name):
             open_image(tmp_path / name)
-    with pytest.raises(ImageError, match=r"none\.png: no such image"):
+    with refused(ImageError, "no_such_image", tmp_path / "none.png"):
         sha256_of(tmp_path / "none.png")
 
 

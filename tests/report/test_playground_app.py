@@ -19,6 +19,7 @@ from samr1_verl.scoring.sample import Sample, Turn
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.http_server import Limits
 from samr1_verl.service.wire import WirePrompt
+from tests.errors import refused
 
 LIMITS = Limits(max_body=200_000, max_pixels=50_000, max_queue=2, upload_bytes=1_000_000)
 
@@ -169,5 +170,5 @@ def test_examples_are_rows_of_a_data_file(drawn, tmp_path):
     assert web.get("/examples/1").content == offered[1].image.read_bytes()
     assert offered[1].sentence in web.get("/").text
     assert create_app(Half(), "<b>", [Example(offered[0].image, "</script>")])
-    with pytest.raises(DataError, match="no such data file"):
+    with refused(DataError, "no_such_file", tmp_path / "none.parquet"):
         examples_from(tmp_path / "none.parquet")

@@ -43,34 +43,36 @@ def test_an_image_that_processors_refuse_is_a_problem_of_its_own_kind(
     record = make_record(tmp_path, "long.png", size, masks=[], boxes=[])
     file = write_rows(tmp_path / "rows.parquet", record)
     output = check(file, status=status)
-    assert ("expected at most 200 times as long as wide" in output) == bool(status)
+    assert ("200 times" in output) == bool(status)
     kinds = [result.kind for result in check_files([file], 1) if isinstance(result, Problem)]
     assert kinds == ["ratio"] * status
 
 
 EMPTY = encode_rle(np.zeros((48, 64), bool))
-FALSE: dict[str, tuple[dict[str, Any], str]] = {
-    "missing image": ({"image": "none.png"}, "row 1: {folder}/none.png: no such image"),
-    "wrong digest": ({"sha256": "0" * 64}, "row 1: a.png has the SHA-256"),
-    "wrong size": ({"width": 65, "masks": [], "boxes": []}, "row 1: a.png is 64x48 pixels, the row says 65x48"),
-    "broken mask": ({"masks": ["!!"]}, "row 1, field 'masks.0': RLE holds the character '!'"),
-    "mask of another size": ({"masks": [encode_rle(np.ones((4, 4), bool))]}, "RLE describes 16 pixels"),
-    "empty mask": ({"masks": [EMPTY]}, "row 1, field 'masks.0': it is empty"),
-    "empty ignore mask": ({"ignore": EMPTY}, "row 1, field 'ignore': it is empty"),
-    "box beside its mask": ({"boxes": [[0, 0, 20, 20]]}, "row 1, field 'masks.0': its box [0.0, 0.0, 20.0, 20.0] does"),
-    "box beyond the image": ({"boxes": [[0, 0, 90, 48]]}, "row 1, field 'boxes.0': [0.0, 0.0, 90.0, 48.0] has no area"),
-    "point beyond the image": ({"points": [[[70, 3]]]}, "row 1, field 'points.0': [[70.0, 3.0]] leave the image"),
+FALSE: dict[str, tuple[dict[str, Any], str, list[str]]] = {  # changes, kind, names
+    "missing image": ({"image": "none.png"}, "image", ["row 1: {folder}/none.png: no such"]),
+    "wrong digest": ({"sha256": "0" * 64}, "digest", ["row 1: a.png", "SHA-256", "0" * 64]),
+    "wrong size": ({"width": 65, "masks": [], "boxes": []}, "size", ["row 1: a.png", "64x48", "65x48"]),
+    "broken mask": ({"masks": ["!!"]}, "mask", ["row 1, field 'masks.0': RLE", "'!'"]),
+    "mask of another size": ({"masks": [encode_rle(np.ones((4, 4), bool))]}, "mask", ["field 'masks.0'", "16 pixels"]),
+    "empty mask": ({"masks": [EMPTY]}, "mask", ["row 1, field 'masks.0'", "empty"]),
+    "empty ignore mask": ({"ignore": EMPTY}, "mask", ["row 1, field 'ignore'", "empty"]),
+    "box beside its mask": ({"boxes": [[0, 0, 20, 20]]}, "box", ["row 1, field 'masks.0'", "[0.0, 0.0, 20.0, 20.0]"]),
+    "box beyond the image": ({"boxes": [[0, 0, 90, 48]]}, "box", ["row 1, field 'boxes.0'", "[0.0, 0.0, 90.0, 48.0]"]),
+    "point beyond the image": ({"points": [[[70, 3]]]}, "point", ["row 1, field 'points.0'", "[[70.0, 3.0]]"]),
 }
 
 
 @pytest.mark.parametrize("name", FALSE)
 def test_each_untruth_is_named(tmp_path: Path, name: str) -> None:
-    changes, message = FALSE[name]
+    changes, kind, names = FALSE[name]
     rows = [make_record(tmp_path), make_record(tmp_path, sentence="another", **changes)]
     file = write_rows(tmp_path / "rows.parquet", *rows)
     output = check(file, status=1)
-    assert message.format(folder=tmp_path) in output
-    assert "problems: 1" in output
+    assert all(part.format(folder=tmp_path) in output for part in names), output
+    assert "problems: 1" in output and [
+        found.kind for found in check_files([file], 1) if isinstance(found, Problem)
+    ] == [kind]
 
 
 def test_an_image_changed_later_is_found(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_an_image_changed_later_is_found(tmp_path: Path) -> None:
     Image.new("RGB", (80, 60)).save(tmp_path / "b.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     output = check(file, status=1)
-    assert "row 1: b.png has the SHA-256" in output and "row 0: " in output and "unreadable as an image" in output
+    assert "row 1: b.png" in output and f"row 0: {tmp_path / 'a.png'}: unreadable" in output and "SHA-256" in output
 
 
 def test_rows_that_break_the_schema_are_named(tmp_path: Path) -> None:
@@ -94,8 +96,8 @@ def test_duplicates_are_problems_and_repeats_are_counted(tmp_path: Path) -> None
     row, other = two_images(tmp_path)
     file = write_rows(tmp_path / "rows.parquet", row, other, row, make_record(tmp_path, source={"sent_id": "2"}))
     output = check(file, status=1)
-    assert "row 2 is row 0 again" in output and "problems: 1" in output
-    assert "repeats under other ids: 1" in output
+    assert "row 2 is row 0" in output and "problems: 1" in output
+    assert "other ids: 1" in output
 
 
 def test_images_in_two_files_are_leaks(tmp_path: Path) -> None:
@@ -106,19 +108,19 @@ def test_images_in_two_files_are_leaks(tmp_path: Path) -> None:
     leaked = make_record(tmp_path, "b.png", (80, 60)).model_copy(update={"image": str(copy), "sha256": sha256_of(copy)})
     test = write_rows(tmp_path / "test.parquet", make_record(tmp_path, "c.png", (50, 40)), leaked)
     output = check(train, test, status=1)
-    assert f"{test}: shares images with {train}: 1, the first that of row 1" in output and "problems: 1" in output
+    assert all(name in output for name in (f"{test}: ", f"{train}: 1", "row 1", "problems: 1")), output
 
 
 def test_many_problems_are_summed_up(tmp_path: Path) -> None:
     rows = [make_record(tmp_path, sentence=str(i), masks=[EMPTY]) for i in range(5)]
     file = write_rows(tmp_path / "rows.parquet", *rows)
     output = check(file, status=1, limit=2)
-    assert output.count("it is empty") == 2 and "and 3 more of kind 'mask'" in output
+    assert output.count("it is empty") == 2 and "3 more" in output and "'mask'" in output
     assert check(file, status=1, limit=0).count("it is empty") == 5
 
 
 def test_files_that_are_no_data_end_with_an_error(tmp_path: Path) -> None:
-    assert "no such data file" in check(tmp_path / "none.parquet", status=1)
+    assert f"{tmp_path / 'none.parquet'}: no such" in check(tmp_path / "none.parquet", status=1)
 
 
 def test_drawn_scenes_are_true_and_splits_share_none(drawn: Path) -> None:

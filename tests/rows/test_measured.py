@@ -12,6 +12,7 @@ from samr1_verl.rows.check import Problem, check_files
 from samr1_verl.rows.measured import kept_rows, write_measured
 from samr1_verl.rows.record import MEASURED, DataError, count_rows, iter_rows, read_table, record_at, resolve_image
 from samr1_verl.rows.show import look
+from tests.errors import refused
 from tests.row_files import make_record, write_rows
 
 
@@ -58,9 +59,9 @@ def test_a_file_without_the_columns_is_a_data_file(file, tmp_path):
 
 
 def test_a_file_that_keeps_no_row_is_not_written(file, tmp_path):
-    with pytest.raises(DataError, match=r"none of the 4 rows of .*rows.parquet would be left"):
-        write_measured(file, tmp_path / "none.parquet", {"ceiling": VALUES}, VALUES > 1)
-    assert not (tmp_path / "none.parquet").exists()
+    with refused(DataError, "no_row_left", target := tmp_path / "none.parquet", "4 rows", file):
+        write_measured(file, target, {"ceiling": VALUES}, VALUES > 1)
+    assert not target.exists()
 
 
 def test_bounds_include_their_ends(file, tmp_path):
@@ -73,11 +74,11 @@ def test_bounds_include_their_ends(file, tmp_path):
 def test_bounds_need_a_value_in_every_row_and_leave_one(file, tmp_path):
     write_measured(file, tmp_path / "a.parquet", {"ceiling": VALUES})
     table = read_table(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"'ceiling' has no value in 1 of 4 rows, the first is row 3\. .*data ceiling,"):
+    with refused(DataError, "not_measured", "a: column 'ceiling'", "1 of 4", "row 3", "samr1 data ceiling,"):
         kept_rows(table, {"ceiling": (0.5, 1)}, "a")
-    with pytest.raises(DataError, match=r"'success_rate' has no value in 4 of 4 rows.*samr1 data difficulty,"):
+    with refused(DataError, "not_measured", "a: column 'success_rate'", "4 of 4", "samr1 data difficulty,"):
         kept_rows(table, {"success_rate": (0.1, 0.9)}, "a")
-    with pytest.raises(DataError, match=r"no row is left with ceiling in \[0.95, 1\]; found 0.1 to 0.9 in 3 rows"):
+    with refused(DataError, "no_row_left", "a: ", "ceiling in [0.95, 1]", "0.1 to 0.9", "3 rows"):
         kept_rows(table.slice(0, 3), {"ceiling": (0.95, 1)}, "a")
 
 

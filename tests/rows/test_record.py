@@ -20,6 +20,7 @@ from samr1_verl.rows.record import (
     resolve_image,
     write_records,
 )
+from tests.errors import refused
 from tests.row_files import make_record, write_rows
 
 
@@ -66,20 +67,20 @@ def test_interrupted_writing_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.parquet: no such data file.*samr1 data convert"):
+    with refused(DataError, "no_such_file", tmp_path / "nowhere.parquet", "samr1 data convert"):
         read_table(tmp_path / "nowhere.parquet")
 
 
 def test_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("hello")
-    with pytest.raises(DataError, match=r"a\.parquet: not a readable parquet file"):
+    with refused(DataError, "unreadable_parquet", tmp_path / "a.parquet"):
         read_table(tmp_path / "a.parquet")
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.parquet")
     pq.write_table(pq.read_table(file).drop_columns(["sha256"]), file)
-    with pytest.raises(DataError, match=r"rows\.parquet: column 'sha256' is missing"):
+    with refused(DataError, "missing_column", f"{file}: column 'sha256'"):
         read_table(file)
 
 
@@ -88,7 +89,7 @@ def test_column_of_another_type_is_named(tmp_path: Path) -> None:
     table = pq.read_table(file)
     table = table.set_column(table.column_names.index("height"), "height", pa.array(["48"]))
     pq.write_table(table, file)
-    with pytest.raises(DataError, match=r"column 'height' holds string, expected int32"):
+    with refused(DataError, "wrong_column_type", f"{file}: column 'height'", "string", "int32"):
         read_table(file)
 
 
@@ -99,26 +100,26 @@ def test_another_schema_version_says_what_to_do(tmp_path: Path) -> None:
     renamed = table.rename_columns({"image": "picture"}).replace_schema_metadata(table.schema.metadata)
     pq.write_table(renamed, tmp_path / "renamed.parquet")
     for other in (file, tmp_path / "renamed.parquet"):
-        with pytest.raises(DataError, match=r"schema version 99.*reads 1.*Prepare the data again"):
+        with refused(DataError, "other_schema_version", other, "version 99", "reads 1"):
             read_table(other)
 
 
 def test_file_without_rows_is_refused(tmp_path: Path) -> None:
     write_records(tmp_path / "rows.parquet", [])
-    with pytest.raises(DataError, match=r"rows\.parquet: no rows"):
+    with refused(DataError, "no_rows", tmp_path / "rows.parquet"):
         read_table(tmp_path / "rows.parquet")
 
 
 def test_bad_field_is_named_with_its_row(tmp_path: Path) -> None:
     row = pa.Table.from_pylist([{**make_record(tmp_path).model_dump(), "source": "{}"}], SCHEMA).to_pylist()[0]
-    with pytest.raises(DataError, match=r"f\.parquet: row 3, field 'sha256'.*'abc'"):
+    with refused(DataError, "bad_field", "f.parquet: row 3, field 'sha256'", "'abc'"):
         parse_record({**row, "sha256": "abc"}, "f.parquet", 3)
-    with pytest.raises(DataError, match=r"f\.parquet: row 3, field 'source': not a JSON object"):
+    with refused(DataError, "source_not_json", "f.parquet: row 3, field 'source'"):
         parse_record({**row, "source": "{"}, "f.parquet", 3)
 
 
 def test_boxes_must_match_the_masks(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="boxes holds 2 objects, masks 1"):
+    with pytest.raises(ValidationError, match=r"boxes .*2 .*masks 1"):
         make_record(tmp_path, boxes=[[0, 0, 1, 1], [0, 0, 2, 2]])
     with pytest.raises(ValidationError, match="four numbers"):
         make_record(tmp_path, boxes=[[0, 0, 1]])

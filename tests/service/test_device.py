@@ -16,6 +16,7 @@ from samr1_verl.geometry.masks import MaskError
 from samr1_verl.segmenters import Embedding, Prediction, Prompt, SegmenterError
 from samr1_verl.segmenters.base import DevicePrediction, DeviceSegmenter, Limits
 from samr1_verl.service.engine import Counters
+from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.test_engine import BOX, rectangle, truth_of
 
@@ -128,7 +129,7 @@ async def test_masks_that_are_only_counted_stay_on_the_device(make_engine, tmp_p
     ]
     assert counted == expected and len(set(map(str, counted))) == 3
     assert set(segmenter.decoded) == {"device"}
-    with pytest.raises(MaskError, match=r"7\.png: the image is 10x20 \(HxW\), ground_truth\.size is 20x10"):
+    with refused(MaskError, "size_differs", f"{image[0]}: ground_truth.size", "20x10", "10x20 (HxW)"):
         await engines[0].overlap(*image, [BOX], truth_of(rectangle(0, 0, 3, 4, (20, 10))))
 
 

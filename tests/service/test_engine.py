@@ -16,6 +16,7 @@ from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, SegmenterError
 from samr1_verl.service.engine import Counters
+from tests.errors import refused
 from tests.masks import rectangle_in
 from tests.service.fake import BoxSegmenter, image_file
 
@@ -110,11 +111,11 @@ async def test_a_digest_that_is_none_is_refused(make_engine, tmp_path, digest):
 
 async def test_a_missing_or_broken_image_is_named(make_engine, tmp_path):
     engine = make_engine(BoxSegmenter())
-    with pytest.raises(ImageError, match=r"gone\.png: no such image"):
+    with refused(ImageError, "no_such_image", tmp_path / "gone.png"):
         await engine.segment(tmp_path / "gone.png", "0" * 64, [BOX])
     (tmp_path / "text.png").write_text("no image")
     digest = sha256(b"no image").hexdigest()
-    with pytest.raises(ImageError, match=r"text\.png: unreadable as an image"):
+    with refused(ImageError, "unreadable_image", tmp_path / "text.png"):
         await engine.segment(tmp_path / "text.png", digest, [BOX])
 
 
@@ -158,5 +159,5 @@ async def test_overlap_unites_objects_on_both_sides_and_leaves_ignored_pixels_ou
 
 async def test_a_truth_of_another_size_is_refused(make_engine, tmp_path):
     engine, (path, digest) = make_engine(BoxSegmenter()), image_file(tmp_path, 7)
-    with pytest.raises(MaskError, match=r"7\.png: the image is 10x20 \(HxW\), ground_truth\.size is 20x10"):
+    with refused(MaskError, "size_differs", f"{path}: ground_truth.size", "20x10", "10x20 (HxW)"):
         await engine.overlap(path, digest, [BOX], truth_of(rectangle(0, 0, 3, 4, (20, 10))))

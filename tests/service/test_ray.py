@@ -35,6 +35,7 @@ from samr1_verl.service import placement, ray_app
 from samr1_verl.service.client import announce
 from samr1_verl.service.ray_client import RayClient, _beat
 from samr1_verl.service.retry import ServiceError
+from tests.errors import refused
 from tests.service.fake import image_file
 from tests.service.servers import environment
 
@@ -106,7 +107,7 @@ async def test_answers_and_faults_are_those_of_the_embedded_engine(make, tmp_pat
     assert await client.overlap(*image, [BOX], truth()) == RIGHT
     with pytest.raises(ImageError, match="SHA-256"):
         await client.overlap(image[0], "0" * 64, [BOX], truth())
-    with pytest.raises(MaskError, match="20x10"):
+    with refused(MaskError, "size_differs", f"{image[0]}: ground_truth.size", "20x10"):
         await client.overlap(*image, [BOX], GroundTruth(size=(20, 10), masks=()))
     await asyncio.gather(*(client.overlap(*image, [BOX], truth()) for _ in range(16)))
     counters = await client.counters()
@@ -127,7 +128,7 @@ async def test_calls_about_one_image_travel_together_and_fail_apart(make, tmp_pa
     await asyncio.sleep(0)
     asked[0].cancel()
     assert await asyncio.gather(*asked[1:]) == [RIGHT] * 3
-    with pytest.raises(MaskError, match="20x10"):
+    with refused(MaskError, "size_differs", f"{image[0]}: ground_truth.size", "20x10"):
         await wrong
     assert sorted(requests) == [1, 4]
 

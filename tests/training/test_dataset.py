@@ -18,6 +18,7 @@ from samr1_verl.rows.measured import write_measured
 from samr1_verl.rows.record import DataError
 from samr1_verl.training import dataset as dataset_module
 from samr1_verl.training.dataset import SegmentationDataset
+from tests.errors import refused
 from tests.processors import qwen_processor
 from tests.row_files import make_record, write_rows
 
@@ -114,7 +115,7 @@ def test_an_item_carries_paths_and_text_but_no_pixels(tmp_path):
     assert len(pickle.dumps(item)) < 4000
     (tmp_path / "a.png").unlink()
     again = dataset([path])[0]
-    with pytest.raises(ImageError, match=r"a\.png: no such image"):
+    with refused(ImageError, "no_such_image", tmp_path / "a.png"):
         rollout_inputs(again, qwen_processor())
 
 
@@ -163,7 +164,7 @@ def test_rows_outside_the_bounds_are_left_out_of_the_training_files_alone(tmp_pa
     assert [row["index"] for row in rows] == [5, 6, 7, 8, 9]
     assert [row["index"] for row in dataset([measured], 0, 2, train_files=str(measured), **keep)] == [5, 6]
     assert len(dataset([plain], train_files=[str(measured)], **keep)) == 10, "validation rows all stay"
-    with pytest.raises(DataError, match="column 'ceiling' has no value in 10 of 10 rows"):
+    with refused(DataError, "not_measured", f"{plain}: column 'ceiling'", "10 of 10 rows"):
         dataset([plain], train_files=[str(plain)], **keep)
 
 

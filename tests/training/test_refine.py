@@ -15,6 +15,7 @@ from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.workers.rollout.replica import TokenOutput
 
 from samr1_verl.config import ConfigError, PromptConfig
+from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.prompts.questions import Questions
@@ -24,6 +25,7 @@ from samr1_verl.segmenters import SegmenterError
 from samr1_verl.service import client, engine
 from samr1_verl.training.dataset import SegmentationDataset
 from samr1_verl.training.refine import RefineAgentLoop
+from tests.errors import refused
 from tests.masks import rectangle_in
 from tests.processors import qwen_processor
 from tests.service.fake import BoxSegmenter, image_file
@@ -219,7 +221,7 @@ async def test_a_fault_of_the_segmenter_in_the_second_turn_is_raised(world: Worl
 
 async def test_a_missing_image_is_an_error(world: World) -> None:
     Path(world.item["extra_info"]["image"]).unlink()
-    with pytest.raises(Exception, match="no such image"):
+    with refused(ImageError, "no_such_image", world.item["extra_info"]["image"]):
         await world.run(FIRST, DONE)
 
 

@@ -49,6 +49,7 @@ class Picture:
         fits = {Exif.applied: drawn_wh == self.size_wh, Exif.stored: drawn_wh == self.stored_wh}
         if exif is Exif.auto and self.orientation != 1 and all(fits.values()):
             raise Flaw(
+                "unknown_orientation",
                 "orientation",
                 f"{self.path} has the EXIF orientation {self.orientation}, and its size does not tell whether the "
                 "annotation was drawn before or after it. Use --exif applied (as viewers show it) or --exif stored",
@@ -57,6 +58,7 @@ class Picture:
         frame = by_size if exif is Exif.auto else exif
         if not fits[frame]:
             raise Flaw(
+                "annotation_size_differs",
                 "size",
                 f"the annotation is for an image of {_by(drawn_wh)} pixels, {self.path} has "
                 f"{_by(self.size_wh if frame is Exif.applied else self.stored_wh)}. It is for another image, or the "
@@ -76,7 +78,7 @@ def open_picture(path: Path) -> Picture:
         orientation, stored_wh = file.orientation()
         return Picture(path, file.sha256, file.rgb().size, stored_wh, orientation)
     except ImageError as error:
-        raise Flaw("image", str(error)) from error
+        raise Flaw("unusable_image", "image", f"{error}") from error
 
 
 class NoPixel(Flaw):
@@ -109,10 +111,10 @@ def segmentation_mask(segmentation: Any, drawn_wh: tuple[int, int]) -> Shape:
         polygons = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
         shape = _polygon_mask(polygons, drawn_wh)
     else:
-        raise Flaw("segmentation", f"found {short(segmentation)}, expected polygons or an RLE")
+        raise Flaw("bad_segmentation", "segmentation", f"found {short(segmentation)}, expected polygons or an RLE")
     if not shape.mask.any():
         notes = f" ({'; '.join(shape.notes)})" if shape.notes else ""
-        raise NoPixel("segmentation", f"it covers no pixel{notes}. Correct or remove the annotation")
+        raise NoPixel("no_pixel", "segmentation", f"it covers no pixel{notes}. Correct or remove the annotation")
     return shape
 
 
@@ -127,17 +129,19 @@ def _polygon_mask(polygons: Sequence[Any], drawn_wh: tuple[int, int]) -> Shape:
         except (TypeError, ValueError, OverflowError):
             corners = np.empty((0, 0))
         if corners.ndim != 1 or corners.size % 2 or not np.isfinite(corners).all():
-            raise Flaw("segmentation", f"polygon {number} is {short(polygon)}, expected [x, y, x, y, …]")
+            raise Flaw("bad_polygon", "segmentation", f"polygon {number} is {short(polygon)}, expected [x, y, x, y, …]")
         x, y = corners[0::2], corners[1::2]
         if corners.size and (np.abs(x - width / 2).max() > 1.5 * width or np.abs(y - height / 2).max() > 1.5 * height):
             raise Flaw(
+                "far_outside",
                 "segmentation",
                 f"polygon {number} reaches from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}), far outside "
                 f"the image of {_by(drawn_wh)} pixels: it belongs to another image, or is scaled",
             )
         outline += sum(np.abs(np.diff(way, append=way[:1])).sum() for way in (x, y))
         if outline > max(OUTLINE, 4 * width * height):
-            raise Flaw("segmentation", f"its outline has more than {max(OUTLINE, 4 * width * height)} pixels")
+            most = max(OUTLINE, 4 * width * height)
+            raise Flaw("outline_too_long", "segmentation", f"its outline has more than {most} pixels")
         # Painted pixels decide, not the signed area: it is 0 for a polygon that crosses itself symmetrically.
         rle = coco_mask.frPyObjects([corners.tolist()], height, width)[0] if len(x) >= _CORNERS else None
         if rle is None or not coco_mask.area(rle):
@@ -154,16 +158,22 @@ def _rle_mask(rle: dict, drawn_wh: tuple[int, int]) -> np.ndarray:
     width, height = drawn_wh
     counts, size = rle.get("counts"), rle.get("size")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise Flaw("segmentation", f"the RLE's size is {size}, expected [{height}, {width}] (H, W of the image)")
+        raise Flaw(
+            "other_size", "segmentation", f"the RLE's size is {size}, expected [{height}, {width}] (H, W of the image)"
+        )
     if isinstance(counts, str | bytes):
         try:
             return decode_rle(counts if isinstance(counts, str) else counts.decode("ascii"), (height, width))
         except (MaskError, UnicodeDecodeError) as error:
-            raise Flaw("segmentation", str(error)) from error
+            raise Flaw("undecodable_rle", "segmentation", f"{error}") from error
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
-        raise Flaw("segmentation", f"the RLE's counts are {short(counts)}, expected run lengths or compressed text")
+        raise Flaw(
+            "bad_counts",
+            "segmentation",
+            f"the RLE's counts are {short(counts)}, expected run lengths or compressed text",
+        )
     if sum(counts) != height * width:
-        raise Flaw("segmentation", f"the RLE has {sum(counts)} pixels, the image {height * width}")
+        raise Flaw("rle_pixels_differ", "segmentation", f"the RLE has {sum(counts)} pixels, the image {height * width}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
@@ -190,9 +200,10 @@ def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) 
     """
     box = np.asarray(box_xyxy, dtype=np.float64)
     if box.shape != (4,) or not np.isfinite(box).all():
-        raise Flaw("box", f"found {short(box_xyxy)}, expected four numbers")
+        raise Flaw("bad_box", "box", f"found {short(box_xyxy)}, expected four numbers")
     if box[2] <= box[0] or box[3] <= box[1]:
         raise Flaw(
+            "box_without_area",
             "box",
             f"{box.tolist()} has no area, expected x1 < x2 and y1 < y2. Is it x, y, w, h? Then use --box-format xywh",
         )
@@ -200,26 +211,33 @@ def box_in_image(box_xyxy: Sequence[float], picture: Picture, orientation: int) 
     width, height = picture.size_wh
     slack = 1.0  # annotation tools round
     if box.min() < -slack or box[2] > width + slack or box[3] > height + slack:
-        raise Flaw("box", f"{box.tolist()} leaves the image of {_by(picture.size_wh)} pixels. Wrong --box-format?")
+        raise Flaw(
+            "box_outside_image",
+            "box",
+            f"{box.tolist()} leaves the image of {_by(picture.size_wh)} pixels. Wrong --box-format?",
+        )
     return np.clip(box, 0, [width, height, width, height]).tolist()
 
 
 def checked_sentence(sentence: Any) -> str:
     """The sentence without white space around it. Raises Flaw where it is empty, too long or not text."""
     if not isinstance(sentence, str):
-        raise Flaw("sentence", f"found {short(sentence)}, expected text")
+        raise Flaw("sentence_not_text", "sentence", f"found {short(sentence)}, expected text")
     text = sentence.strip()
     if not text:
-        raise Flaw("sentence", f"found {short(sentence)}, expected a sentence. Correct or remove it")
+        raise Flaw("empty_sentence", "sentence", f"found {short(sentence)}, expected a sentence. Correct or remove it")
     if len(text) > LONGEST_SENTENCE:
         raise Flaw(
+            "sentence_too_long",
             "sentence",
             f"it has {len(text)} characters, expected at most {LONGEST_SENTENCE}; it begins {text[:60]!r}. Shorten it",
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Flaw("sentence", f"{short(sentence)} is not UTF-8. Correct its encoding in the source") from error
+        raise Flaw(
+            "sentence_not_utf8", "sentence", f"{short(sentence)} is not UTF-8. Correct its encoding in the source"
+        ) from error
     return text
 
 

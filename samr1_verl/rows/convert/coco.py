@@ -73,13 +73,13 @@ class CocoConvert:
         image_id, name, width, height, extra = job.image
         try:
             if name is None:
-                raise Flaw("image_id", "no image has this id")
+                raise Flaw("no_such_image", "image_id", "no image has this id")
             picture = open_picture(find_image(self.images, name))
             orientation = picture.turn((width, height), self.exif)
         except Flaw as flaw:
             by_column = sum(len(self._sentences(annotation)) for annotation in job.annotations)
             rows = by_column if self.column else len({annotation[1] for annotation in job.annotations})
-            return [], [Problem(str(self.file), f"image {image_id}", flaw.field, str(flaw), rows)]
+            return [], [Problem(str(self.file), f"image {image_id}", flaw.where, flaw.problem, rows)]
         image = _Image(self, picture, (width, height), orientation, image_id, json.loads(extra))
         if self.column:
             for annotation in job.annotations:
@@ -118,7 +118,8 @@ class _Image:
             try:
                 self._add(sentence, category, truths, None, {"ann_id": ann_id, "sentence": number})
             except Flaw as flaw:
-                self._problem(f"annotation {ann_id}", Flaw(str(self.to.column), str(flaw)), 1)
+                own = Flaw("unusable_sentence", f"{self.to.column}", flaw.problem)
+                self._problem(f"annotation {ann_id}", own, 1)
 
     def by_category(self, annotations: list[tuple]) -> None:
         """Add a row for all objects of one category. Crowds become pixels that do not count."""
@@ -127,13 +128,15 @@ class _Image:
         truths = []
         try:
             if category is None:
-                raise Flaw("category_id", f"no category has the id {category_id}")
+                raise Flaw("no_such_category", "category_id", f"no category has the id {category_id}")
             not_all = self.extra.get(NOT_EXHAUSTIVE, [])
             if not isinstance(not_all, list):
-                raise Flaw(NOT_EXHAUSTIVE, f"found {short(not_all)}, expected a list of category ids")
+                raise Flaw("not_a_list", NOT_EXHAUSTIVE, f"found {short(not_all)}, expected a list of category ids")
             if category_id in not_all:
                 raise Flaw(
-                    NOT_EXHAUSTIVE, f"objects of {category!r} in this image are not all annotated, so no mask is true"
+                    "not_exhaustive",
+                    NOT_EXHAUSTIVE,
+                    f"objects of {category!r} in this image are not all annotated, so no mask is true",
                 )
             for annotation in annotations:
                 ann_id, is_crowd = annotation[0], annotation[3]
@@ -143,7 +146,9 @@ class _Image:
                 else:
                     truths.append(truth_of(mask, self.orientation))
             if not truths:
-                raise Flaw("iscrowd", f"the image has {category!r} only as a crowd, so there is no object to point at")
+                raise Flaw(
+                    "only_crowd", "iscrowd", f"the image has {category!r} only as a crowd: no object to point at"
+                )
             sentence = self.to.sentence.replace("{category}", category.replace("_", " "))  # LVIS: aerosol_can
             ignore = encode_rle(turn_mask(crowd, self.orientation)) if crowd.any() else None
             self._add(sentence, category, truths, ignore, {"category_id": category_id})
@@ -153,7 +158,7 @@ class _Image:
     def _mask(self, annotation: tuple) -> np.ndarray:
         shape = segmentation_mask(json.loads(annotation[4]), self.drawn_wh)
         for note in shape.notes:
-            self._problem(f"annotation {annotation[0]}", Flaw("segmentation", note), 0)
+            self._problem(f"annotation {annotation[0]}", Flaw("part_without_pixel", "segmentation", note), 0)
         return shape.mask
 
     def _add(self, sentence: Any, category: str, truths: list, ignore: str | None, source: dict) -> None:
@@ -172,7 +177,7 @@ class _Image:
 
     def _problem(self, record: str, flaw: Flaw, rows: int) -> None:
         where = f"{record} of image {self.image_id}"
-        self.problems.append(Problem(str(self.to.file), where, flaw.field, str(flaw), rows))
+        self.problems.append(Problem(str(self.to.file), where, flaw.where, flaw.problem, rows))
 
 
 def convert_coco(to: CocoConvert, out: Path, run: RunOptions) -> list[Outcome]:
@@ -182,10 +187,12 @@ def convert_coco(to: CocoConvert, out: Path, run: RunOptions) -> list[Outcome]:
         DataError: an option or a file cannot be used, there is a problem where `run.strict`, or no row is left.
     """
     if not to.images.is_dir():
-        raise DataError(f"--images: no folder {to.images}. Unpack the images there")
+        raise DataError("no_images", "--images", f"no folder {to.images}. Unpack the images there")
     if not to.column and "{category}" not in to.sentence:
         raise DataError(
-            f"--sentence is {to.sentence!r}, expected it to hold {{category}}: all rows would have the same sentence"
+            "no_placeholder",
+            "--sentence",
+            f"found {to.sentence!r}, expected it to hold {{category}}: all rows would have the same sentence",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = {"source": stamp(to.file), "to": repr(to)}

@@ -18,6 +18,7 @@ def file_of(path: Any, images: Path | None) -> Path:
     """The file that a data set names. Raises Flaw where it lies outside the folder `images`, or there is none."""
     if images is None:
         raise Flaw(
+            "path_without_folder",
             "image",
             f"the data set holds no image but the path {short(path)}, and a data set of the hub names no folder of "
             "this machine. Name the folder of its images with --images",
@@ -46,13 +47,15 @@ def label_image(mask: Any, images: Path | None) -> np.ndarray:
             labels = np.asarray(mask)
             labels = labels if labels.dtype.kind in "biuf" else np.empty(0)
     except Flaw as flaw:
-        raise Flaw("mask", str(flaw)) from flaw
+        raise Flaw("unusable_path", "mask", flaw.problem) from flaw
     except (OSError, ValueError, TypeError, OverflowError) as error:
-        raise Flaw("mask", f"unreadable ({error}), expected an image or rows of pixels") from error
+        raise Flaw("unreadable_mask", "mask", f"unreadable ({error}), expected an image or rows of pixels") from error
     if labels.ndim == 3 and labels.shape[2] > 1 and (labels[..., :3] == labels[..., :1]).all():
         labels = labels[..., 0]  # grey, saved as colours
     if labels.ndim != 2:
-        raise Flaw("mask", f"its shape is {labels.shape}, expected HxW: one channel, or three that are equal")
+        raise Flaw(
+            "wrong_shape", "mask", f"its shape is {labels.shape}, expected HxW: one channel, or three that are equal"
+        )
     return labels
 
 
@@ -69,12 +72,13 @@ def split_labels(labels: np.ndarray, ignore_value: int | None) -> tuple[np.ndarr
     values = [value for value in np.unique(labels).tolist() if value not in (0, ignore_value)]
     if len(values) > 1:
         raise Flaw(
+            "several_labels",
             "mask",
             f"it holds the values {[0, *values][:8]}, expected 0 and one other. If one marks pixels that do not count "
             "(255 often does), use --ignore-value; if each is an object, split them into examples",
         )
     if not values:
-        raise Flaw("mask", "no pixel belongs to the object")
+        raise Flaw("empty_mask", "mask", "no pixel belongs to the object")
     ignore = labels == ignore_value if ignore_value is not None else np.zeros(labels.shape, dtype=bool)
     return labels == values[0], ignore
 
@@ -89,7 +93,7 @@ def several_segmentations(segmentation: Any) -> Sequence[Any]:
         try:
             segmentation = parse_json(segmentation)
         except ValueError as error:
-            raise Flaw("segmentation", f"text that is not JSON ({error})") from error
+            raise Flaw("segmentation_not_json", "segmentation", f"text that is not JSON ({error})") from error
     if isinstance(segmentation, list) and segmentation:
         first = segmentation[0]
         if isinstance(first, dict) or (isinstance(first, list) and first and isinstance(first[0], list)):
@@ -105,8 +109,8 @@ def several_boxes(box: Any) -> Sequence[Any]:
 def box_xyxy(box: Any, box_format: BoxFormat) -> list[float]:
     """A box as [x1, y1, x2, y2], in the pixels it was given in. Raises Flaw where it does not hold four numbers."""
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
-        raise Flaw("box", f"found {short(box)}, expected four numbers")
+        raise Flaw("bad_box", "box", f"found {short(box)}, expected four numbers")
     x, y, right, bottom = box
     if not all(abs(edge) < 1 << 31 for edge in box):  # also true of no number
-        raise Flaw("box", f"found {short(box)}, expected pixels")
+        raise Flaw("box_out_of_range", "box", f"found {short(box)}, expected pixels")
     return [x, y, right, bottom] if box_format is BoxFormat.xyxy else [x, y, x + right, y + bottom]

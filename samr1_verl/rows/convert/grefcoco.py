@@ -29,6 +29,7 @@ def annotation_ids(ref: dict) -> list[Any]:
     empty = ids in ([], [None], NO_TARGET)
     if bool(ref.get("no_target", empty)) != empty:
         raise Flaw(
+            "contradictory_target",
             "no_target",
             f"it is {short(ref['no_target'])}, and ann_id is {short(ids)}; expected {NO_TARGET} without a target",
         )

@@ -97,7 +97,7 @@ class HubConvert:
             picture = self.picture(example[self.columns.image])
             truths, boxes, ignore, notes = self._objects(example, picture)
         except Flaw as flaw:
-            return [], [self._problem(number, flaw.field, str(flaw), len(sentences))]
+            return [], [self._problem(number, flaw.where, flaw.problem, len(sentences))]
         problems = [self._problem(number, "segmentation", note, 0) for note in notes]
         records = []
         for index, text in enumerate(sentences):
@@ -120,7 +120,7 @@ class HubConvert:
                     )
                 )
             except Flaw as flaw:
-                problems.append(self._problem(number, flaw.field, str(flaw), 1))
+                problems.append(self._problem(number, flaw.where, flaw.problem, 1))
         return records, problems
 
     def _problem(self, number: int, kind: str, problem: str, rows: int) -> Problem:
@@ -131,7 +131,7 @@ class HubConvert:
         """The example's image file: the file that the data set names, else a copy of its bytes in `images`."""
         image = {"path": image, "bytes": None} if isinstance(image, str) else image
         if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
-            raise Flaw("image", f"found {short(image)}, expected an image or a path")
+            raise Flaw("bad_image", "image", f"found {short(image)}, expected an image or a path")
         if not image.get("bytes"):
             return open_picture(file_of(image["path"], self.root))
         data = image["bytes"]
@@ -139,7 +139,7 @@ class HubConvert:
             with ImageFile(f"an image of {len(data)} bytes", data).opened() as picture:
                 suffix = (picture.format or "image").lower()
         except ImageError as error:
-            raise Flaw("image", str(error)) from error
+            raise Flaw("unusable_image", "image", f"{error}") from error
         path = self.folder / "images" / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
         if not path.is_file():
             with complete(path) as partial:
@@ -160,7 +160,9 @@ class HubConvert:
             drawn_wh = picture.stored_wh if turn != 1 else picture.size_wh
             segmentations = several_segmentations(example[self.columns.segmentation])
             if len(segmentations) > MOST_OBJECTS:
-                raise Flaw("segmentation", f"{len(segmentations)} objects, expected at most {MOST_OBJECTS}")
+                raise Flaw(
+                    "too_many_objects", "segmentation", f"{len(segmentations)} objects, expected at most {MOST_OBJECTS}"
+                )
             shapes = [segmentation_mask(segmentation, drawn_wh) for segmentation in segmentations]
             notes = tuple(chain(*(shape.notes for shape in shapes)))
             return [truth_of(shape.mask, turn) for shape in shapes], [], None, notes
@@ -171,6 +173,7 @@ class HubConvert:
         """The EXIF orientation that polygons and boxes still need. They come without the size of their image."""
         if self.exif is Exif.auto and picture.orientation != 1:
             raise Flaw(
+                "unknown_orientation",
                 "orientation",
                 f"{picture.path} has the EXIF orientation {picture.orientation}, and nothing tells whether the "
                 "annotation was drawn before or after it. Use --exif applied (as viewers show it) or --exif stored",
@@ -188,20 +191,26 @@ def open_dataset(place: str, config: str | None, split: str) -> datasets.Iterabl
             saved = datasets.load_from_disk(place)
             if isinstance(saved, datasets.DatasetDict):
                 if split not in saved:
-                    raise DataError(f"--split: {place} has no split {split!r}, it has: {', '.join(saved)}")
+                    raise DataError(
+                        "no_such_split", "--split", f"{place} has no split {split!r}, it has: {', '.join(saved)}"
+                    )
                 saved = saved[split]
             return saved.to_iterable_dataset()
         if path.is_file():
             if path.suffix in (".json", ".jsonl"):
                 check_json_file(path)
             if path.suffix not in _BUILDERS:
-                raise DataError(f"--dataset: {place} ends in {path.suffix!r}, expected one of {', '.join(_BUILDERS)}")
+                raise DataError(
+                    "unknown_ending",
+                    "--dataset",
+                    f"{place} ends in {path.suffix!r}, expected one of {', '.join(_BUILDERS)}",
+                )
             return datasets.load_dataset(_BUILDERS[path.suffix], data_files=place, split="train", streaming=True)
         return datasets.load_dataset(place, config, split=split, streaming=True)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"--dataset {place}, --split {split}: {error}") from error
+        raise DataError("unreadable_dataset", f"--dataset {place}, --split {split}", f"{error}") from error
 
 
 def source_files(dataset: str) -> list[list[Any]]:
@@ -220,7 +229,9 @@ def raw_examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator
     except DataError:
         raise
     except (ValueError, TypeError, LookupError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"the data set cannot be read ({error}). Correct it, or get it again") from error
+        raise DataError(
+            "unreadable_dataset", "the data set", f"cannot be read ({error}). Correct it, or get it again"
+        ) from error
 
 
 def _examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[dict]:
@@ -229,7 +240,7 @@ def _examples(stream: datasets.IterableDataset, columns: Columns) -> Iterator[di
     names = stream.column_names or list(next(iter(stream), {}))
     missing = [name for name in columns.named if name not in names]
     if missing:
-        raise DataError(f"no column {', '.join(missing)}, the data set has: {', '.join(names)}")
+        raise DataError("no_such_column", "the data set", f"no column {', '.join(missing)}, it has: {', '.join(names)}")
     for name in (columns.image, columns.mask):
         if name and isinstance((stream.features or {}).get(name), datasets.Image):
             stream = stream.cast_column(name, datasets.Image(decode=False))
@@ -247,7 +258,7 @@ def convert_hub(to: HubConvert, config: str | None, split: str, out: Path, run: 
     """
     chosen = [to.columns.mask, to.columns.segmentation, to.columns.box]
     if sum(name is not None for name in chosen) != 1:
-        raise DataError("give exactly one of --mask, --segmentation and --box")
+        raise DataError("not_one_option", "--mask, --segmentation and --box", "give exactly one of them")
     stream = open_dataset(to.dataset, config, split)
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = {"to": repr(to), "config": config, "split": split, "files": source_files(to.dataset)}

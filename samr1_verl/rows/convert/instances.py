@@ -77,9 +77,11 @@ def instances_of(instances: Path, keep: Sequence[str] = ()) -> Fill:
                     values = row(item)
                     database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
                 except (KeyError, TypeError, Flaw, sqlite3.Error) as error:
-                    raise DataError(f"{instances}: {table}[{index}]: {_explain(error)}") from error
+                    raise DataError("bad_entry", f"{instances}: {table}[{index}]", _explain(error)) from error
             if index < 0:
-                raise DataError(f"{instances}: no {table}. Expected COCO's images, annotations and categories")
+                raise DataError(
+                    "no_entries", f"{instances}", f"no {table}. Expected COCO's images, annotations and categories"
+                )
 
     return fill
 
@@ -88,7 +90,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"field {error.args[0]!r} is missing, expected an entry of a COCO instances file"
     if isinstance(error, Flaw):
-        return f"field {error.field!r}: {error}"
+        return f"field {error.where!r}: {error.problem}"
     if isinstance(error, sqlite3.IntegrityError):
         return "its id appears twice. If two files were put together, convert them one by one"
     if isinstance(error, sqlite3.OperationalError):
@@ -99,7 +101,7 @@ def _explain(error: Exception) -> str:
 def _pixels(value: Any, field: str) -> int | float:
     if isinstance(value, int | float) and 0 < value < 1 << 31:
         return value
-    raise Flaw(field, f"found {short(value)}, expected a number of pixels")
+    raise Flaw("bad_pixel_count", field, f"found {short(value)}, expected a number of pixels")
 
 
 def image_file_name(image: dict) -> str:
@@ -114,4 +116,4 @@ def image_file_name(image: dict) -> str:
     try:
         return urlparse(url).path.lstrip("/")
     except ValueError as error:
-        raise Flaw("coco_url", f"found {url!r}, expected an address ({error})") from error
+        raise Flaw("bad_address", "coco_url", f"found {url!r}, expected an address ({error})") from error

@@ -59,15 +59,19 @@ class JsonText:
         depth = self._depth + np.cumsum(np.where(in_string, 0, _STEP[codes]), dtype=np.int64)
         if depth.max() > NESTING:
             raise DataError(
-                f"{self._path}: lists and objects inside one another to more than {NESTING} levels. It is damaged, or "
-                "not the file that the option expects: download it again"
+                "nested_too_deeply",
+                f"{self._path}",
+                f"lists and objects inside one another to more than {NESTING} levels. It is damaged, or not the file "
+                "that the option expects: download it again",
             )
         marks = np.flatnonzero(_MARK[codes] & ~in_string & (depth <= self._level))
         ends = np.concatenate([[-self._pending], marks, [len(block)]])
         if np.diff(ends).max() > LONGEST_VALUE:
             raise DataError(
-                f"{self._path}: a value of more than {LONGEST_VALUE} bytes. It is damaged, or not the file that the "
-                "option expects: download it again"
+                "value_too_long",
+                f"{self._path}",
+                f"a value of more than {LONGEST_VALUE} bytes. It is damaged, or not the file that the option expects: "
+                "download it again",
             )
         self._pending = len(block) - int(ends[-2])
         self._depth, self._in_string = int(depth[-1]), bool(in_string[-1])
@@ -89,13 +93,15 @@ def read_stream(path: Path, prefix: str) -> Iterator[Any]:
                 yield item
                 count += 1
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Unpack the data set there, or correct the option") from error
+        raise DataError(
+            "no_such_file", f"{path}", "no such file. Unpack the data set there, or correct the option"
+        ) from error
     except DataError:
         raise
     except (ijson.JSONError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())  # ijson shows the place in three lines
         raise DataError(
-            f"{path}: not readable as JSON after {count} of {prefix} ({reason}). Download it again"
+            "broken_json", f"{path}", f"not readable as JSON after {count} of {prefix} ({reason}). Download it again"
         ) from error
 
 

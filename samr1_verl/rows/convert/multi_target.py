@@ -55,7 +55,7 @@ class MultiTargetConvert:
         records, problems = [], []
         if len(answers) > len(questions):
             text = f"{len(answers)} answers, {len(questions)} questions: the last answers have none"
-            problems.append(self._problem(image, Flaw("answers", text), 0))
+            problems.append(self._problem(image, Flaw("more_answers_than_questions", "answers", text), 0))
         for index, question in enumerate(questions):
             name = f"{image}, answers[{index}]"
             try:
@@ -86,18 +86,18 @@ class MultiTargetConvert:
         )
 
     def _problem(self, record: str, flaw: Flaw, rows: int) -> Problem:
-        return Problem(str(self.file), record, flaw.field, str(flaw), rows)
+        return Problem(str(self.file), record, flaw.where, flaw.problem, rows)
 
 
 def _questions(entry: Any) -> tuple[list[Any], list[Any]]:
     """The questions of an image and their answers, which may be fewer. Raises Flaw: one of them is no list."""
     if not isinstance(entry, dict):
-        raise Flaw("entry", f"found {short(entry)}, expected an image with questions and answers")
+        raise Flaw("entry_not_object", "entry", f"found {short(entry)}, expected an image with questions and answers")
     questions, answers = entry.get("questions"), entry.get("answers", entry.get("answer"))
     if not isinstance(questions, list):
-        raise Flaw("questions", f"found {short(questions)}, expected a list")
+        raise Flaw("not_a_list", "questions", f"found {short(questions)}, expected a list")
     if not isinstance(answers, list):
-        raise Flaw("answers", f"found {short(answers)}, expected a list")
+        raise Flaw("not_a_list", "answers", f"found {short(answers)}, expected a list")
     return checked_sentences(questions), answers
 
 
@@ -106,14 +106,14 @@ def _image_name(entry: dict) -> str:
     try:
         name = image_file_name(entry)
     except KeyError as error:
-        raise Flaw("file_name", "it is missing, and so is coco_url") from error
+        raise Flaw("no_file_name", "file_name", "it is missing, and so is coco_url") from error
     return name if "/" in name else f"train2014/{name}"
 
 
 def _pixels(entry: dict, field: str) -> int:
     value = entry.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Flaw(field, f"found {short(value)}, expected a number of pixels")
+        raise Flaw("bad_pixel_count", field, f"found {short(value)}, expected a number of pixels")
     return value
 
 
@@ -124,9 +124,9 @@ def _objects(answer: Any, drawn_wh: tuple[int, int], orientation: int) -> tuple[
         Flaw: there is no object, none covers a pixel, or one cannot be read.
     """
     if not isinstance(answer, list) or not answer or not all(isinstance(item, dict) for item in answer):
-        raise Flaw("answers", f"found {short(answer)}, expected a list with an object at least")
+        raise Flaw("no_objects", "answers", f"found {short(answer)}, expected a list with an object at least")
     if len(answer) > MOST_OBJECTS:
-        raise Flaw("answers", f"{len(answer)} objects, expected at most {MOST_OBJECTS}")
+        raise Flaw("too_many_objects", "answers", f"{len(answer)} objects, expected at most {MOST_OBJECTS}")
     objects: list[tuple[dict, Truth]] = []
     notes: list[Flaw] = []
     for item in answer:
@@ -135,7 +135,7 @@ def _objects(answer: Any, drawn_wh: tuple[int, int], orientation: int) -> tuple[
         except NoPixel as flaw:
             notes.append(flaw)
             continue
-        notes += [Flaw("segmentation", note) for note in shape.notes]
+        notes += [Flaw("part_without_pixel", "segmentation", note) for note in shape.notes]
         objects.append((item, truth_of(shape.mask, orientation)))
     if not objects:
         raise notes[0]
@@ -149,7 +149,9 @@ def convert_multi_target(to: MultiTargetConvert, out: Path, run: RunOptions) -> 
         DataError: an option or a file cannot be used, there is a problem where `run.strict`, or no row is left.
     """
     if not to.images.is_dir():
-        raise DataError(f"--images: no folder {to.images}. Unpack COCO's images there: train2014, train2017, val2017")
+        raise DataError(
+            "no_images", "--images", f"no folder {to.images}. Unpack COCO's images there: train2014, train2017, val2017"
+        )
     plan = {"source": stamp(to.file), "to": repr(to)}
     out.parent.mkdir(parents=True, exist_ok=True)
 

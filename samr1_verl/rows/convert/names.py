@@ -20,11 +20,7 @@ _repr.maxlevel = 3
 
 
 class Flaw(Samr1Error, ValueError):
-    """A field of a source record that cannot be used. The message has its value, the expected value and the remedy."""
-
-    def __init__(self, field: str, problem: str):
-        super().__init__(problem)
-        self.field = field
+    """A field of a source record that cannot be used: `where` is its name, `problem` has its value and the remedy."""
 
 
 def short(value: Any) -> str:
@@ -41,14 +37,14 @@ def checked_id(value: Any, field: str) -> int | str:
     whole = isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
     if whole or _is_text(value):
         return value
-    raise Flaw(field, f"found {short(value)}, expected a whole number of at most 64 bits, or text")
+    raise Flaw("bad_id", field, f"found {short(value)}, expected a whole number of at most 64 bits, or text")
 
 
 def checked_text(value: Any, field: str) -> str:
     """Text that UTF-8 can hold. Raises Flaw with the name of the `field` for all else."""
     if _is_text(value):
         return value
-    raise Flaw(field, f"found {short(value)}, expected text of at most {LONGEST_PATH} characters in UTF-8")
+    raise Flaw("bad_text", field, f"found {short(value)}, expected text of at most {LONGEST_PATH} characters in UTF-8")
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -68,6 +64,7 @@ def checked_split(split: Any) -> str:
     """
     if not (isinstance(split, str) and _SPLIT.fullmatch(split) and len(split.encode()) <= LONGEST_SPLIT):
         raise Flaw(
+            "bad_split",
             "split",
             f"found {short(split)}, expected the name of a file: letters, digits, _ . + -, at most {LONGEST_SPLIT} "
             "bytes. Correct the split in the source",
@@ -79,7 +76,11 @@ def checked_sentences(sentences: Any) -> list[Any]:
     """A list of sentences, or one sentence as such a list. Raises Flaw where there are more than MOST_SENTENCES."""
     listed = sentences if isinstance(sentences, list) else [sentences]
     if len(listed) > MOST_SENTENCES:
-        raise Flaw("sentences", f"{len(listed)} sentences, expected at most {MOST_SENTENCES}. Split the entry")
+        raise Flaw(
+            "too_many_sentences",
+            "sentences",
+            f"{len(listed)} sentences, expected at most {MOST_SENTENCES}. Split the entry",
+        )
     return listed
 
 
@@ -90,19 +91,24 @@ def path_below(folder: Path, name: Any) -> Path:
         Flaw: it leaves the folder, or is no path.
     """
     if not _is_text(name) or not name or "\0" in name:
-        raise Flaw("image", f"found {short(name)}, expected the path of an image below {folder}")
+        raise Flaw("bad_path", "image", f"found {short(name)}, expected the path of an image below {folder}")
     try:
         root = folder.resolve()
         path = (root / name).resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to one another
-        raise Flaw("image", f"{short(name)} is no path that can be followed ({error})") from error
+        raise _not_followed(name, error) from error
     if not path.is_relative_to(root):
         raise Flaw(
+            "outside_folder",
             "image",
             f"{short(name)} leads to {path}, outside {root}, so it is not read. Copy the image into this folder, or "
             "name the folder that holds all images",
         )
     return path
+
+
+def _not_followed(name: Any, error: Exception) -> Flaw:
+    return Flaw("path_not_followed", "image", f"{short(name)} is no path that can be followed ({error})")
 
 
 def find_image(folder: Path, name: Any) -> Path:
@@ -118,5 +124,5 @@ def find_image(folder: Path, name: Any) -> Path:
             if candidate.is_file():
                 return path_below(folder, str(Path(*parts[start:])))
         except OSError as error:
-            raise Flaw("image", f"{short(name)} is no path that can be followed ({error})") from error
+            raise _not_followed(name, error) from error
     return path_below(folder, parts[-1] if parts else name)

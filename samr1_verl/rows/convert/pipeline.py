@@ -79,7 +79,9 @@ class Workspace:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
-            raise DataError(f"{folder}: another run of this command writes here. Wait for it, or end it") from error
+            raise DataError(
+                "already_running", f"{folder}", "another run of this command writes here. Wait for it, or end it"
+            ) from error
         text = json.dumps({**plan, "schema": SCHEMA_VERSION, "part": PART}, sort_keys=True, default=str)
         if (folder / "plan.json").is_file() and (folder / "plan.json").read_text() == text:
             watcher.resumed(folder)
@@ -112,7 +114,7 @@ def convert(
         DataError: `run.strict` and there is a problem, or no row is left.
     """
     if out.is_dir():
-        raise DataError(f"--out: {out} is a folder, expected the name of a parquet file")
+        raise DataError("out_is_folder", "--out", f"{out} is a folder, expected the name of a parquet file")
     folder = work.folder / out.name
     folder.mkdir(exist_ok=True)
     parts = _Parts(folder)
@@ -138,7 +140,7 @@ def _watched(
 ) -> Iterator[tuple[list[Record], list[Problem]]]:
     for _, records, problems in results:
         if strict and problems:
-            raise DataError(f"{problems[0]}. --strict: nothing was written")
+            raise DataError("problem_found", "--strict", f"{problems[0]}. Nothing was written")
         yield records, problems
         advance()
 
@@ -199,7 +201,7 @@ class _Parts:
         parts = [self.folder / f"{number:06d}.parquet" for number in self.seen]
         if not any(pq.read_metadata(part).num_rows for part in parts):
             reason = f"{report} says why" if problems else "the source holds no sentences for it"
-            raise DataError(f"{out}: no row is left; {reason}")
+            raise DataError("nothing_converted", f"{out}", f"no row is left; {reason}")
         rows = concatenate(out, parts)
         return Outcome(out, rows, left_out, problems, report)
 
@@ -212,6 +214,6 @@ def _write_lines(path: Path, problems: Sequence[Problem]) -> None:
 def stamp(path: Path) -> list[Any]:
     """Path, size and time of a source file, for a Workspace's plan. Raises DataError where the file is missing."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Correct the option, or unpack the data set there")
+        raise DataError("no_such_file", f"{path}", "no such file. Correct the option, or unpack the data set there")
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]

@@ -48,13 +48,19 @@ def paint(shapes: Sequence[dict], size_hw: tuple[int, int]) -> tuple[np.ndarray,
         try:
             label, corners = shape["label"].lower(), np.asarray(shape["points"], dtype=np.float64)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise Flaw(f"shapes[{number}]", f"found {short(shape)}, expected label and points ({error})") from error
+            raise Flaw(
+                "bad_shape", f"shapes[{number}]", f"found {short(shape)}, expected label and points ({error})"
+            ) from error
         if label == "flag":
             continue
         if corners.ndim != 2 or corners.shape[1:] != (2,) or not np.isfinite(corners).all():
-            raise Flaw(f"shapes[{number}].points", f"found {short(shape['points'])}, expected [[x, y], …]")
+            raise Flaw(
+                "bad_points", f"shapes[{number}].points", f"found {short(shape['points'])}, expected [[x, y], …]"
+            )
         if corners.size and (np.abs(corners / size_hw[::-1] - 0.5) > 1.5).any():
-            raise Flaw(f"shapes[{number}].points", f"far outside the image of {size_hw[1]}x{size_hw[0]} pixels")
+            raise Flaw(
+                "far_outside", f"shapes[{number}].points", f"far outside the image of {size_hw[1]}x{size_hw[0]} pixels"
+            )
         polygon = corners.astype(np.int32)
         alone = np.zeros(size_hw, dtype=np.uint8)
         _fill(alone, polygon, TARGET)
@@ -88,9 +94,11 @@ def check_opencv() -> None:
     lowest, above = OPENCV
     if not lowest <= tuple(int(part) for part in cv2.__version__.split(".")[:2]) < above:
         raise DataError(
-            f"OpenCV is {cv2.__version__}, expected at least {_dotted(lowest)} and below {_dotted(above)}: other "
-            "versions paint other pixels than LISA's 4.8. Type: pip install 'opencv-python-headless>=4.8,<4.11'. Where "
-            "vLLM is installed, which needs a newer OpenCV, do so in an environment of its own"
+            "wrong_opencv_version",
+            "OpenCV",
+            f"found {cv2.__version__}, expected at least {_dotted(lowest)} and below {_dotted(above)}: other versions "
+            "paint other pixels than LISA's 4.8. Type: pip install 'opencv-python-headless>=4.8,<4.11'. Where vLLM is "
+            "installed, which needs a newer OpenCV, do so in an environment of its own",
         )
 
 
@@ -108,13 +116,15 @@ def read_annotation(path: Path) -> dict[str, Any]:
         except UnicodeDecodeError:
             annotation = parse_json(data.decode("cp1252"))
     except (ValueError, OSError) as error:
-        raise Flaw("json", f"unreadable ({error}). Unpack the data set again") from error
+        raise Flaw("broken_json", "json", f"unreadable ({error}). Unpack the data set again") from error
     for name, least in (("text", 1), ("shapes", 0)):
         values = annotation.get(name) if isinstance(annotation, dict) else None
         if not isinstance(values, list) or len(values) < least:
-            raise Flaw(name, f"found {short(values)}, expected a list{' that is not empty' if least else ''}")
+            raise Flaw(
+                "not_a_list", name, f"found {short(values)}, expected a list{' that is not empty' if least else ''}"
+            )
     if len(annotation["shapes"]) > MOST_SHAPES:
-        raise Flaw("shapes", f"{len(annotation['shapes'])} shapes, expected at most {MOST_SHAPES}")
+        raise Flaw("too_many_shapes", "shapes", f"{len(annotation['shapes'])} shapes, expected at most {MOST_SHAPES}")
     return annotation
 
 
@@ -137,7 +147,7 @@ class ReasonSegConvert:
             picture = open_picture(path_below(self.source, str(Path(name).with_suffix(".jpg"))))
             labels, notes = paint(annotation["shapes"], picture.size_hw)
         except Flaw as flaw:
-            return [], [Problem(str(path), "annotation", flaw.field, str(flaw), len(texts))]
+            return [], [Problem(str(path), "annotation", flaw.where, flaw.problem, len(texts))]
         problems = [Problem(str(path), "annotation", "shapes", note, 0) for note in notes]
         target, ignore = labels == TARGET, labels == IGNORE
         truths = [truth_of(target, 1)] if target.any() else []
@@ -164,7 +174,7 @@ class ReasonSegConvert:
                     )
                 )
             except Flaw as flaw:
-                problems.append(Problem(str(path), f"text[{number}]", flaw.field, str(flaw), 1))
+                problems.append(Problem(str(path), f"text[{number}]", flaw.where, flaw.problem, 1))
         return records, problems
 
 
@@ -186,12 +196,12 @@ def convert_reasonseg(
     unknown = sorted(set(splits) - present)
     if unknown or not present:
         available = ", ".join(sorted(present)) or "no folder with NAME.json files"
-        raise DataError(f"{folder}: no split {', '.join(unknown) or 'at all'}, it has: {available}")
+        raise DataError("no_such_split", f"{folder}", f"no split {', '.join(unknown) or 'at all'}, it has: {available}")
     chosen = splits or sorted(present)
     try:
         chosen = [checked_split(split) for split in chosen]
     except Flaw as flaw:
-        raise DataError(f"{folder}: {flaw.field}: {flaw}") from flaw
+        raise DataError.within(str(folder), flaw) from flaw
     out.mkdir(parents=True, exist_ok=True)
     plan = {"folder": folder.resolve(), "first": first_sentence}
     outcomes = []

@@ -86,9 +86,11 @@ def read_refs(path: Path) -> Iterator[dict]:
         refs = PlainUnpickler(io.BytesIO(content), encoding="utf-8", errors="surrogateescape").load()
     except _BROKEN as error:
         reason = f"unknown operation {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{path}: refused ({reason}). Download it again from the data set's authors") from error
+        raise DataError(
+            "refused_pickle", f"{path}", f"refused ({reason}). Download it again from the data set's authors"
+        ) from error
     if not isinstance(refs, list):
-        raise DataError(f"{path}: holds a {type(refs).__name__}, expected a list of references")
+        raise DataError("not_a_list", f"{path}", f"holds a {type(refs).__name__}, expected a list of references")
     refs.reverse()
     while refs:
         yield refs.pop()
@@ -117,7 +119,9 @@ def convert_refcoco(
     if not refs.is_file():
         present = ", ".join(sorted(path.name for path in annotations.glob("refs(*).p"))) or "none"
         raise DataError(
-            f"{refs}: no such file; references in this folder: {present}. Correct --annotations or --split-by"
+            "no_such_file",
+            f"{refs}",
+            f"no such file; references in this folder: {present}. Correct --annotations or --split-by",
         )
     files = Files(annotations.resolve().name, refs, annotations / "instances.json", images)
     fill = refs_of(lambda: read_refs(refs), lambda ref: [ref["ann_id"]])

@@ -76,14 +76,16 @@ class RefcocoMConvert:
         return records, problems
 
     def _problem(self, record: str, flaw: Flaw, rows: int) -> Problem:
-        return Problem(self.dataset, record, flaw.field, str(flaw), rows)
+        return Problem(self.dataset, record, flaw.where, flaw.problem, rows)
 
 
 def _samples(samples: Any) -> list[dict]:
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
-        raise Flaw("samples", f"found {short(samples)}, expected a list of objects with mask and sentences")
+        raise Flaw(
+            "bad_samples", "samples", f"found {short(samples)}, expected a list of objects with mask and sentences"
+        )
     if len(samples) > MOST_SAMPLES:
-        raise Flaw("samples", f"{len(samples)} objects, expected at most {MOST_SAMPLES}")
+        raise Flaw("too_many_objects", "samples", f"{len(samples)} objects, expected at most {MOST_SAMPLES}")
     return samples
 
 
@@ -94,7 +96,7 @@ def _sentences_in(samples: Any) -> int:
 
 def _truth(mask: Any, drawn_wh: tuple[int, int], turn: int) -> Truth:
     if not isinstance(mask, dict):
-        raise Flaw("mask", f"found {short(mask)}, expected an RLE with size and counts")
+        raise Flaw("mask_not_rle", "mask", f"found {short(mask)}, expected an RLE with size and counts")
     return truth_of(segmentation_mask(mask, drawn_wh).mask, turn)
 
 

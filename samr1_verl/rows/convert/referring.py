@@ -74,7 +74,7 @@ def refs_of(refs: Callable[[], Iterable[Any]], read: Callable[[dict], list]) -> 
 def _plain(sentence: Any) -> Any:
     """A value that JSON can hold: a list may hold itself in a pickle."""
     if isinstance(sentence, list | dict | tuple | bytes | bytearray):
-        raise Flaw("sent", f"found {short(sentence)}, expected text")
+        raise Flaw("sentence_not_text", "sent", f"found {short(sentence)}, expected text")
     return sentence
 
 
@@ -82,7 +82,7 @@ def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, KeyError):
         return str(error.args[0]), "it is missing"
     if isinstance(error, Flaw):
-        return error.field, str(error)
+        return error.where, error.problem
     if isinstance(error, sqlite3.IntegrityError):
         return "ref_id", "another reference has the same"
     return "ref", f"not a reference as its publisher ships them ({error})"
@@ -127,9 +127,15 @@ def _known_splits(database: sqlite3.Connection, files: Files, wanted: Sequence[s
     if not present:
         flaw = database.execute("SELECT record, field, problem FROM flaws").fetchone()
         found = "usable references; the first: {}, field {!r}: {}".format(*flaw) if flaw else "references"
-        raise DataError(f"{files.refs}: holds no {found}. Download it again from the data set's authors")
+        raise DataError(
+            "no_references", f"{files.refs}", f"holds no {found}. Download it again from the data set's authors"
+        )
     if unknown:
-        raise DataError(f"{files.refs}: no split {', '.join(unknown)}, it has: {', '.join(present)}. Correct --split")
+        raise DataError(
+            "no_such_split",
+            f"{files.refs}",
+            f"no split {', '.join(unknown)}, it has: {', '.join(present)}. Correct --split",
+        )
     return list(dict.fromkeys(wanted)) or present
 
 
@@ -138,7 +144,9 @@ def _draw(database: sqlite3.Connection, files: Files, split: str, sample: Sample
     query = "SELECT image_id, ref_id, number, id FROM sentences WHERE split = ? ORDER BY ref_id, number"
     rows = database.execute(query, (split,)).fetchall()
     if sample.count > len(rows):
-        raise DataError(f"--sample {sample.count}: split {split} of {files.refs} has {len(rows)} sentences")
+        raise DataError(
+            "sample_too_large", f"--sample {sample.count}", f"split {split} of {files.refs} has {len(rows)} sentences"
+        )
     drawn = np.random.default_rng(sample.seed).choice(len(rows), size=sample.count, replace=False)
     picked = [rows[i] for i in sorted(drawn)]
     database.execute("UPDATE sentences SET chosen = 0 WHERE split = ?", (split,))

@@ -44,7 +44,7 @@ class Files:
     def plan(self) -> dict[str, Any]:
         """The part of a Workspace's plan that names the source. Raises DataError where a file or folder is missing."""
         if not self.images.is_dir():
-            raise DataError(f"--images: no folder {self.images}. Unpack COCO's train2014 images there")
+            raise DataError("no_images", "--images", f"no folder {self.images}. Unpack COCO's train2014 images there")
         return {"refs": stamp(self.refs), "instances": stamp(self.instances), "images": str(self.images.resolve())}
 
 
@@ -98,12 +98,17 @@ class ReferringConvert:
         image_id, name, width, height = job.image
         try:
             if name is None:
-                raise Flaw("image_id", f"no image has the id {image_id}. Is the instances file of the same data set?")
+                raise Flaw(
+                    "no_such_image",
+                    "image_id",
+                    f"no image has the id {image_id}. Is the instances file of the same data set?",
+                )
             picture = open_picture(find_image(self.files.images, name))
             orientation = picture.turn((width, height), self.exif)
         except Flaw as flaw:
             sentences = sum(len(texts) for _, texts in job.refs.values())
-            problems.append(Problem(str(self.files.instances), f"image {image_id}", flaw.field, str(flaw), sentences))
+            where = f"image {image_id}"
+            problems.append(Problem(str(self.files.instances), where, flaw.where, flaw.problem, sentences))
             return [], problems
         truths = self._truths(job, orientation, problems)
         records: list[Record] = []
@@ -116,7 +121,7 @@ class ReferringConvert:
                     records.append(self._record(job, picture, truths, kept, ref_id, sent_id, json.loads(text)))
                 except Flaw as flaw:
                     where = f"sent_id {sent_id} of ref_id {ref_id}"
-                    problems.append(Problem(str(self.files.refs), where, flaw.field, str(flaw), 1))
+                    problems.append(Problem(str(self.files.refs), where, flaw.where, flaw.problem, 1))
         return records, problems
 
     def _kept(
@@ -126,18 +131,18 @@ class ReferringConvert:
 
         A crowd and an object without a pixel are left out of several objects, as the data set's own code does.
         """
-        missing = Flaw("ann_id", "no annotation has this id")
+        missing = Flaw("no_such_annotation", "ann_id", "no annotation has this id")
         flaws = {ann_id: truth for ann_id in ids if isinstance(truth := truths.get(ann_id, missing), Flaw)}
         kept = [ann_id for ann_id in ids if ann_id not in flaws]
         fatal = {ann_id: flaw for ann_id, flaw in flaws.items() if not isinstance(flaw, Crowd | NoPixel)}
         if fatal or (flaws and not kept):
             ann_id, first = next(iter((fatal or flaws).items()))
             record = f"annotation {ann_id} of {ref}"
-            problems.append(Problem(str(self.files.instances), record, first.field, str(first), rows))
+            problems.append(Problem(str(self.files.instances), record, first.where, first.problem, rows))
             return None
         for ann_id, flaw in flaws.items():
-            text = f"{flaw}. The row has the reference's other objects"
-            problems.append(Problem(str(self.files.instances), f"annotation {ann_id} of {ref}", flaw.field, text, 0))
+            text = f"{flaw.problem}. The row has the reference's other objects"
+            problems.append(Problem(str(self.files.instances), f"annotation {ann_id} of {ref}", flaw.where, text, 0))
         return kept
 
     def _truths(self, job: ReferringJob, orientation: int, problems: list[Problem]) -> dict[Any, Truth | Flaw]:
@@ -148,9 +153,11 @@ class ReferringConvert:
         for ann_id, (of_image, _, crowd, segmentation) in job.annotations.items():
             try:
                 if crowd and self.files.skip_crowds:
-                    raise Crowd("iscrowd", "it is a crowd, and the data set's own code skips crowds")
+                    raise Crowd("crowd_skipped", "iscrowd", "it is a crowd, and the data set's own code skips crowds")
                 if of_image != image_id:
-                    raise Flaw("image_id", f"the annotation is of image {of_image}, its reference of image {image_id}")
+                    raise Flaw(
+                        "other_image", "image_id", f"the annotation is of image {of_image}, its reference of {image_id}"
+                    )
                 shape = segmentation_mask(json.loads(segmentation), (width, height))
                 truths[ann_id] = truth_of(shape.mask, orientation)
             except Flaw as flaw:

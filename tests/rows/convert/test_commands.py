@@ -109,8 +109,8 @@ def test_exit_statuses_are_those_of_the_help(tmp_path: Path) -> None:
     convert("refcoco", *words, str(tmp_path / "whole"), status=0)
     content["annotations"][0]["segmentation"] = []
     write_refer(tmp_path / "refcoco", content=content)
-    assert "problems: 1, rows left out: 2; all in" in convert("refcoco", *words, str(tmp_path / "part"), status=3)
-    assert "--strict: nothing was written" in convert("refcoco", *words, str(tmp_path / "none"), "--strict", status=1)
+    assert "problems: 1, rows left out: 2" in convert("refcoco", *words, str(tmp_path / "part"), status=3)
+    assert "error: --strict: " in convert("refcoco", *words, str(tmp_path / "none"), "--strict", status=1)
 
 
 MISSING = {"refcoco": "ijson", "grefcoco": "ijson", "coco": "ijson", "reasonseg": "cv2"}
@@ -121,9 +121,7 @@ def test_a_missing_package_is_one_message(tmp_path: Path, monkeypatch: pytest.Mo
     options = options_of(name, tmp_path, tmp_path / "out")
     monkeypatch.setitem(sys.modules, MISSING[name], None)  # Python then refuses to import it
     output = convert(name, *options, status=1)
-    assert output.strip().endswith(f"error: {MISSING[name]} is not installed. Type: pip install 'samr1-verl[data]'"), (
-        output
-    )
+    assert f"error: {MISSING[name]} " in output and output.strip().endswith("pip install 'samr1-verl[data]'"), output
     assert not list(tmp_path.rglob("*.parquet"))
 
 

@@ -129,7 +129,7 @@ def test_files_of_paths_and_what_save_to_disk_wrote(tmp_path: Path) -> None:
     (tmp_path / "2.png").unlink()
     assert run(tmp_path / "rows.jsonl", tmp_path / "c", segmentation="polygons") == 3
     (problem,) = problems_of(tmp_path / "c" / "rows.parquet")
-    assert problem["record"] == "example 1" and f"{tmp_path / '2.png'}: no such image" in problem["problem"]
+    assert problem["record"] == "example 1" and f"{tmp_path / '2.png'}: no such" in problem["problem"]
 
 
 def test_boxes_of_images_turned_by_exif_need_to_be_told(tmp_path: Path) -> None:
@@ -170,11 +170,12 @@ def test_bad_examples_are_named(tmp_path: Path, change: dict, field: str) -> Non
 
 def test_wrong_flags_say_what_is_there(tmp_path: Path, capsys) -> None:
     place = save(tmp_path / "set", examples(1))
-    for options, message in (
-        ({"mask": "masks"}, "no column masks, the data set has: image, text, mask"),
-        ({}, "give exactly one of --mask, --segmentation and --box"),
+    for options, *names in (
+        ({"mask": "masks"}, "no column masks", "image, text, mask"),
+        ({}, "--mask, --segmentation and --box", "exactly one"),
         ({"mask": "mask", "split": "val"}, "--split val"),
         ({"mask": "mask", "dataset": tmp_path / "set.txt"}, "set.txt"),
     ):
         assert run(options.pop("dataset", place), tmp_path / "out", **options) == 1
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert all(name in said for name in names), said

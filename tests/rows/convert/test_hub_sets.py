@@ -69,7 +69,7 @@ def test_another_data_set_is_refused_as_refcoco_m(tmp_path: Path, capsys) -> Non
     file = next(dataset.iterdir())
     datasets.Dataset.from_dict({"image": ["a.png"], "text": ["a"]}).to_parquet(file)
     assert run(tmp_path, dataset) == 1
-    assert "no column samples, the data set has: image, text" in capsys.readouterr().err
+    assert "no column samples" in (said := capsys.readouterr().err) and "image, text" in said
 
 
 def test_star_data_sets_are_read_by_hub(tmp_path: Path) -> None:

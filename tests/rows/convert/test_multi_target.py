@@ -146,9 +146,9 @@ def test_bad_entries_are_named_and_good_ones_written(tmp_path: Path, changes: di
 
 def test_a_file_of_another_form_is_named(tmp_path: Path, capsys) -> None:
     assert run("muse", tmp_path, "text", 3) == 1
-    assert "no row is left" in capsys.readouterr().err
+    assert f"{tmp_path / 'out' / 'val.parquet'}: " in (said := capsys.readouterr().err) and "val.problems.jsonl" in said
     assert [problem["field"] for problem in problems_of(tmp_path / "out" / "val.parquet")] == ["entry", "entry"]
     (tmp_path / "questions.json").write_text("[{")
     places = {"annotations": tmp_path / "questions.json", "images": tmp_path / "coco", "out": tmp_path / "x.parquet"}
     assert status_of(muse, **places, workers=1) == 1
-    assert "not readable as JSON" in capsys.readouterr().err
+    assert "questions.json: not readable" in capsys.readouterr().err

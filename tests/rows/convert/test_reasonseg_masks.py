@@ -110,7 +110,7 @@ def test_rows_are_lisas_masks_for_shapes_of_every_kind(tmp_path: Path) -> None:
     assert without > 5
     problems = problems_of(tmp_path / "out" / "test.parquet")
     assert all(problem["rows"] == 0 for problem in problems)
-    assert sum("no pixel is the target" in problem["problem"] for problem in problems) == without
+    assert sum("is the target" in problem["problem"] for problem in problems) == without
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -133,5 +133,5 @@ def test_another_opencv_is_refused(
     assert status == (0 if fits else 1)
     if not fits:
         message = capsys.readouterr().err
-        assert f"OpenCV is {version}, expected at least 4.8 and below 4.11" in message
+        assert all(name in message for name in (f"OpenCV: found {version},", "4.8 ", "4.11:")), message
         assert "pip install 'opencv-python-headless>=4.8,<4.11'" in message

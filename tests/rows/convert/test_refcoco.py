@@ -101,7 +101,7 @@ def test_a_sample_leaves_other_splits_whole_and_cannot_be_larger_than_train(tmp_
     assert run(tmp_path, sample=1) == 0
     assert [len(rows_of(tmp_path / "out" / f"{s}.parquet")) for s in ("train", "val", "testA")] == [1, 2, 1]
     assert run(tmp_path, sample=4) == 1
-    assert "--sample 4: split train of" in capsys.readouterr().err
+    assert "--sample 4: split train" in (said := capsys.readouterr().err) and "3 sentences" in said
 
 
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, capsys) -> None:
@@ -114,7 +114,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, capsys) -> No
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([Malicious()], protocol))
         assert convert(tmp_path) == 1
-        assert "refs(unc).p: refused (it asks for" in capsys.readouterr().err
+        assert "refs(unc).p: refused (it asks" in capsys.readouterr().err
     assert not (tmp_path / "was_run").exists()
 
 
@@ -123,7 +123,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, capsys) -> No
     [
         (python2_pickle(REFERENCES)[:-40], "refused"),
         (b"", "refused"),
-        (python2_pickle({"a": 1}), "holds a dict, expected a list of references"),
+        (python2_pickle({"a": 1}), "holds a dict"),
         (python2_pickle([]), "holds no references"),
     ],
 )
@@ -136,19 +136,20 @@ def test_a_broken_pickle_is_named(tmp_path: Path, capsys, content: bytes, messag
 
 def test_wrong_places_and_splits_say_what_is_there(tmp_path: Path, capsys) -> None:
     run(tmp_path)
-    for options, message in (
-        ({"split": ["test"]}, "refs(unc).p: no split test, it has: testA, train, val"),
-        ({"split_by": "umd"}, "refs(umd).p: no such file; references in this folder: refs(unc).p"),
-        ({"images": tmp_path / "none"}, f"--images: no folder {tmp_path / 'none'}"),
+    for options, *names in (
+        ({"split": ["test"]}, "refs(unc).p: no split test", "testA, train, val"),
+        ({"split_by": "umd"}, "refs(umd).p: no such", ": refs(unc).p"),
+        ({"images": tmp_path / "none"}, "--images: no folder", str(tmp_path / "none")),
     ):
         assert convert(tmp_path, **options) == 1
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert all(name in said for name in names), said
     (tmp_path / "refcoco" / "instances.json").unlink()
     assert convert(tmp_path) == 1
-    assert "instances.json: no such file" in capsys.readouterr().err
+    assert "instances.json: no such" in capsys.readouterr().err
     (tmp_path / "refcoco" / "instances.json").write_text('{"images": [')
     assert convert(tmp_path) == 1
-    assert "instances.json: not readable as JSON" in capsys.readouterr().err
+    assert "instances.json: not readable" in capsys.readouterr().err
 
 
 def _annotation(index: int, **changes: Any) -> dict:
@@ -193,9 +194,9 @@ def test_bad_input_is_named_and_good_rows_are_written(tmp_path: Path, capsys, na
     assert problem["file"].endswith(file) and record in problem["record"] and problem["field"] == field
     assert problem["rows"] == left_out
     assert len(rows_of(tmp_path / "out" / "train.parquet")) == 1
-    assert f"problems: 1, rows left out: {left_out}; all in" in capsys.readouterr().out
+    assert f"problems: 1, rows left out: {left_out}" in capsys.readouterr().out
     assert run(tmp_path, references, content, split=["train"], strict=True, out=tmp_path / "strict") == 1
-    assert "--strict: nothing was written" in capsys.readouterr().err
+    assert "--strict: " in (said := capsys.readouterr().err) and f"field {field!r}" in said
     assert not list((tmp_path / "strict").glob("*.parquet"))
 
 
@@ -203,7 +204,7 @@ def test_a_part_without_pixels_is_reported_and_its_object_kept(tmp_path: Path) -
     good = [[10, 10, 50, 10, 50, 50, 10, 50]]
     assert run(tmp_path, content=_annotation(0, segmentation=[[5, 5, 9, 9, 7, 7], *good])) == 3
     (problem,) = problems_of(tmp_path / "out" / "train.parquet")
-    assert problem["problem"].startswith("polygon 0 of 2 covers no pixel") and problem["rows"] == 0
+    assert problem["problem"].startswith("polygon 0 of 2") and problem["rows"] == 0
     rows = rows_of(tmp_path / "out" / "train.parquet")
     assert len(rows) == 3 and np.array_equal(mask_of(rows[0]), polygon_mask(good, (480, 640)))
 
