@@ -15,7 +15,9 @@ LONGEST = 3  # words of a pattern: a name or a value, no sentence
 
 @pytest.mark.parametrize("room", messages())
 def test_the_messages_of_a_room_are_those_that_were_reviewed(room: str) -> None:
-    assert messages()[room] == file_of(room).read_text(encoding="utf-8"), "review the new sentences, then run python -m tests.messages"
+    assert messages()[room] == file_of(room).read_text(encoding="utf-8"), (
+        "review the new sentences, then run python -m tests.messages"
+    )
 
 
 def test_no_golden_file_is_without_its_room() -> None:
