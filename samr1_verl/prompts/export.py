@@ -58,7 +58,7 @@ def _items(file: Path, questions: Questions) -> Iterator[dict[str, Any]]:
         try:
             yield questions.item(record, resolve_image(record, file), index)
         except (ImageError, SentenceError) as error:
-            raise DataError(f"{file}: row {index}: {error}") from error
+            raise DataError.within(f"{file}: row {index}", error) from error
 
 
 def _line(item: Item, file: Path, images: Path, trainer: Trainer) -> str:
@@ -69,7 +69,7 @@ def _line(item: Item, file: Path, images: Path, trainer: Trainer) -> str:
         if not shown.exists():
             _write_image(Path(extra["image"]), extra["sha256"], (width, height), shown)
     except ImageError as error:
-        raise DataError(f"{file}: row {extra['index']}: {error}") from error
+        raise DataError.within(f"{file}: row {extra['index']}", error) from error
     return json.dumps(FORMATS[trainer](item, str(shown))) + "\n"
 
 
@@ -77,8 +77,10 @@ def _write_image(source: Path, sha256: str, policy_wh: tuple[int, int], target: 
     image = ImageFile.read(source)
     if image.sha256 != sha256:
         raise ImageError(
-            f"{source}: has the digest {image.sha256}, expected {sha256}: the file changed since the row was made. "
-            "Restore it, or prepare the data again"
+            "digest_differs",
+            f"{source}",
+            f"has the digest {image.sha256}, expected {sha256}: the file changed since the row was made. Restore it, "
+            "or prepare the data again",
         )
     with complete(target) as part:
         policy_image(image, policy_wh).save(part, "PNG")

@@ -37,14 +37,17 @@ class PolicySize:
         image_processor = getattr(processor, "image_processor", None)
         if image_processor is None or not hasattr(image_processor, "merge_size"):
             raise ConfigError(
-                "actor_rollout_ref.model.path: the model has no image processor with patches to merge. "
-                "Use a Qwen2.5-VL or Qwen3-VL model"
+                "no_image_processor",
+                "actor_rollout_ref.model.path",
+                "the model has no image processor with patches to merge. Use a Qwen2.5-VL or Qwen3-VL model",
             )
         limits = [processor_kwargs.get(name) for name in ("min_pixels", "max_pixels")]
         if None in limits and (any(limit is not None for limit in limits) or "size" in processor_kwargs):
             raise ConfigError(
-                f"data.mm_processor_kwargs: set min_pixels and max_pixels together, found {dict(processor_kwargs)}; "
-                "the processor ignores one without the other"
+                "pixel_limit_alone",
+                "data.mm_processor_kwargs",
+                f"set min_pixels and max_pixels together, found {dict(processor_kwargs)}; the processor ignores one "
+                "without the other",
             )
         size = image_processor.size
         self.min_pixels = limits[0] or size["shortest_edge"]
@@ -54,9 +57,11 @@ class PolicySize:
         if fixed_wh is not None and self._processor_size(fixed_wh) != fixed_wh:
             wanted = list(self._processor_size(fixed_wh))
             raise ConfigError(
-                f"samr1.policy_size: the model's processor would resize {list(fixed_wh)} to {wanted} (multiples of "
-                f"{self.factor}, {self.min_pixels} to {self.max_pixels} pixels), so answers would be in another frame. "
-                f"Set samr1.policy_size={wanted}"
+                "policy_size_resized",
+                "samr1.policy_size",
+                f"the model's processor would resize {list(fixed_wh)} to {wanted} (multiples of {self.factor}, "
+                f"{self.min_pixels} to {self.max_pixels} pixels), so answers would be in another frame. Set "
+                f"samr1.policy_size={wanted}",
             )
 
     def __call__(self, original_wh: tuple[int, int]) -> tuple[int, int]:

@@ -34,8 +34,10 @@ class Questions:
             self._size = PolicySize(processor, self._fixed_wh, processor_kwargs)
         elif self._fixed_wh is None:
             raise ConfigError(
-                "samr1.policy_size: found null, expected [W, H], because the policy's processor is behind the server. "
-                "Set it, for example to [840,840]"
+                "policy_size_missing",
+                "samr1.policy_size",
+                "found null, expected [W, H], because the policy's processor is behind the server. Set it, for example "
+                "to [840,840]",
             )
 
     def item(self, record: Record, image: Path, index: int = 0) -> dict[str, Any]:
@@ -53,8 +55,9 @@ class Questions:
             policy_wh = self._fixed_wh if self._size is None else self._size(original_wh)
         except ValueError as error:
             raise ImageError(
-                f"{image}: {original_wh[0]}x{original_wh[1]} pixels cannot be shown to the policy: {error}. "
-                "Set samr1.policy_size"
+                "image_not_showable",
+                f"{image}",
+                f"{record.width}x{record.height} pixels cannot be shown to the policy: {error}. Set samr1.policy_size",
             ) from error
         assert policy_wh is not None
         return item_of(record, str(image), index, policy_wh, self._prompt, self._template)

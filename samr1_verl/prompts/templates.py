@@ -50,8 +50,9 @@ class PromptTemplate:
     def __init__(self, text: str, source: str, key: str = KEY) -> None:
         self._source, self._key = source, key
         if (token := _TOKENS.search(text)) is not None:
-            raise self._error(
-                text.count("\n", 0, token.start()) + 1,
+            raise ConfigError(
+                "token_in_template",
+                self._at(text.count("\n", 0, token.start()) + 1),
                 f"found the token {token[0]}, expected plain text: the image stands before the text already. Remove it",
             )
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -60,12 +61,14 @@ class PromptTemplate:
             self._check_fields(tree)
             code = environment.compile(tree, filename=source)
         except TemplateSyntaxError as error:
-            raise self._error(error.lineno, f"no Jinja template: {error.message}. Correct it") from error
+            place = self._at(error.lineno)
+            raise ConfigError("template_malformed", place, f"no Jinja template: {error.message}. Correct it") from error
         self._template = Template.from_code(environment, code, environment.make_globals(None))
         for frame in get_args(Frame):
             if "zebra" not in self.render(sentence=_TRIAL, frame=frame, width=1000, height=1000).lower():
-                raise self._error(
-                    None,
+                raise ConfigError(
+                    "template_without_sentence",
+                    self._at(None),
                     f"found no sentence in the text for the frame {frame}, expected {{{{ sentence }}}} at least once. "
                     "Scripts of papers often write {Question} in its place",
                 )
@@ -76,18 +79,21 @@ class PromptTemplate:
             return self._template.render(sentence=sentence, frame=frame, width=width, height=height)
         except Exception as error:  # a template may fail like any program
             lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == self._source]
-            cause = f"{type(error).__name__}: {error}"
-            raise self._error(lines[-1] if lines else None, f"fails with {cause}. Correct the template") from error
+            place, cause = self._at(lines[-1] if lines else None), f"{type(error).__name__}: {error}"
+            raise ConfigError("template_fails", place, f"fails with {cause}. Correct the template") from error
 
     def _check_fields(self, tree: nodes.Template) -> None:
         unknown = meta.find_undeclared_variables(tree) - {*FIELDS}
         for name in tree.find_all(nodes.Name):
             if name.name in unknown:
-                raise self._error(name.lineno, f"found the field {name.name!r}, expected one of {', '.join(FIELDS)}")
+                raise ConfigError(
+                    "unknown_field",
+                    self._at(name.lineno),
+                    f"found the field {name.name!r}, expected one of {', '.join(FIELDS)}",
+                )
 
-    def _error(self, line: int | None, problem: str) -> ConfigError:
-        where = "" if line is None else f" line {line}:"
-        return ConfigError(f"{self._key}: {self._source}:{where} {problem}")
+    def _at(self, line: int | None) -> str:
+        return f"{self._key}: {self._source}" + ("" if line is None else f": line {line}")
 
 
 def prompt_names() -> list[str]:
@@ -119,13 +125,16 @@ def prompt_text(name: str, key: str = KEY) -> str:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{key}: {path}: cannot be read as UTF-8 text ({error}). Expected a template, as "
-                "docs/training.md describes it"
+                "template_unreadable",
+                f"{key}: {path}",
+                f"cannot be read as UTF-8 text ({error}). Expected a template, as docs/training.md describes it",
             ) from error
     if name not in prompt_names():
         raise ConfigError(
-            f"{key}: found {name!r}, expected one of {', '.join(prompt_names())}, or the path of a file of your "
-            f"own that ends with {' or '.join(SUFFIXES)}. Set it in the recipe or as {key}=… on the command line"
+            "unknown_template",
+            key,
+            f"found {name!r}, expected one of {', '.join(prompt_names())}, or the path of a file of your own that ends "
+            f"with {' or '.join(SUFFIXES)}. Set it in the recipe or as {key}=… on the command line",
         )
     return files(_PACKAGE).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
 
@@ -147,6 +156,8 @@ def as_question(sentence: str) -> str:
     """
     if (token := _TOKENS.search(sentence)) is not None:
         raise SentenceError(
-            f"sentence {sentence[:80]!r}: holds {token[0]!r}, which policies read as a token and not as text. Remove it"
+            "token_in_sentence",
+            f"sentence {sentence[:80]!r}",
+            f"holds {token[0]!r}, which policies read as a token and not as text. Remove it",
         )
     return sentence.strip()

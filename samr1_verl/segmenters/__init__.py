@@ -62,7 +62,7 @@ def load_segmenter(config: SegmenterConfig) -> Segmenter:
             or the device does not exist; one line per problem.
     """
     if problems := list(segmenter_problems(config)):
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("segmenter_not_loadable", "samr1.segmenter", "\n".join(problems))
     return _module(config).load(config)
 
 

@@ -36,8 +36,9 @@ class DeviceTruth:
             union = union | prediction.mask
         if union.shape != self._truth.shape:
             raise MaskError(
-                f"predicted mask is {tuple(union.shape)}, ground truth is {tuple(self._truth.shape)}: both must be the "
-                "image's HxW"
+                "shape_differs",
+                "predicted mask",
+                f"found {tuple(union.shape)}, ground truth is {tuple(self._truth.shape)}: both must be the image's HxW",
             )
         sums = [(union & self._truth).sum(), union.sum()]
         if self._ignore is not None:

@@ -129,13 +129,17 @@ class OnnxSegmenter:
         )
         if masks.shape != (1, 1, *embedding.size):
             raise SegmenterError(
-                f"{DECODER} made masks {masks.shape} for an image of {embedding.size}, expected one mask of that size. "
-                "Export it with --return-single-mask"
+                "decoder_output_differs",
+                DECODER,
+                f"made masks {masks.shape} for an image of {embedding.size}, expected one mask of that size. Export it "
+                "with --return-single-mask",
             )
         if not (np.isfinite(scores).all() and np.isfinite(masks).all()):
             raise SegmenterError(
-                f"{DECODER} made a mask or a predicted IoU with values that are no numbers. Get the weights again: "
-                "python data/fetch_sam.py"
+                "prediction_not_finite",
+                DECODER,
+                "made a mask or a predicted IoU with values that are no numbers. Get the weights again: "
+                "python data/fetch_sam.py",
             )
         return Prediction(masks[0, 0] > 0, float(scores[0, 0]))
 
@@ -161,8 +165,9 @@ def preprocess(image: np.ndarray) -> np.ndarray:
     height, width = resized((image.shape[0], image.shape[1]))
     if not (height and width):
         raise ImageError(
-            f"{image.shape[1]}x{image.shape[0]} pixels: too thin, the short side would have no pixel with a long side "
-            f"of {SIDE}"
+            "image_too_thin",
+            f"{image.shape[1]}x{image.shape[0]} pixels",
+            f"too thin, the short side would have no pixel with a long side of {SIDE}",
         )
     scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.zeros((1, 3, SIDE, SIDE), dtype=np.float32)
@@ -195,11 +200,15 @@ def _providers(device: str) -> list[Any]:
     kind, _, index = device.partition(":")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
-        raise ConfigError(f"samr1.segmenter.device is {device!r}, expected auto, cpu, cuda or cuda:N")
+        raise ConfigError(
+            "unknown_device", "samr1.segmenter.device", f"found {device!r}, expected auto, cpu, cuda or cuda:N"
+        )
     if kind == "cuda" and not has_cuda:
         raise ConfigError(
-            f"samr1.segmenter.device is {device!r}, and this onnxruntime has no CUDA. Set it to auto or cpu, or type: "
-            "pip install onnxruntime-gpu"
+            "no_cuda",
+            "samr1.segmenter.device",
+            f"found {device!r}, and this onnxruntime has no CUDA. Set it to auto or cpu, or type: pip install "
+            "onnxruntime-gpu",
         )
     cpu: list[Any] = ["CPUExecutionProvider"]
     if kind == "cpu" or not has_cuda:
@@ -220,8 +229,9 @@ def _session(path: Path, providers: list[Any], inputs: set[str] | None) -> Any:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ConfigError(
-            f"samr1.segmenter.path: {path} is no ONNX model that onnxruntime loads ({error}). "
-            "Delete it and type: python data/fetch_sam.py"
+            "weights_not_loadable",
+            f"samr1.segmenter.path: {path}",
+            f"no ONNX model that onnxruntime loads ({error}). Delete it and type: python data/fetch_sam.py",
         ) from error
     actual = {node.name: node.shape for node in session.get_inputs()}
     if inputs is None:
@@ -231,7 +241,8 @@ def _session(path: Path, providers: list[Any], inputs: set[str] | None) -> Any:
         fits, expected = set(actual) == inputs, ", ".join(sorted(inputs))
     if not fits:
         raise ConfigError(
-            f"samr1.segmenter.path: {path} takes {actual}, expected {expected}. Export SAM with segment-anything's "
-            "own script"
+            "model_inputs_differ",
+            f"samr1.segmenter.path: {path}",
+            f"takes {actual}, expected {expected}. Export SAM with segment-anything's own script",
         )
     return session

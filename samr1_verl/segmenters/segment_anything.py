@@ -146,19 +146,23 @@ def _load(path: Path) -> Any:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{place} is no checkpoint that torch loads ({error}). Fetch it again") from error
+        raise ConfigError(
+            "weights_not_loadable", place, f"no checkpoint that torch loads ({error}). Fetch it again"
+        ) from error
     bias = weights.get(WIDTH_KEY) if isinstance(weights, dict) else None
     name = MODELS.get(bias.numel()) if isinstance(bias, torch.Tensor) else None
     if name is None:
         width = "no such tensor" if bias is None else f"a width of {bias.numel()}"
         raise ConfigError(
-            f"{place} is no checkpoint of SAM ViT-B, L or H: {WIDTH_KEY} gives {width}, expected a width of "
-            f"{', '.join(map(str, MODELS))}. SAM 2 and later need samr1.segmenter.backend=transformers"
+            "not_a_sam",
+            place,
+            f"no checkpoint of SAM ViT-B, L or H: {WIDTH_KEY} gives {width}, expected a width of "
+            f"{', '.join(map(str, MODELS))}. SAM 2 and later need samr1.segmenter.backend=transformers",
         )
     model = sam_model_registry[name]()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # its text lists the keys that do not fit
         keys = " ".join(str(error).split())[:500]
-        raise ConfigError(f"{place} does not fit SAM {name}: {keys} Fetch it again") from error
+        raise ConfigError("tensors_differ", place, f"does not fit SAM {name}: {keys} Fetch it again") from error
     return model

@@ -44,8 +44,9 @@ def torch_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"samr1.segmenter.device is {name!r}, and this process sees {torch.cuda.device_count()} GPUs. "
-            "Set it to auto or cpu"
+            "no_such_gpu",
+            "samr1.segmenter.device",
+            f"found {name!r}, and this process sees {torch.cuda.device_count()} GPUs. Set it to auto or cpu",
         )
     return device
 
@@ -62,8 +63,10 @@ def check_precision(encoder_precision: str, device: torch.device) -> None:
     has = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if has < TF32_CAPABILITY:
         raise ConfigError(
-            f"samr1.segmenter.encoder_precision is tf32, and the segmenter is on {device}, which has no TF32: that "
-            f"takes a GPU of compute capability {'.'.join(map(str, TF32_CAPABILITY))}. Set it to float32 or bfloat16"
+            "no_tf32",
+            "samr1.segmenter.encoder_precision",
+            f"found tf32, and the segmenter is on {device}, which has no TF32: that takes a GPU of compute capability "
+            f"{'.'.join(map(str, TF32_CAPABILITY))}. Set it to float32 or bfloat16",
         )
 
 

@@ -112,7 +112,9 @@ class TorchSegmenter(ABC):
         for index, score in enumerate(scores.tolist()):
             if not np.isfinite(score):
                 raise SegmenterError(
-                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32"
+                    "prediction_not_finite",
+                    "the decoder",
+                    f"predicted an IoU of {score} in {self._dtype}, not a number. Set samr1.segmenter.dtype to float32",
                 )
             # One mask at a time: logits of the original size take the most memory here.
             yield self._original_mask(masks[index, best[index]][None, None], size), score
@@ -123,8 +125,9 @@ class TorchSegmenter(ABC):
         inside = self._input_size((image.shape[0], image.shape[1]))
         if not all(inside):
             raise ImageError(
-                f"{image.shape[1]}x{image.shape[0]} pixels: too thin, the short side would have no pixel with a long "
-                f"side of {max(inside)}"
+                "image_too_thin",
+                f"{image.shape[1]}x{image.shape[0]} pixels",
+                f"too thin, the short side would have no pixel with a long side of {max(inside)}",
             )
 
     def _decode(

@@ -72,7 +72,7 @@ def load(config: SegmenterConfig) -> TransformersSegmenter:
     place = hub_id_or_folder(config.path)
     folder = place if isinstance(place, Path) else _download(place)
     if faults := list(_folder_problems(folder)):
-        raise ConfigError("\n".join(faults))
+        raise ConfigError("segmenter_not_loadable", "samr1.segmenter", "\n".join(faults))
     return TransformersSegmenter(folder, config.device, config.dtype, config.multimask, config.encoder_precision)
 
 
@@ -218,23 +218,27 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", WEIGHTS]))
     except OSError as error:  # also the base class of the hub's own errors
         raise ConfigError(
-            f"samr1.segmenter.path: {hub_id} is not in the hub cache and cannot be fetched ({error}). "
-            f"Type: hf download {hub_id}, or name a folder"
+            "weights_not_fetched",
+            f"samr1.segmenter.path: {hub_id}",
+            f"not in the hub cache, and it cannot be fetched ({error}). Type: hf download {hub_id}, or name a folder",
         ) from error
 
 
 def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The model of a folder, in evaluation mode. Raises ConfigError where the folder lacks a weight."""
+    place = f"samr1.segmenter.path: {folder.absolute()}"
     try:
         model, info = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # safetensors' and torch's errors have no common base class
         raise ConfigError(
-            f"samr1.segmenter.path: transformers does not load {folder.absolute()} ({error}). Fetch it again"
+            "weights_not_loadable", place, f"transformers does not load this folder ({error}). Fetch it again"
         ) from error
     if missing := sorted(info["missing_keys"]):  # transformers would fill these weights with random numbers
         raise ConfigError(
-            f"samr1.segmenter.path: the weights in {folder.absolute()} lack {len(missing)} of the model's tensors, "
-            f"the first is {missing[0]}. Fetch it again, or name another model"
+            "tensors_missing",
+            place,
+            f"the weights lack {len(missing)} of the model's tensors, the first is {missing[0]}. Fetch it again, or "
+            "name another model",
         )
     return model
 

@@ -62,12 +62,8 @@ def get_client(segmenter: Any) -> Client:
 
 def service_problems(service: ServiceConfig) -> Iterator[str]:
     """The packages that the chosen mode needs and that are not installed, in one message."""
-    needed = {"embedded": (), "ray": ("mmh3", "pynvml", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        yield (
-            f"samr1.segmenter.service.mode is {service.mode}, and {', '.join(missing)} is not installed. "
-            "Type: pip install 'samr1-verl[service]'"
-        )
+    if (fault := _missing_packages(service)) is not None:
+        yield str(fault)
 
 
 async def announce(segmenter: Any, image: str | Path, sha256: str) -> None:
@@ -85,10 +81,22 @@ async def announce(segmenter: Any, image: str | Path, sha256: str) -> None:
         _log.warning("encode ahead of time: %s", error)
 
 
+def _missing_packages(service: ServiceConfig) -> ConfigError | None:
+    needed = {"embedded": (), "ray": ("mmh3", "pynvml", "tenacity"), "http": ("httpx", "tenacity")}[service.mode]
+    missing = ", ".join(name for name in needed if importlib.util.find_spec(name) is None)
+    if not missing:
+        return None
+    return ConfigError(
+        "package_not_installed",
+        "samr1.segmenter.service.mode",
+        f"found {service.mode}, and {missing} is not installed. Type: pip install 'samr1-verl[service]'",
+    )
+
+
 def _make(config: SegmenterConfig) -> Client:
     service = config.service
-    if problems := list(service_problems(service)):
-        raise ConfigError("\n".join(problems))
+    if (fault := _missing_packages(service)) is not None:
+        raise fault
     # Imported here: a reward with an embedded segmenter needs neither Ray nor an HTTP client.
     if service.mode == "ray":
         from samr1_verl.service.ray_client import RayClient

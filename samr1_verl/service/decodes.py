@@ -52,7 +52,7 @@ def _runs_of(image: Path | None, truth: GroundTruth, size: tuple[int, int]) -> T
         truth.check_size(size)
         return truth.runs()
     except MaskError as error:
-        raise MaskError(f"{image or 'the image'}: {error}") from error
+        raise MaskError.within(f"{image or 'the image'}", error) from error
 
 
 class Decodes:
@@ -166,8 +166,8 @@ class Decodes:
         job.future.set_result(overlap_of([union], [scores[prompt] for prompt in job.prompts], *job.true_masks()))
 
     def _fault(self, job: _Job, prompts: Sequence[Prompt], error: Exception) -> SegmenterError:
-        image = job.image or "the image"
-        return SegmenterError(f"{image}: {self._segmenter.identity} failed to decode {prompts}: {error}")
+        image, identity = job.image or "the image", self._segmenter.identity
+        return SegmenterError("decode_failed", f"{image}", f"{identity} failed to decode {prompts}: {error}")
 
     def _counts_on_device(self, jobs: Sequence[_Job], embedding: Embedding, masks: int) -> DeviceSegmenter | None:
         """The segmenter, where all masks are only counted and fit its device; None: they come to host memory."""
@@ -202,6 +202,7 @@ def _device_results(device: str) -> Callable[[_Job, list[Any]], Overlap]:
                 truths[job.truth] = DeviceTruth(*masks, device)
             return truths[job.truth].overlap(predictions)
         except RuntimeError as error:  # torch's faults: out of memory, a lost device
-            raise SegmenterError(f"{job.image or 'the image'}: no overlap on {device}: {error}") from error
+            image = job.image or "the image"
+            raise SegmenterError("overlap_failed", f"{image}", f"no overlap on {device}: {error}") from error
 
     return result_of

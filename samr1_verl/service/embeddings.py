@@ -179,19 +179,21 @@ class Embeddings:
         image, sha256 = encode.image, encode.sha256
         try:
             if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-                raise ImageError(f"{image}: the row's SHA-256 is {sha256!r}, expected 64 hexadecimal digits")
+                raise ImageError(
+                    "malformed_digest", f"{image}", f"the row's SHA-256 is {sha256!r}, expected 64 hexadecimal digits"
+                )
             if self._folder is not None and (kept := self._folder.get(sha256)) is not None:
                 self._tally.add(disk_hits=1)
                 return kept
             if image is None:
                 raise UnknownImageError(
-                    f"the image with SHA-256 {sha256} is not known here. Upload it, or send its path"
+                    "unknown_image", f"SHA-256 {sha256}", "the image is not known here. Upload it, or send its path"
                 )
             return read_image(image, sha256, self._max_pixels)
         except ImageError as error:
             return error
         except Exception as error:  # a fault of the machine, such as too many open files: another attempt may succeed
-            fault = SegmenterError(f"{image}: not read ({error})")
+            fault = SegmenterError("image_not_read", f"{image}", f"not read ({error})")
             fault.__cause__ = error
             return fault
 
@@ -204,9 +206,10 @@ class Embeddings:
                 return [self._encode([image])[0] for image in images]
             ((encode, _),) = images
             if isinstance(error, ImageError):
-                fault: Exception = ImageError(f"{encode.image}: {error}")
+                fault: Exception = ImageError.within(f"{encode.image}", error)
             else:
-                fault = SegmenterError(f"{encode.image}: {self._segmenter.identity} failed to encode it: {error}")
+                identity = self._segmenter.identity
+                fault = SegmenterError("encode_failed", f"{encode.image}", f"{identity} failed to encode it: {error}")
             fault.__cause__ = error
             return [fault]
         self._tally.add(encodes=len(images), encode_seconds=time.perf_counter() - started)
@@ -216,9 +219,10 @@ class Embeddings:
         """A new embedding in the form in which it is kept, after it is stored in the folder; or its fault."""
         if (name := embedding.not_finite()) is not None:
             return SegmenterError(
-                f"{encode.image}: {self._segmenter.identity} made an embedding whose array {name} has values that are "
-                "no numbers. Set samr1.segmenter.dtype and encoder_precision to float32; if they are, get the weights "
-                "again"
+                "embedding_not_finite",
+                f"{encode.image}",
+                f"{self._segmenter.identity} made an embedding whose array {name} has values that are no numbers. Set "
+                "samr1.segmenter.dtype and encoder_precision to float32; if they are, get the weights again",
             )
         embedding = halved(embedding) if self._halve else embedding
         if self._folder is not None:

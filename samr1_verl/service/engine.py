@@ -136,9 +136,11 @@ class Engine:
                     return waiting.result()
                 if (busy := self._worker.busy_seconds()) >= self._timeout_s:
                     raise SegmenterError(
-                        f"{self.identity}: the running computation has taken {busy:.1f} s, the limit is "
-                        f"{self._timeout_s:g} s. Such a fault never becomes a score. The segmenter's thread cannot be "
-                        "ended: end this process, or raise samr1.segmenter.service.timeout_s"
+                        "segmenter_stuck",
+                        self.identity,
+                        f"the running computation has taken {busy:.1f} s, the limit is {self._timeout_s:g} s. Such a "
+                        "fault never becomes a score. The segmenter's thread cannot be ended: end this process, or "
+                        "raise samr1.segmenter.service.timeout_s",
                     )
         finally:
             waiting.cancel()

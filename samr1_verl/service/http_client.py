@@ -195,7 +195,7 @@ class HttpClient:
             if isinstance(outcome, Problem) and outcome.code == "unknown_image":
                 raise _EvictedError(f"{url}: {outcome.message[:500]}")
         if isinstance(outcome, Problem):
-            raise _exception(f"{image}: {outcome.message[:2000]}", outcome)
+            raise _exception(image, outcome)
         return outcome
 
     async def _upload(self, address: str, image: Path, sha256: str) -> ImageAnswer | Problem:
@@ -203,7 +203,9 @@ class HttpClient:
         try:
             file: ImageFile = await asyncio.to_thread(read_file, image, sha256)
         except ImageError as error:
-            raise ImageError(f"the service cannot read the image, and it cannot be uploaded: {error}") from error
+            raise ImageError(
+                "image_not_uploaded", f"{image}", f"the service cannot read it, and it cannot be uploaded: {error}"
+            ) from error
         except OSError as error:  # such as too many open files
             raise TransientError(f"{image}: {error}") from error
         url = f"{address}/v1/images/{sha256}"
@@ -229,7 +231,9 @@ def _image(sha256: str) -> ImageRef:
     try:
         return ImageRef(sha256=sha256)
     except ValidationError as error:
-        raise ImageError(f"the row's SHA-256 is {sha256!r}, expected 64 hexadecimal digits") from error
+        raise ImageError(
+            "malformed_digest", "the row's SHA-256", f"found {sha256!r}, expected 64 hexadecimal digits"
+        ) from error
 
 
 def _request(sha256: str, prompts: Sequence[Prompt], **fields: Any) -> SegmentRequest:
@@ -237,10 +241,14 @@ def _request(sha256: str, prompts: Sequence[Prompt], **fields: Any) -> SegmentRe
     try:
         return SegmentRequest(image=image, prompts=list(map(WirePrompt.of, prompts)), **fields)
     except ValidationError as error:
-        raise SegmenterError(f"the service does not accept the prompts: {error}") from error
+        raise SegmenterError("bad_prompts", "the prompts", f"the service does not accept them: {error}") from error
 
 
-def _exception(message: str, problem: Problem) -> Exception:
+def _exception(image: Path, problem: Problem) -> Exception:
     """The exception that the embedded engine raises for the same fault."""
-    kinds: dict[str, type[Exception]] = {"image": ImageError, "truth": MaskError}
-    return kinds.get(problem.code, SegmenterError)(message)
+    message = problem.message[:2000]
+    if problem.code == "image":
+        return ImageError("server_refuses_image", f"{image}", message)
+    if problem.code == "truth":
+        return MaskError("server_refuses_truth", f"{image}", message)
+    return SegmenterError("server_refuses_request", f"{image}", message)

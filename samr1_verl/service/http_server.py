@@ -180,7 +180,7 @@ def _add_routes(app: FastAPI, engine: Engine, images: Images, registry: Collecto
     async def health() -> Health:
         """Health of the server, without a token. Status 500: one computation takes longer than the limit."""
         if (busy := engine.busy_seconds()) > limits.stuck_s:
-            raise SegmenterError(f"the running computation has taken {busy:.0f} s")
+            raise SegmenterError("segmenter_stuck", engine.identity, f"the running computation has taken {busy:.0f} s")
         return Health(segmenter=engine.identity, busy_seconds=busy)
 
     @app.get("/metrics", response_class=PlainTextResponse)

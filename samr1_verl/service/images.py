@@ -65,7 +65,7 @@ class Images:
         if path is None:
             return self._upload(sha256) if sha256 in self._kept else None
         if "\0" in path:
-            raise ImageError("image.path holds a null character")
+            raise ImageError("null_character", "image.path", "holds a null character")
         for root in self._roots:
             file = Path(os.path.realpath(root / path))  # an absolute path replaces the root
             if file.is_relative_to(root):
@@ -74,8 +74,9 @@ class Images:
                     return file
                 except OSError as error:
                     if Path(path).is_absolute() or len(self._roots) == 1:
+                        reason = error.strerror or error
                         raise UnknownImageError(
-                            f"{path}: the server reads no such file ({error.strerror or error}). Upload the image"
+                            "no_such_file", path, f"the server reads no such file ({reason}). Upload the image"
                         ) from error
         raise OutsideRootsError(
             f"{path} is not under the server's roots. Upload the image, or start the server with its folder as a root"
@@ -114,7 +115,9 @@ class Images:
                 yield await asyncio.to_thread(self.find, path, sha256)
             except ImageError as error:
                 if path is None and sha256 not in self._kept:
-                    raise UnknownImageError(f"the upload {sha256} is no longer here. Upload it again") from error
+                    raise UnknownImageError(
+                        "upload_gone", f"the upload {sha256}", "it is no longer here. Upload it again"
+                    ) from error
                 raise
 
     async def add(self, sha256: str, chunks: AsyncIterator[bytes]) -> tuple[Path, tuple[int, int]]:
@@ -139,7 +142,7 @@ class Images:
                     digest.update(chunk)
                     file.write(chunk)
             if (actual := digest.hexdigest()) != sha256:
-                raise ImageError(f"the upload's SHA-256 is {actual}, the request says {sha256}")
+                raise ImageError("digest_differs", "the upload", f"its SHA-256 is {actual}, the request says {sha256}")
             # In a thread: the header of a file may have thousands of parts.
             size = await asyncio.to_thread(self._size_of, partial)
             with self._lock:
@@ -163,7 +166,9 @@ class Images:
     def _reserve(self, more: int, length: int) -> None:
         """Make room for `more` bytes of an upload that then has `length` bytes."""
         if length > self._upload_bytes:
-            raise UploadTooLargeError(f"the upload is larger than {self._upload_bytes} bytes, the limit of all uploads")
+            raise UploadTooLargeError(
+                "upload_too_large", "the upload", f"larger than {self._upload_bytes} bytes, the limit of all uploads"
+            )
         with self._lock:
             excess = sum(self._kept.values()) + self._received + more - self._upload_bytes
             for sha256 in [sha256 for sha256 in self._kept if sha256 not in self._holders]:
@@ -173,7 +178,9 @@ class Images:
                 self._upload(sha256).unlink()
             if excess > 0:
                 raise UploadsFullError(
-                    f"{self._upload_bytes} bytes of uploads wait for their embeddings, which is the limit. Try again "
-                    "later, or start the server with a larger --upload-gb"
+                    "uploads_full",
+                    "the uploads",
+                    f"{self._upload_bytes} bytes wait for their embeddings, which is the limit. Try again later, or "
+                    "start the server with a larger --upload-gb",
                 )
             self._received += more

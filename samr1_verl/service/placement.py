@@ -38,8 +38,9 @@ def deployment_options(config: RayServiceConfig, nodes: Sequence[Mapping[str, An
         with_gpus = sorted(node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("GPU", 0) > 0)
         if not with_gpus:
             raise ConfigError(
-                f"samr1.segmenter.service.ray.gpus is shared, and none of the cluster's {len(nodes)} nodes has a GPU. "
-                "Set gpus to 0 to run the segmenter on the CPU"
+                "no_gpu",
+                "samr1.segmenter.service.ray.gpus",
+                f"found shared, and none of the cluster's {len(nodes)} nodes has a GPU. Set it to 0 to run on the CPU",
             )
         actor["runtime_env"] = {"env_vars": {KEEP_GPUS: "0"}}
         actor["label_selector"] = {NODE_LABEL: f"in({', '.join(with_gpus)})"}
@@ -96,8 +97,9 @@ def shared_gpu(gpus: Sequence[str], free: Sequence[int], local_rank: int) -> str
     """
     if not gpus:
         raise ConfigError(
-            f"samr1.segmenter.service.ray.gpus is shared, and this node shows no GPU ({VISIBLE} is empty). "
-            "Set gpus to 0 to run the segmenter on the CPU"
+            "no_gpu",
+            "samr1.segmenter.service.ray.gpus",
+            f"found shared, and this node shows no GPU ({VISIBLE} is empty). Set it to 0 to run on the CPU",
         )
     order = sorted(range(len(gpus)), key=lambda index: -free[index])  # stable: equal ones stay in their order
     return gpus[order[local_rank % len(gpus)]]

@@ -75,7 +75,8 @@ class Replica:
         Ray Serve calls it every HEALTH_S seconds, and replaces a replica that raises.
         """
         if (busy := self._engine.busy_seconds()) > STUCK_S:
-            raise SegmenterError(f"the running computation has taken {busy:.0f} s")
+            identity = self._engine.identity
+            raise SegmenterError("segmenter_stuck", identity, f"the running computation has taken {busy:.0f} s")
         for name, value in vars(self._engine.counters()).items():
             self._gauges[name].set(float(value))
 
@@ -134,7 +135,9 @@ class Starter:
         except RuntimeError as error:  # Ray Serve gave up; its status has the replicas' own error
             detail = serve.status().applications[self._name].deployments[DEPLOYMENT].message
             raise ConfigError(
-                f"samr1.segmenter.service.mode is ray, and no replica starts ({error}): {detail}"
+                "no_replica_starts",
+                "samr1.segmenter.service.mode",
+                f"found ray, and no replica starts ({error}): {detail}",
             ) from error
 
     def _end_when_unused(self) -> None:

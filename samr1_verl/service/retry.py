@@ -103,7 +103,9 @@ async def ask_service(attempt: Callable[[], Awaitable[T]], timeout_s: float, att
         return await persist(attempt, Patience(attempt_s, timeout_s))
     except ExhaustedError as error:
         raise ServiceError(
-            f"{image}: the segmenter's service did not answer in {timeout_s:g} s and {error.attempts} attempts; the "
-            f"last fault: {error.fault}. Such a fault never becomes a score. Check that the service runs, or raise "
-            "samr1.segmenter.service.timeout_s"
+            "service_not_answering",
+            image,
+            f"the segmenter's service did not answer in {timeout_s:g} s and {error.attempts} attempts; the last fault: "
+            f"{error.fault}. Such a fault never becomes a score. Check that the service runs, or raise "
+            "samr1.segmenter.service.timeout_s",
         ) from error

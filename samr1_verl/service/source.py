@@ -23,8 +23,10 @@ def read_file(image: Path, sha256: str) -> ImageFile:
     file = ImageFile.read(image)
     if file.sha256 != sha256:
         raise ImageError(
-            f"{image}: its SHA-256 is {file.sha256}, the row says {sha256}. The file changed after the data was "
-            "prepared: put the original back, or prepare the data again"
+            "digest_differs",
+            f"{image}",
+            f"its SHA-256 is {file.sha256}, the row says {sha256}. The file changed after the data was prepared: put "
+            "the original back, or prepare the data again",
         )
     return file
 

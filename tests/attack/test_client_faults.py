@@ -38,6 +38,7 @@ from tests.attack.client_world import (
     first_at,
 )
 from tests.attack.hostile_server import answer, hostile_server
+from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 
 REFUSED = {"error": {"code": "unknown_image", "message": "not here"}}
@@ -52,7 +53,7 @@ async def test_two_segmenters_are_never_mixed(tmp_path: Path, caplog: pytest.Log
         found = await asyncio.gather(*(client.overlap(*image, [BOX], TRUTH) for image in images))
         assert found == [RIGHT] * 16 and two.asked
         assert all(name in caplog.text for name in ("circles/2", "boxes/1", two.address)), caplog.text
-        with pytest.raises(ServiceError, match="its segmenter is circles/2, the run's is boxes/1"):
+        with refused(ServiceError, "service_not_answering", "7.png: ", two.address, "circles/2", "boxes/1"):
             named = client_of(two.address, timeout_s=0.3, identity="boxes/1")
             await named.overlap(*image_file(tmp_path, 7), [BOX], TRUTH)
         named = client_of(one.address, two.address, timeout_s=30, attempt_s=10, identity="circles/2")
@@ -64,7 +65,7 @@ async def test_an_announcement_to_another_segmenter_is_a_fault(tmp_path: Path) -
     accepted = {"segmenter": "circles/2", "accepted": True}
     with hostile_server(always(answer(accepted, "202 Accepted"))) as server:
         client = client_of(server.address, timeout_s=0.3, identity="boxes/1")
-        with pytest.raises(ServiceError, match="circles/2"):
+        with refused(ServiceError, "service_not_answering", "7.png: ", "circles/2"):
             await client.prefetch(*image_file(tmp_path, 7))
 
 
@@ -97,8 +98,9 @@ FILES: dict[str, Callable[[Path], Path]] = {
 async def test_only_the_rows_own_file_is_uploaded(make: Callable[[Path], Path], tmp_path: Path) -> None:
     _, sha256 = image_file(tmp_path, 7)
     with hostile_server(always(answer(REFUSED, "404 Not Found"))) as server:
-        with pytest.raises(ImageError, match="cannot be uploaded"):
-            await client_of(server.address, timeout_s=30, attempt_s=20).overlap(make(tmp_path), sha256, [BOX], TRUTH)
+        path = make(tmp_path)
+        with refused(ImageError, "image_not_uploaded", path, "uploaded"):
+            await client_of(server.address, timeout_s=30, attempt_s=20).overlap(path, sha256, [BOX], TRUTH)
         assert [line.split()[0] for line, _ in server.asked] == ["POST"]
 
 
@@ -123,7 +125,7 @@ async def test_an_upload_that_the_server_drops_is_uploaded_again(tmp_path: Path)
 @pytest.mark.parametrize("status", ["422 No", "404 No", "403 No", "413 No"])
 async def test_a_fault_of_the_image_is_not_tried_again(status: str, tmp_path: Path) -> None:
     with hostile_server(always(answer({"error": {"code": "image", "message": "no image"}}, status))) as server:
-        with pytest.raises(ImageError, match="no image"):
+        with refused(ImageError, "server_refuses_image", "7.png: no image"):
             await client_of(server.address, timeout_s=30, attempt_s=10).overlap(*image_file(tmp_path, 7), [BOX], TRUTH)
         assert len(server.asked) == 1
 
@@ -178,7 +180,7 @@ async def test_an_embedded_segmenter_that_hangs_is_a_fault_that_names_the_key(
     try:
         for first in (True, False):
             started = time.monotonic()
-            with pytest.raises(SegmenterError, match=r"raise samr1\.segmenter\.service\.timeout_s"):
+            with refused(SegmenterError, "segmenter_stuck", "boxes/1: ", "0.5 s", "samr1.segmenter.service.timeout_s"):
                 await asyncio.gather(engine.overlap(*image, [BOX], TRUTH), engine.segment(*image, [BOX]))
             assert (time.monotonic() - started >= 0.4) == first, "later requests do not wait again"
             assert engine.busy_seconds() >= 0.5

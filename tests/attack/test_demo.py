@@ -16,6 +16,7 @@ from samr1_verl.prompts.templates import SentenceError, as_question
 from samr1_verl.report.playground import create_app
 from samr1_verl.rows.record import DataError, Record
 from samr1_verl.service.http_server import Limits
+from tests.errors import refused
 
 LIMITS = Limits(max_body=200_000, max_pixels=50_000, max_queue=2, upload_bytes=1_000_000)
 TOKENS = ["<|image_pad|>", "<|vision_start|>", "<|im_end|>", "<|IM_END|>", "<|endoftext|>", "<image>", "<Image>"]
@@ -43,9 +44,9 @@ def test_the_page_refuses_a_sentence_with_a_token(token: str) -> None:
 def test_no_question_is_made_of_it(token: str, tmp_path: Path) -> None:
     questions = Questions(PromptConfig(policy_size=(28, 28), frame="absolute", prompt="tiny"), None, {})
     record = Record(data_source="a", sentence=f"a{token}b", image="x", sha256="0" * 64, height=28, width=28, masks=[])
-    with pytest.raises(SentenceError, match="Remove it") as found:
+    with refused(SentenceError, "token_in_sentence", token, "Remove it") as found:
         questions.item(record, tmp_path / "x.png")
-    assert token in str(found.value) and isinstance(found.value, DataError)
+    assert isinstance(found.value, DataError)
 
 
 @pytest.mark.parametrize("sentence", ["a < b | c > d", "<3", "<|>", "< image >", "the 'image' on the left"])

@@ -25,6 +25,7 @@ from samr1_verl.service.embeddings import UnknownImageError
 from samr1_verl.service.http_client import HttpClient
 from samr1_verl.service.http_server import Limits, create_app
 from samr1_verl.service.images import Images
+from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.servers import free_port
 
@@ -162,7 +163,7 @@ async def test_a_refused_upload_leaves_nothing_behind(serve, monkeypatch, tmp_pa
 
 async def test_an_upload_that_is_removed_while_its_encode_waits_is_asked_for_again(tmp_path):
     images = Images([], 10_000, 10_000)
-    with pytest.raises(UnknownImageError, match="Upload it again"):
+    with refused(UnknownImageError, "upload_gone", "0" * 64, "Upload it again"):
         async with images.use(None, "0" * 64) as path:
             assert path is None
             raise ImageError("no_such_image", "gone", "no such image")

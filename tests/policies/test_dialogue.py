@@ -25,6 +25,7 @@ from samr1_verl.prompts.questions import Questions
 from samr1_verl.scoring.refinement import picture
 from samr1_verl.segmenters.base import SegmenterError
 from samr1_verl.service.client import get_client
+from tests.errors import refused
 from tests.evaluation.world import SIZE_WH, inference_config
 from tests.policies.chat_server import NAME, ChatServer, serving
 from tests.policies.scripted import DONE, REFINE, UNUSABLE, Scripted, box
@@ -176,7 +177,7 @@ def test_another_template_is_another_identity(warm_policy: Path, tmp_path: Path)
         identities.append(PolicyChoice(config, str(warm_policy)).identity())
     assert identities[0] != identities[1]
     missing = replace(config, refine=REFINE.model_copy(update={"look": "none"}))
-    with pytest.raises(ConfigError, match="found 'none', expected one of"):
+    with refused(ConfigError, "unknown_template", "samr1.refine.look: found 'none'", "refine"):
         PolicyChoice(missing, str(warm_policy)).load()
 
 

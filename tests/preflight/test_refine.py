@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from samr1_verl.config import ConfigError, samr1_config
 from samr1_verl.policies.inference_config import compose_recipe
 from samr1_verl.preflight.refine import IMAGES, check_refine
+from tests.errors import refused
 
 RECIPES = ("samr1_refine", "samr1_refine_qwen3vl_8b", "samr1_refine_tiny")
 
@@ -48,5 +49,5 @@ def test_a_loop_without_the_section() -> None:
 def test_values_of_the_section(change: str) -> None:
     config = compose_recipe("samr1_refine")
     OmegaConf.update(config, *f"samr1.refine.{change}".split("="), force_add=True)
-    with pytest.raises(ConfigError, match=r"samr1.refine\."):
+    with refused(ConfigError, "invalid_value", f"samr1.refine.{change.split('=')[0]}: "):
         samr1_config(config)

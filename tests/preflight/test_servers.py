@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from samr1_verl.config import ConfigError, Samr1Config, samr1_config
 from samr1_verl.preflight.callback import examine_config
 from samr1_verl.preflight.servers import check_servers
 from tests.attack.client_world import always
 from tests.attack.hostile_server import answer, hostile_server
 from tests.composing import compose_recipe
+from tests.errors import refused
 from tests.service.servers import free_port
 
 BOXES, CIRCLES = ({"segmenter": name, "busy_seconds": 0.0} for name in ("boxes/1", "circles/2"))
@@ -47,5 +46,5 @@ def test_one_segmenter_and_servers_that_do_not_answer_are_no_problem() -> None:
 
 
 def test_an_empty_identity_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"samr1\.segmenter\.service\.http\.identity: .*found ''"):
+    with refused(ConfigError, "invalid_value", "samr1.segmenter.service.http.identity: ", "found ''"):
         settings("http://127.0.0.1:1", identity="")

@@ -12,6 +12,7 @@ from samr1_verl.prompts.answer_form import like
 from samr1_verl.prompts.questions import messages_of
 from samr1_verl.prompts.templates import load_prompt, prompt_identity, prompt_names
 from tests.composing import compose_recipe
+from tests.errors import refused
 
 ASIDE = {"frame": "absolute", "width": 840, "height": 840}
 
@@ -67,39 +68,41 @@ def test_a_file_of_the_user_is_a_template(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "code", "named"),
     [
-        ("Find\n{{ sentense }}", "line 2: found the field 'sentense', expected one of sentence, frame, width, height"),
-        ("Find\n\n{{ sentence", "line 3: no Jinja template"),
-        ("{% if frame %}{{ sentence }}", "line 1: no Jinja template"),
-        ("a\n{{ sentence | shout }}", "line 2: no Jinja template: No filter named 'shout'"),
-        ("a\nb\n{{ sentence }} {{ sentence.nothing }}", "line 3: fails with UndefinedError"),
-        ("{{ sentence }}\n{{ ''.__class__.__mro__ }}", "line 2: fails with SecurityError"),
-        ("{{ sentence }}\n{% include '/etc/passwd' %}", "line 2: fails with TypeError"),
-        ("Please find {Question} with bbox", "found no sentence in the text for the frame absolute"),
+        ("Find\n{{ sentense }}", "unknown_field", "line 2: found the field 'sentense'"),
+        ("Find\n\n{{ sentence", "template_malformed", "line 3: "),
+        ("{% if frame %}{{ sentence }}", "template_malformed", "line 1: "),
+        ("a\n{{ sentence | shout }}", "template_malformed", "line 2: no Jinja template: No filter named 'shout'"),
+        ("a\nb\n{{ sentence }} {{ sentence.nothing }}", "template_fails", "line 3: fails with UndefinedError"),
+        ("{{ sentence }}\n{{ ''.__class__.__mro__ }}", "template_fails", "line 2: fails with SecurityError"),
+        ("{{ sentence }}\n{% include '/etc/passwd' %}", "template_fails", "line 2: fails with TypeError"),
+        ("Please find {Question} with bbox", "template_without_sentence", "frame absolute"),
         (
             "{% if frame == 'absolute' %}{{ sentence }}{% endif %}",
-            "found no sentence in the text for the frame thousand",
+            "template_without_sentence",
+            "frame thousand",
         ),
-        ("x\n<image>\n{{ sentence }}", "line 2: found the token <image>"),
-        ("<|image_pad|>{{ sentence }}", "line 1: found the token <|image_pad|>"),
+        ("x\n<image>\n{{ sentence }}", "token_in_template", "line 2: found the token <image>"),
+        ("<|image_pad|>{{ sentence }}", "token_in_template", "line 1: found the token <|image_pad|>"),
     ],
 )
-def test_a_file_that_makes_no_question_is_refused_with_its_line(text: str, named: str, tmp_path: Path) -> None:
+def test_a_file_that_makes_no_question_is_refused_with_its_line(
+    text: str, code: str, named: str, tmp_path: Path
+) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text(text)
-    with pytest.raises(ConfigError) as found:
+    with refused(ConfigError, code, f"samr1.prompt: {file}: ", named):
         load_prompt(str(file))
-    assert str(found.value).startswith(f"samr1.prompt: {file}:") and named in str(found.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone\.jinja: cannot be read"):
+    with refused(ConfigError, "template_unreadable", f"samr1.prompt: {tmp_path / 'gone.jinja'}: "):
         load_prompt(str(tmp_path / "gone.jinja"))
     (tmp_path / "latin.txt").write_bytes("{{ sentence }} für".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.txt: cannot be read as UTF-8"):
+    with refused(ConfigError, "template_unreadable", f"samr1.prompt: {tmp_path / 'latin.txt'}: ", "UTF-8"):
         load_prompt(str(tmp_path / "latin.txt"))
-    with pytest.raises(ConfigError, match=r"ends with \.jinja or \.txt"):
+    with refused(ConfigError, "unknown_template", "samr1.prompt: found 'seg_one'", "seg_zero", ".jinja or .txt"):
         load_prompt("seg_one")
 
 
@@ -111,7 +114,7 @@ def test_a_run_is_refused_before_it_starts(tmp_path: Path) -> None:
         config = compose_recipe("samr1_tiny", f"samr1.prompt={file}")
         return next(problems for subject, _, problems in examine_config(config) if subject == "prompt")
 
-    assert f"{file}: line 2: found the field 'sentense'" in problems()[0]
+    assert f"{file}: line 2: " in problems()[0] and "'sentense'" in problems()[0]
     file.write_text("one {{ sentence }}")
     assert problems() == []
 
@@ -129,7 +132,7 @@ def test_a_rehearsal_answers_in_the_form_that_a_file_asks_for(text: str, form: s
 def test_a_published_policy_that_gets_our_words_is_noticed(tmp_path: Path) -> None:
     for policy in ("Ricky06662/Seg-Zero-7B", "models/VisionReasoner-7B/", "sj9909/StAR-8B"):
         notice = other_words(policy, "vision_reasoner")
-        assert notice is not None and "asks in other words" in notice and "samr1.prompt=FILE" in notice
+        assert notice is not None and "other words" in notice and "samr1.prompt=FILE" in notice
     assert other_words("Ricky06662/Seg-Zero-7B", "mine.jinja") is None
     assert other_words("Qwen/Qwen2.5-VL-7B-Instruct", "seg_zero") is None and other_words(None, "seg_zero") is None
 
@@ -144,4 +147,4 @@ def test_the_notice_is_given_once_when_the_policy_loads(
         config = InferenceConfig.of(compose_recipe("samr1_tiny", f"samr1.prompt={prompt}"))
         caplog.clear()
         PolicyChoice(config, str(published)).load()
-        assert caplog.text.count("asks in other words") == notices
+        assert caplog.text.count("in other words") == notices

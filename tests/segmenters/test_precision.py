@@ -11,6 +11,7 @@ import torch
 from samr1_verl.config import ConfigError
 from samr1_verl.segmenters import load_segmenter, segmenter_problems
 from samr1_verl.segmenters.torch_common import check_precision, float32_as
+from tests.errors import refused
 from tests.segmenters.test_transformers import FORMS, config_of, image_of
 from tests.segmenters.tiny_sams import KINDS
 
@@ -72,24 +73,24 @@ def test_another_precision_is_another_identity_and_the_default_is_the_old_one(fo
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"dtype": "float16", "encoder_precision": "bfloat16"}, "dtype is float16, in which the encoder computes"),
-        ({"encoder_precision": "tf32"}, r"tf32, and samr1\.segmenter\.device is cpu, but only GPUs have TF32"),
+        ({"dtype": "float16", "encoder_precision": "bfloat16"}, "samr1.segmenter.dtype is float16"),
+        ({"encoder_precision": "tf32"}, "samr1.segmenter.device is cpu"),
         (
             {
                 "encoder_precision": "tf32",
                 "device": "auto",
                 "service": {"mode": "ray", "cache_gb": 1, "cache_dir": None, "ray": {"gpus": 0, **RAY}},
             },
-            r"tf32, and samr1\.segmenter\.service\.ray\.gpus is 0",
+            "samr1.segmenter.service.ray.gpus is 0",
         ),
     ],
 )
-def test_a_precision_that_would_be_ignored_is_refused(folders, changes, message):
+def test_a_precision_that_would_be_ignored_is_refused(folders, changes, named):
     (problem,) = segmenter_problems(config_of(folders["sam2"], **changes))
-    assert problem.startswith("samr1.segmenter.encoder_precision is ")
-    with pytest.raises(ConfigError, match=message):
+    assert problem.startswith(f"samr1.segmenter.encoder_precision is {changes['encoder_precision']}")
+    with refused(ConfigError, "segmenter_not_loadable", problem, named):
         load_segmenter(config_of(folders["sam2"], **changes))
 
 
@@ -97,21 +98,21 @@ def test_a_gpu_without_tf32_is_refused_when_it_is_known(monkeypatch):
     for capability in ((7, 5), (8, 0), (9, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         if capability < (8, 0):
-            with pytest.raises(ConfigError, match=r"on cuda:1, which has no TF32: .*capability 8\.0"):
+            with refused(ConfigError, "no_tf32", "encoder_precision: found tf32", "on cuda:1", "capability 8.0"):
                 check_precision("tf32", torch.device("cuda:1"))
         else:
             check_precision("tf32", torch.device("cuda:1"))
-    with pytest.raises(ConfigError, match="on cpu, which has no TF32"):
+    with refused(ConfigError, "no_tf32", "encoder_precision: found tf32", "on cpu"):
         check_precision("tf32", torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU, where auto is the CPU")
 def test_auto_on_a_machine_without_a_gpu_is_a_cpu(folders):
     (problem,) = segmenter_problems(config_of(folders["sam2"], device="auto", encoder_precision="tf32"))
-    assert "samr1.segmenter.device is auto on a machine without a GPU" in problem
+    assert "samr1.segmenter.device is auto" in problem
 
 
 def test_an_onnx_file_has_a_fixed_precision(small_sam):
     config = config_of(small_sam, backend="onnx", encoder_precision="bfloat16")
     (problem,) = segmenter_problems(config)
-    assert "samr1.segmenter.encoder_precision is bfloat16, but an ONNX file has a fixed precision" in problem
+    assert problem.startswith("samr1.segmenter.encoder_precision is bfloat16, ")

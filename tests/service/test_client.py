@@ -13,6 +13,7 @@ from samr1_verl.service import client as client_module
 from samr1_verl.service import engine
 from samr1_verl.service.client import announce, get_client
 from tests.composing import compose_recipe
+from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 
 RAY = {"gpus": 0, "cpus": 1, "min_replicas": 1, "max_replicas": 1}
@@ -76,25 +77,29 @@ async def test_the_configured_bound_and_folder_are_used(loads, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("segmenter", "service", "message"),
+    ("segmenter", "service", "names"),
     [
-        ({}, {"mode": "grpc"}, r"samr1\.segmenter\.service\.mode: .*'embedded', 'ray' or 'http'.* found 'grpc'"),
-        ({}, {"mode": "http"}, r"samr1\.segmenter\.service: .*mode is http, so the section http is required"),
+        ({}, {"mode": "grpc"}, ["samr1.segmenter.service.mode: ", "'embedded', 'ray' or 'http'", "found 'grpc'"]),
+        ({}, {"mode": "http"}, ["samr1.segmenter.service: ", "mode is http", "section http"]),
         (
             {},
             {"mode": "http", "http": {"addresses": ["10.0.0.1:80"]}},
-            r"samr1\.segmenter\.service\.http\.addresses\.0: ",
+            ["samr1.segmenter.service.http.addresses.0: ", "10.0.0.1:80"],
         ),
-        ({}, {"ray": RAY | {"max_replicas": 1, "min_replicas": 2}}, r"max_replicas is 1, below min_replicas 2"),
-        ({}, {"ray": RAY | {"gpus": "all"}}, r"samr1\.segmenter\.service\.ray\.gpus"),
-        ({}, {"cache_gb": -1}, r"samr1\.segmenter\.service\.cache_gb: .*found -1"),
-        ({}, {"cache_tb": 1}, r"samr1\.segmenter\.service\.cache_tb: "),
-        ({"dtype": "int4"}, {}, r"samr1\.segmenter\.dtype: .*found 'int4'"),
-        ({"path": ""}, {}, r"samr1\.segmenter\.path: "),
+        (
+            {},
+            {"ray": RAY | {"max_replicas": 1, "min_replicas": 2}},
+            ["samr1.segmenter.service.ray: ", "max_replicas is 1", "min_replicas 2"],
+        ),
+        ({}, {"ray": RAY | {"gpus": "all"}}, ["samr1.segmenter.service.ray.gpus", "found 'all'"]),
+        ({}, {"cache_gb": -1}, ["samr1.segmenter.service.cache_gb: ", "found -1"]),
+        ({}, {"cache_tb": 1}, ["samr1.segmenter.service.cache_tb: "]),
+        ({"dtype": "int4"}, {}, ["samr1.segmenter.dtype: ", "found 'int4'"]),
+        ({"path": ""}, {}, ["samr1.segmenter.path: "]),
     ],
 )
-def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, service, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, service, names):
+    with refused(ConfigError, "invalid_value", *names):
         get_client(placed(**service) | segmenter)
     assert loads == []
 
@@ -102,7 +107,7 @@ def test_a_wrong_value_names_its_key_and_what_it_may_be(loads, segmenter, servic
 def test_a_mode_whose_packages_are_missing_says_what_to_type(loads, monkeypatch):
     monkeypatch.setattr(client_module.importlib.util, "find_spec", lambda name: None)
     for mode, section in (("ray", {"ray": RAY}), ("http", {"http": {"addresses": ["http://10.0.0.1:80"]}})):
-        with pytest.raises(ConfigError, match=rf"mode is {mode}, and .*tenacity is not installed.*\[service\]"):
+        with refused(ConfigError, "package_not_installed", "service.mode", f"found {mode}", "tenacity", "[service]"):
             get_client(placed(mode=mode, **section))
     assert get_client(SEGMENTER) is not None
 
@@ -137,7 +142,7 @@ async def test_an_embedded_segmenter_is_not_announced_to(loads, tmp_path):
 async def test_a_service_that_cannot_be_told_is_no_error(loads, tmp_path, caplog):
     far = placed(mode="http", http={"addresses": ["http://127.0.0.1:9"]}, timeout_s=0.2)
     await announce(far, *image_file(tmp_path, 7))
-    assert "encode ahead of time" in caplog.text and "7.png" in caplog.text
+    assert "ahead of time" in caplog.text and "7.png" in caplog.text
     caplog.clear()
     await announce(far | {"service": far["service"] | {"encode_ahead": False}}, *image_file(tmp_path, 7))
     assert caplog.text == ""

@@ -38,7 +38,11 @@ class GpuBoxes(BoxSegmenter):
     def encode_batch(self, images: Sequence[np.ndarray]) -> list[Embedding]:
         self.batches.append([int(image[0, 0, 0]) for image in images])
         if self.refused in self.batches[-1]:
-            raise ImageError("too thin") if self.refused == 3 else RuntimeError("out of memory")
+            raise (
+                ImageError("image_too_thin", "20x10 pixels", "too thin")
+                if self.refused == 3
+                else RuntimeError("out of memory")
+            )
         return [super(GpuBoxes, self).encode(image) for image in images]
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
@@ -74,14 +78,16 @@ async def test_images_that_wait_are_encoded_together_up_to_the_limit(make_engine
     assert engine.counters() == Counters(requests=7, encodes=7, decodes=7, cached_bytes=7 * 4096)
 
 
-@pytest.mark.parametrize(("bad", "fault"), [(3, ImageError), (5, SegmenterError)])
-async def test_an_image_that_fails_does_not_fail_the_others_of_its_batch(make_engine, tmp_path, bad, fault):
+@pytest.mark.parametrize(
+    ("bad", "fault", "code"), [(3, ImageError, "image_too_thin"), (5, SegmenterError, "encode_failed")]
+)
+async def test_an_image_that_fails_does_not_fail_the_others_of_its_batch(make_engine, tmp_path, bad, fault, code):
     segmenter = GpuBoxes(seconds=0.02, images=8)
     segmenter.refused = bad
     images = images_in(tmp_path, 1, 2, 3, 4, 5)
     results = await ask(make_engine(segmenter), images)
     assert [type(result) for result in results] == [fault if grey == bad else list for grey in (1, 2, 3, 4, 5)]
-    assert f"{bad}.png" in str(results[bad - 1])
+    assert results[bad - 1].code == code and f"{bad}.png" in str(results[bad - 1])
     assert any(len(batch) > 1 and bad in batch for batch in segmenter.batches)
 
 
@@ -100,7 +106,7 @@ async def test_a_missing_file_does_not_fail_the_others_of_its_batch(make_engine,
     images[2][0].unlink()
     results = await ask(make_engine(segmenter), images)
     assert [isinstance(result, ImageError) for result in results] == [False, False, True, False]
-    assert "3.png: no such image" in str(results[2])
+    assert results[2].code == "no_such_image" and str(images[2][0]) in str(results[2])
 
 
 async def test_encodes_ahead_of_time_do_not_join_those_that_a_request_waits_for(make_engine, tmp_path):
@@ -150,7 +156,7 @@ async def test_a_fault_of_the_device_is_the_segmenters_and_names_the_image(make_
 
     engine = make_engine(GpuBoxes())
     monkeypatch.setattr("samr1_verl.segmenters.device_overlap._on", lost)
-    with pytest.raises(SegmenterError, match=r"7\.png: no overlap on cpu: no memory"):
+    with refused(SegmenterError, "overlap_failed", "7.png: ", "on cpu", "no memory"):
         await engine.overlap(*image_file(tmp_path, 7), [BOX], truth_of(rectangle(0, 0, 3, 4)))
 
 

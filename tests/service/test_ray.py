@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,7 @@ async def test_answers_and_faults_are_those_of_the_embedded_engine(make, tmp_pat
     (prediction,) = await client.segment(*image, [BOX])
     assert prediction.mask.sum() == 24 and prediction.score == 0.5
     assert await client.overlap(*image, [BOX], truth()) == RIGHT
-    with pytest.raises(ImageError, match="SHA-256"):
+    with refused(ImageError, "digest_differs", image[0], image[1], "0" * 64):
         await client.overlap(image[0], "0" * 64, [BOX], truth())
     with refused(MaskError, "size_differs", f"{image[0]}: ground_truth.size", "20x10"):
         await client.overlap(*image, [BOX], GroundTruth(size=(20, 10), masks=()))
@@ -200,13 +201,14 @@ async def test_the_only_replica_killed_is_replaced_and_nothing_is_lost(make, tmp
 async def test_when_nobody_answers_in_time_there_is_one_clear_exception(make, tmp_path):
     client = make("slow", seconds=30.0, timeout_s=6.0, attempt_s=2.0)
     await client._started()
-    with pytest.raises(ServiceError, match=r"7\.png: .* did not answer in 6 s and [2-9] attempts"):
+    with refused(ServiceError, "service_not_answering", "7.png: ", " 6 s ") as found:
         await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
+    assert re.search(r" [2-9] attempts", str(found.value))
 
 
 async def test_a_segmenter_that_cannot_be_loaded_is_a_configuration_error(make, tmp_path):
     client = make("cannot load")
-    with pytest.raises(ConfigError, match=r"samr1\.segmenter\.service\.mode is ray, and no replica starts"):
+    with refused(ConfigError, "no_replica_starts", "samr1.segmenter.service.mode: found ray"):
         await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
 
 
@@ -349,7 +351,7 @@ def test_the_gpu_with_the_most_free_memory_is_first_and_others_follow_in_turn():
     assert gpus == ["4", "GPU-b2", "6"]
     assert [placement.shared_gpu(gpus, [5, 9, 7], rank) for rank in range(4)] == ["GPU-b2", "6", "4", "GPU-b2"]
     assert [placement.shared_gpu(gpus, [0, 0, 0], rank) for rank in range(3)] == gpus, "where no driver tells"
-    with pytest.raises(ConfigError, match=r"service\.ray\.gpus is shared, and this node shows no GPU"):
+    with refused(ConfigError, "no_gpu", "samr1.segmenter.service.ray.gpus: found shared", "this node"):
         placement.shared_gpu(placement.visible_gpus(""), [], 0)
 
 
@@ -378,7 +380,7 @@ NODES = [  # a cluster of two GPU models, a CPU node, and a GPU node that has le
 
 def test_gpus_cannot_be_shared_where_there_are_none():
     config = RayServiceConfig.model_validate({"gpus": "shared", "cpus": 1, "min_replicas": 1, "max_replicas": 1})
-    with pytest.raises(ConfigError, match=r"none of the cluster's 1 nodes has a GPU. Set gpus to 0"):
+    with refused(ConfigError, "no_gpu", "samr1.segmenter.service.ray.gpus: found shared", "1 nodes", "to 0"):
         placement.deployment_options(config, NODES[1:2])
 
 
