@@ -4,9 +4,8 @@
     python benchmarks/startup.py --rounds 1       imports measured once each
 
 The first training is timed as it is. The second writes down every import (PYTHONPROFILEIMPORTTIME), which costs time
-itself. Both end when the reward is asked for the first time. Imports with and without the plug-in are measured by turns,
-and printed with their ratio.
-The last line is one JSON object.
+itself. Both end when the reward is asked for the first time. Imports with and without the plug-in are measured in
+turns, and printed with their ratio. The last line is one JSON object.
 """
 
 from __future__ import annotations

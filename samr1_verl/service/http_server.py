@@ -35,6 +35,7 @@ from samr1_verl.service.embeddings import UnknownImageError
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.guard import Guard, error_response
 from samr1_verl.service.images import Images, OutsideRootsError, UploadsFullError, UploadTooLargeError
+from samr1_verl.service.json_bodies import JsonRoute
 from samr1_verl.service.wire import (
     Accepted,
     Digest,
@@ -100,6 +101,7 @@ def create_app(
     }
     scheme = [Depends(HTTPBearer(auto_error=False, description="checked before the request is read"))]
     app = FastAPIOffline(redoc_url=None, title="samr1 segmenter", responses=errors, dependencies=scheme)
+    app.router.route_class = JsonRoute
     app.add_middleware(Guard, token=token, max_body=limits.max_body, max_queue=limits.max_queue, registry=registry)
     _add_routes(app, engine, images, registry, limits)
     for add in routes:

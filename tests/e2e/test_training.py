@@ -1,4 +1,4 @@
-"""The main job, whole: verl's own command trains, is killed, resumes from its checkpoint, and ends as its golden file."""
+"""The main job, whole: verl's own command trains, is killed, resumes, and ends as its golden file."""
 
 from __future__ import annotations
 

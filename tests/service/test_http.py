@@ -133,10 +133,13 @@ async def test_bad_prompts_are_refused(server, image, prompts, names):
     await alive(server, image)
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
-async def test_numbers_that_are_none_are_refused(server, image, number):
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("NaN", "byte"), ("Infinity", "byte"), ("-Infinity", "byte"), ("1e400", "body.prompts.0.box.0")],
+)
+async def test_numbers_that_are_none_are_refused(server, image, number, name):
     content = json.dumps(body_of(image)).replace("[2,", f"[{number},")
-    await refused(server, 422, "request", "finite", content=content, headers={"Content-Type": "application/json"})
+    await refused(server, 422, "request", name, content=content, headers={"Content-Type": "application/json"})
     await alive(server, image)
 
 
