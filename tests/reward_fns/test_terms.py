@@ -13,6 +13,7 @@ from samr1_verl.answers import Answer
 from samr1_verl.config import ConfigError
 from samr1_verl.rows.ground_truth import GroundTruth, View
 from samr1_verl.scoring.rollout import Masks, Rollout
+from tests.errors import refused
 from tests.reward_fns.scoring import (
     SEGMENTER,
     image_extra,
@@ -175,5 +176,5 @@ def test_a_weight_is_a_finite_number(weight):
 
 def test_a_reward_of_metrics_alone_is_refused(compose):
     for terms in ({}, {"think": 0}):
-        with pytest.raises(ConfigError, match=r"expected a term with a weight"):
+        with refused(ConfigError, "no_weighted_term", "samr1.reward.terms: found", "mask_iou: 1"):
             compose("", terms)
