@@ -95,13 +95,18 @@ class ArgumentReader:
                 and none is given.
         """
         if unknown := sorted(set(verls_own) - set(VERLS_OWN)):
-            raise ConfigError(f"reward_kwargs.{unknown[0]}: no such keyword argument, expected segmenter and reward")
+            raise ConfigError(
+                "unknown_argument",
+                f"reward_kwargs.{unknown[0]}",
+                "no such keyword argument, expected segmenter and reward",
+            )
         arguments = self.read(reward)
         if segmenter is None and arguments.compares_masks:
             user = "this reward" if arguments.own_masks else f"the term {arguments.term_of_masks}"
             raise ConfigError(
-                f"reward_kwargs.segmenter: missing, and {user} compares masks. Set it to ${{samr1.segmenter}} in the "
-                "recipe"
+                "no_segmenter",
+                "reward_kwargs.segmenter",
+                f"missing, and {user} compares masks. Set it to ${{samr1.segmenter}} in the recipe",
             )
         return arguments
 
@@ -110,14 +115,18 @@ class ArgumentReader:
         for key, value in config:
             if key not in self._reads and value is not None:
                 raise ConfigError(
-                    f"samr1.reward.{key} is {value!r}, but this reward reads {', '.join(sorted(self._reads))} only. "
-                    f"Set samr1.reward.{key}=null"
+                    "key_not_read",
+                    f"samr1.reward.{key}",
+                    f"found {value!r}, but this reward reads {', '.join(sorted(self._reads))} only. Set "
+                    f"samr1.reward.{key}=null",
                 )
         known = [*self._weights, *TERMS]
         for name in config.weights:
             if name not in known:
                 raise ConfigError(
-                    f"samr1.reward.terms.{name}: no such term, expected one of {', '.join(dict.fromkeys(known))}"
+                    "no_such_term",
+                    f"samr1.reward.terms.{name}",
+                    f"no such term, expected one of {', '.join(dict.fromkeys(known))}",
                 )
         further = tuple(name for name in config.weights if name not in self._weights)
         weights = {**self._weights, **config.weights}

@@ -57,7 +57,9 @@ async def compute_score(
     arguments = ARGUMENTS(reward, segmenter, verls_own)
     if not any(arguments.weights.values()):
         raise ConfigError(
-            f"samr1.reward.terms is {dict(arguments.weights)!r}, expected a term with a weight: {{mask_iou: 1}}"
+            "no_weighted_term",
+            "samr1.reward.terms",
+            f"found {dict(arguments.weights)!r}, expected a term with a weight: {{mask_iou: 1}}",
         )
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)
     rollout = await arguments.with_masks(rollout, segmenter)

@@ -137,7 +137,9 @@ def get_window(config: WindowConfig) -> Window:
                     window.load_state_dict(json.loads(Path(config.path).read_text()))
                 except (OSError, ValueError) as error:
                     raise ConfigError(
-                        f"samr1.reward.window.path: {config.path}: {error}. Remove the file to start with a new window"
+                        "unreadable_window",
+                        f"samr1.reward.window.path: {config.path}",
+                        f"{error}. Remove the file to start with a new window",
                     ) from error
             _windows[config] = window
         return _windows[config]
@@ -175,8 +177,10 @@ async def compute_score(
     config = arguments.config.window
     if config is None:
         raise ConfigError(
-            "samr1.reward.window: missing, expected the file of the window and the number of responses per step, such "
-            "as {path: runs/dr_seg/window.json, step: 128}"
+            "no_window",
+            "samr1.reward.window",
+            "missing, expected the file of the window and the number of responses per step, such as {path: "
+            "runs/dr_seg/window.json, step: 128}",
         )
     window = get_window(config)
     rollout = read_rollout(data_source, solution_str, ground_truth, extra_info, arguments.caps)

@@ -95,6 +95,8 @@ def _check(arguments: Arguments) -> None:
     gain, first = arguments.weights["gain"], arguments.weights["first"]
     if gain > first:
         raise ConfigError(
-            f"samr1.reward.terms.gain: found {gain:g}, expected at most the weight of first, {first:g}: otherwise a "
-            "policy earns most by a bad first mask. Set samr1.reward.terms.first as well"
+            "gain_above_first",
+            "samr1.reward.terms.gain",
+            f"found {gain:g}, expected at most the weight of first, {first:g}: otherwise a policy earns most by a bad "
+            "first mask. Set samr1.reward.terms.first as well",
         )

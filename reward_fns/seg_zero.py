@@ -86,8 +86,10 @@ def components_of(rollout: Rollout) -> tuple[dict[str, float], float]:
     """
     if len(rollout.truth.boxes) != 1:
         raise RowError(
-            f"{rollout.label}: ground_truth.boxes holds {len(rollout.truth.boxes)} boxes, expected 1: Seg-Zero's "
-            "reward is for one object. Leave the row out, or train with +recipe=vision_reasoner"
+            "not_one_box",
+            f"{rollout.label}: ground_truth.boxes",
+            f"holds {len(rollout.truth.boxes)} boxes, expected 1: Seg-Zero's reward is for one object. Leave the row "
+            "out, or train with +recipe=vision_reasoner",
         )
     true_boxes, true_points = rollout.true_boxes(), rollout.true_points(2)[0]
     iou = _term(lambda: float(seg_zero_iou(_box(rollout)[None], true_boxes)[0, 0]))

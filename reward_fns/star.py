@@ -144,8 +144,10 @@ def _true_masks(rollout: Rollout) -> list[dict[str, Any]]:
     truth = rollout.truth
     if len(truth.masks) != len(truth.boxes):
         raise RowError(
-            f"{rollout.label}: ground_truth.masks holds {len(truth.masks)} masks for {len(truth.boxes)} boxes: this "
-            "reward compares one mask per object. Prepare the data again"
+            "mask_count_differs",
+            f"{rollout.label}: ground_truth.masks",
+            f"holds {len(truth.masks)} masks for {len(truth.boxes)} boxes: this reward compares one mask per object. "
+            "Prepare the data again",
         )
     try:
         if truth.ignore is None:
@@ -153,7 +155,9 @@ def _true_masks(rollout: Rollout) -> list[dict[str, Any]]:
         masks = [decode_rle(counts, truth.size) for counts in truth.masks[: BOXES.objects]]
         return _counted(rollout, masks)
     except MaskError as error:
-        raise RowError(f"{rollout.label}: ground_truth.masks or ignore: {error}. Prepare the data again") from error
+        raise RowError(
+            "broken_mask", f"{rollout.label}: ground_truth.masks or ignore", f"{error}. Prepare the data again"
+        ) from error
 
 
 def _counted(rollout: Rollout, masks: list[np.ndarray]) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ class Samr1Error(Exception):
         problem: the value found, the value expected, and the next step, in words.
     """
 
-    def __init__(self, code: str, where: str = "", problem: str = "") -> None:
+    def __init__(self, code: str, where: str, problem: str) -> None:
         super().__init__(code, where, problem)
         self.code, self.where, self.problem = code, where, problem
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}" if self.problem else self.code  # TRANSITION
+        return f"{self.where}: {self.problem}"
 
     @classmethod
     def within(cls: type[E], place: str, error: Samr1Error) -> E:

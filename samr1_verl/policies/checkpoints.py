@@ -67,7 +67,11 @@ def find(policy: str, base: str, merge: bool = False) -> Files:
         return Files(place)
     place = place.absolute()
     if not place.is_dir():
-        raise PolicyError(f"policy {policy}: no such folder. Name a model folder, a hub id, or a run or its checkpoint")
+        raise PolicyError(
+            "no_such_folder",
+            f"policy {policy}",
+            "no such folder. Name a model folder, a hub id, or a run or its checkpoint",
+        )
     if (place / _LAST).is_file():
         place = _last_step(place)
     if place.name.startswith(STEP_FOLDER):
@@ -85,7 +89,9 @@ def _last_step(run: Path) -> Path:
     if not folder.is_dir():
         kept = sorted(step_folder.name for step_folder in run.glob(f"{STEP_FOLDER}*"))
         raise PolicyError(
-            f"{run / _LAST} says {step}, but there is no {folder.name}; found {', '.join(kept) or 'none'}"
+            "no_such_step",
+            f"{run / _LAST}",
+            f"says {step}, but there is no {folder.name}; found {', '.join(kept) or 'none'}",
         )
     return folder
 
@@ -98,11 +104,15 @@ def _actor(actor: Path, base: str, merge: bool) -> Files:
     if not merged.is_dir():
         shards = sorted(actor.glob("model_world_size_*_rank_*.pt"))
         if not shards:
-            raise PolicyError(f"{actor}: holds neither weights in {hub.name}/ nor shards model_world_size_*.pt")
+            raise PolicyError(
+                "no_weights", f"{actor}", f"holds neither weights in {hub.name}/ nor shards model_world_size_*.pt"
+            )
         if not merge:
             raise PolicyError(
-                f"{actor}: holds {len(shards)} FSDP shards and no merged weights. Add --merge: verl's merger then "
-                f"writes {merged}, and later commands use it"
+                "not_merged",
+                f"{actor}",
+                f"holds {len(shards)} FSDP shards and no merged weights. Add --merge: verl's merger then writes "
+                f"{merged}, and later commands use it",
             )
         _merge(actor, merged)
     adapter = merged / "lora_adapter"
@@ -128,7 +138,9 @@ def _merge(actor: Path, merged: Path) -> None:
             FSDPModelMerger(config).merge_and_save()
         partial.rename(merged)
     except Exception as error:
-        raise PolicyError(f"{actor}: verl's merger failed: {type(error).__name__}: {error}") from error
+        raise PolicyError(
+            "merge_failed", f"{actor}", f"verl's merger failed: {type(error).__name__}: {error}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -138,15 +150,16 @@ def _with_base(adapter: Path, base: str) -> Files:
     try:
         named = json.loads(file.read_text()).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
-        raise PolicyError(f"{file}: not a JSON object ({error})") from error
+        raise PolicyError("no_json_object", f"{file}", f"not a JSON object ({error})") from error
     if not _holds_weights(adapter):
-        raise PolicyError(f"{adapter}: holds {_ADAPTER} but no adapter_model.safetensors")
+        raise PolicyError("no_adapter_weights", f"{adapter}", f"holds {_ADAPTER} but no adapter_model.safetensors")
     place = hub_id_or_folder(named or base)
     if isinstance(place, Path) and not place.is_dir():
         source = f"{_ADAPTER} names" if named else "it names none, and actor_rollout_ref.model.path is"
         raise PolicyError(
-            f"{adapter}: the base model of this adapter does not exist: {source} {place}. Correct "
-            f"base_model_name_or_path in {file}"
+            "no_base_model",
+            f"{adapter}",
+            f"its base model does not exist: {source} {place}. Correct base_model_name_or_path in {file}",
         )
     return Files(place if isinstance(place, str) else _model(place), adapter)
 
@@ -154,11 +167,13 @@ def _with_base(adapter: Path, base: str) -> Files:
 def _model(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise PolicyError(
-            f"{folder}: holds no config.json, so it is no model; expected a model folder, a LoRA adapter, a run folder "
-            "of verl or a checkpoint"
+            "no_model_folder",
+            f"{folder}",
+            "holds no config.json, so it is no model; expected a model folder, a LoRA adapter, a run folder of verl or "
+            "a checkpoint",
         )
     if not _holds_weights(folder):
-        raise PolicyError(f"{folder}: holds config.json but no weights (*.safetensors)")
+        raise PolicyError("no_weights", f"{folder}", "holds config.json but no weights (*.safetensors)")
     return folder
 
 

@@ -99,7 +99,7 @@ class RefiningPolicy:
             look = await self._refinement.look(dialogue.item, dialogue.turns)
         except SegmenterError as error:
             where = f"row {dialogue.item['extra_info']['index']}: turn {len(dialogue.turns)}"
-            raise type(error)(f"{where}: {error}") from error
+            raise type(error).within(where, error) from error
         if look is not None:
             dialogue.messages.append(look)
         return look is not None

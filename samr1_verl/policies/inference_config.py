@@ -51,10 +51,12 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
         with initialize_config_module("verl.trainer.config", version_base=None):
             known = GlobalHydra.instance().config_loader().get_group_options("recipe")
             if recipe not in known:
-                raise ConfigError(f"recipe {recipe!r}: no such recipe, expected one of {', '.join(sorted(known))}")
+                expected = ", ".join(sorted(known))
+                raise ConfigError("no_such_recipe", f"recipe {recipe!r}", f"no such recipe, expected one of {expected}")
             config = compose("ppo_trainer", [f"+recipe={recipe}", *overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"recipe {recipe} with {' '.join(overrides) or 'no overrides'}: {error}") from error
+        place = f"recipe {recipe} with {' '.join(overrides) or 'no overrides'}"
+        raise ConfigError("does_not_compose", place, f"{error}") from error
     OmegaConf.set_struct(config, False)
     return config
 
@@ -71,15 +73,17 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig | None:
     try:
         config = OmegaConf.load(file)
     except (OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        raise ConfigError(f"{file}: not a readable configuration ({error}). Name a recipe with --recipe") from error
+        raise ConfigError(
+            "unreadable_config", f"{file}", f"not a readable configuration ({error}). Name a recipe with --recipe"
+        ) from error
     if plain := [override for override in overrides if "=" not in override]:
-        raise ConfigError(f"--set: found {plain[0]!r}, expected key=value with a key of {file}")
+        raise ConfigError("not_key_value", "--set", f"found {plain[0]!r}, expected key=value with a key of {file}")
     OmegaConf.set_struct(config, True)  # a key that is not there is an error
     try:
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         problem = str(error).splitlines()[0]
-        raise ConfigError(f"--set: {problem}. Expected key=value with a key of {file}") from error
+        raise ConfigError("does_not_fit", "--set", f"{problem}. Expected key=value with a key of {file}") from error
     OmegaConf.set_struct(config, False)
     assert isinstance(config, DictConfig)
     return config
@@ -116,7 +120,9 @@ class InferenceConfig:
             return cls._read(config)
         except (OmegaConfBaseException, ValidationError) as error:
             problem = str(error).splitlines()[0]
-            raise ConfigError(f"{problem}. Name one of our recipes, or a training run of one") from error
+            raise ConfigError(
+                "no_recipe", "the configuration", f"{problem}. Name one of our recipes, or a training run of one"
+            ) from error
 
     @classmethod
     def _read(cls, config: DictConfig) -> InferenceConfig:

@@ -42,7 +42,7 @@ def config_for(policy: str | None, recipe: str | None, overrides: Sequence[str],
         composed = compose_recipe(recipe or (PAPER if policy or server else TRY_OUT), overrides)
     inference = InferenceConfig.of(composed)
     if problems := list(inference.problems()):
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("segmenter_unusable", "samr1.segmenter", "\n".join(problems))
     return inference
 
 
@@ -130,7 +130,9 @@ class PolicyChoice:
             return LocalPolicy(self._files(), config.max_new_tokens, self._sampling(), config.dtype, **extra)
         if missing := [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
-                f"--server: {', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'"
+                "not_installed",
+                "--server",
+                f"{', '.join(missing)} is not installed. Type: pip install 'samr1-verl[service]'",
             )
         from samr1_verl.policies.server import ServerPolicy
 
@@ -151,7 +153,9 @@ class PolicyChoice:
         except PolicyError as error:
             if self.policy is not None:
                 raise
-            raise PolicyError(f"actor_rollout_ref.model.path: {error}. {self.config.prepare.model}") from error
+            raise PolicyError(
+                "model_path_unusable", "actor_rollout_ref.model.path", f"{error}. {self.config.prepare.model}"
+            ) from error
 
 
 def load_local(policy: str | None, config: InferenceConfig, merge: bool = False, lenient: bool = False) -> Policy:

@@ -124,27 +124,34 @@ def load_processor(model: Path | str) -> Any:
         config = AutoConfig.from_pretrained(model)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise PolicyError(
-                f"policy {model}: its architecture is {config.model_type!r}, which takes no images. Use a Qwen2.5-VL "
-                "or Qwen3-VL model"
+                "takes_no_images",
+                f"policy {model}",
+                f"its architecture is {config.model_type!r}, which takes no images. Use a Qwen2.5-VL or Qwen3-VL model",
             )
         return AutoProcessor.from_pretrained(model)
     except PolicyError:
         raise
     except (OSError, ValueError) as error:  # transformers' errors for missing files and unknown architectures
-        raise PolicyError(f"policy {model}: transformers cannot read it: {_first_lines(error)}") from error
+        raise PolicyError(
+            "unreadable_model", f"policy {model}", f"transformers cannot read it: {_first_lines(error)}"
+        ) from error
 
 
 def _model(files: Files, dtype: str) -> Any:
     try:
         model, loading = AutoModelForImageTextToText.from_pretrained(files.model, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise PolicyError(f"policy {files.model}: its weights do not load: {_first_lines(error)}") from error
+        raise PolicyError(
+            "weights_not_loaded", f"policy {files.model}", f"its weights do not load: {_first_lines(error)}"
+        ) from error
     # transformers raises no error for missing weights: it fills them with random numbers.
     for kind in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, loading[kind])):
             raise PolicyError(
-                f"policy {files.model}: its weights are of another architecture than its config.json: "
-                f"{len(keys)} {kind.replace('_', ' ')}, the first is {keys[0]}"
+                "other_architecture",
+                f"policy {files.model}",
+                "its weights are of another architecture than its config.json: "
+                f"{len(keys)} {kind.replace('_', ' ')}, the first is {keys[0]}",
             )
     return model if files.adapter is None else _adapted(model, files.adapter)
 
@@ -158,7 +165,9 @@ def _adapted(model: Any, adapter: Path) -> Any:
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
-        raise PolicyError(f"{adapter}: this adapter does not fit its model: {_first_lines(error)}") from error
+        raise PolicyError(
+            "adapter_does_not_fit", f"{adapter}", f"this adapter does not fit its model: {_first_lines(error)}"
+        ) from error
 
 
 def _first_lines(error: BaseException) -> str:

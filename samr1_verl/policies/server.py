@@ -115,26 +115,34 @@ class ServerPolicy:
             reply = fetch(url, self._headers, ANSWER_BYTES, CONNECT_S)
         except TransientError as error:
             raise PolicyError(
-                f"server {self._address}: no list of models ({error}). Start a server, for "
-                "example: vllm serve MODEL --generation-config vllm; its address ends with /v1"
+                "server_unreachable",
+                f"server {self._address}",
+                f"no list of models ({error}). Start a server, for example: vllm serve MODEL --generation-config "
+                "vllm; its address ends with /v1",
             ) from error
         if not reply.is_success:
             raise PolicyError(
-                f"server {self._address}: {url} answers with status {reply.status}. The address of an "
-                f"OpenAI-compatible server ends with /v1; its key is read from {KEY_VARIABLE}"
+                "models_refused",
+                f"server {self._address}",
+                f"{url} answers with status {reply.status}. The address of an OpenAI-compatible server ends with /v1; "
+                f"its key is read from {KEY_VARIABLE}",
             )
         try:
             served = [entry.id for entry in _Models.model_validate_json(reply.content).data]
         except ValidationError as error:
             raise PolicyError(
-                f"server {self._address}: {url} answers {reply.excerpt(100)!r}, which is no list of models. The "
-                "address of an OpenAI-compatible server ends with /v1"
+                "no_model_list",
+                f"server {self._address}",
+                f"{url} answers {reply.excerpt(100)!r}, which is no list of models. The address of an "
+                "OpenAI-compatible server ends with /v1",
             ) from error
         if model is None and len(served) == 1:
             return served[0]
         if model is None or model not in served:
             raise PolicyError(
-                f"server {self._address}: --model {model}: the server has {', '.join(served) or 'no model'}"
+                "no_such_model",
+                f"server {self._address}: --model {model}",
+                f"the server has {', '.join(served) or 'no model'}",
             )
         return model
 
@@ -150,13 +158,15 @@ class ServerPolicy:
             **self._extra,
         }
         extra = item["extra_info"]
-        where = f"row {extra['index']}, image {extra['image']}: the server {self._address} gave no answer"
+        where = f"row {extra['index']}, image {extra['image']}: the server {self._address}"
         try:
             return await persist(lambda: self._post(body), PATIENCE)
         except ExhaustedError as error:
-            raise PolicyError(f"{where} in {error.attempts} attempts: {error.fault}") from error
+            raise PolicyError(
+                "no_answer", where, f"gave no answer in {error.attempts} attempts: {error.fault}"
+            ) from error
         except PolicyError as error:
-            raise PolicyError(f"{where}: {error}") from error
+            raise PolicyError.within(where, error) from error
 
     async def _post(self, body: dict[str, Any]) -> Reply:
         limit = ANSWER_BYTES + TOKEN_BYTES * self._max_new_tokens
@@ -165,11 +175,15 @@ class ServerPolicy:
         if reply.status in _PASSING or reply.status >= 500:
             raise TransientError(f"status {reply.status}, {reply.excerpt()}")
         if not reply.is_success:
-            raise PolicyError(f"it refuses the request: status {reply.status}, {reply.excerpt()}")
+            raise PolicyError(
+                "request_refused", "the request", f"refused with status {reply.status}, {reply.excerpt()}"
+            )
         try:
             return _Completion.model_validate_json(reply.content).reply()
         except ValidationError as error:
-            raise PolicyError(f"{reply.excerpt()!r} is no chat completion") from error
+            raise PolicyError(
+                "no_chat_completion", "its answer", f"{reply.excerpt()!r} is no chat completion"
+            ) from error
 
 
 def _messages(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -102,8 +102,10 @@ def policy_size(model: Any) -> PolicySize:
         return _size_of(policy, source, model)
     except (ValueError, AttributeError, KeyError) as error:
         raise UnknownPolicyError(
-            f"actor_rollout_ref.model.path is {model.path}, model_type {values.get('model_type')}: the memory plan "
-            f"knows Qwen2-VL, Qwen2.5-VL, Qwen3-VL and models of the same form ({type(error).__name__}: {error})"
+            "unknown_architecture",
+            "actor_rollout_ref.model.path",
+            f"found {model.path}, model_type {values.get('model_type')}; the memory plan knows Qwen2-VL, Qwen2.5-VL, "
+            f"Qwen3-VL and models of the same form ({type(error).__name__}: {error})",
         ) from error
 
 
@@ -115,8 +117,10 @@ def _config_json(path: str) -> tuple[dict, str]:
     if path in KNOWN:
         return KNOWN[path], f"the built-in numbers of {path}"
     raise ConfigError(
-        f"actor_rollout_ref.model.path is {path}: no config.json in a folder or in the hub cache, expected one, or one "
-        f"of {', '.join(KNOWN)}. Type: hf download {path} config.json"
+        "no_config_json",
+        "actor_rollout_ref.model.path",
+        f"found {path}, and no config.json in a folder or in the hub cache; expected one, or one of "
+        f"{', '.join(KNOWN)}. Type: hf download {path} config.json",
     )
 
 

@@ -87,7 +87,9 @@ class Golden(BaseModel):
         except (OSError, ValueError) as error:
             reason = str(error)
         raise RegressError(
-            f"{path}: not a golden file ({reason}). Record one with samr1 regress record RECIPE --out {path}"
+            "no_golden_file",
+            f"{path}",
+            f"not a golden file ({reason}). Record one with samr1 regress record RECIPE --out {path}",
         )
 
 

@@ -64,9 +64,11 @@ def train(recipe: str, overrides: Sequence[str], steps: int, out: Path) -> Run:
         started = command(recipe, overrides, steps, out, metrics, Path(ray_folder))
         status = process.run(started, log, process.without_a_cluster(), lambda: "", process.Memory(), TIMEOUT_S)
     if status:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
         raise RegressError(
-            "\n".join([*lines[-40:], f"the training ended with exit status {status}. Its whole output is {log}"])
+            "training_failed",
+            "the training",
+            f"ended with exit status {status}. Its whole output is {log}, and the end of it:\n{end}",
         )
     return read(metrics, out / "rollouts", out / "run")
 
@@ -109,7 +111,7 @@ def read(metrics: Path, rollouts: Path, run: Path) -> Run:
         kept = {name: value for name, value in entry["data"].items() if not name.startswith(UNREPEATABLE)}
         by_step.setdefault(int(entry["step"]), {}).update(kept)
     if not any("actor/grad_norm" in values for values in by_step.values()):
-        raise RegressError(f"{metrics}: has no training step, found the steps {sorted(by_step)}")
+        raise RegressError("no_training_step", f"{metrics}", f"has no training step, found the steps {sorted(by_step)}")
     samples = {int(file.stem): _digest_of_rows(file) for file in rollouts.glob("*.jsonl")}
     weights = digest_of_weights(latest_checkpoint(run))
     return Run(metrics=by_step, samples=dict(sorted(samples.items())), weights=weights)
@@ -120,7 +122,9 @@ def latest_checkpoint(run: Path) -> Path:
     try:
         return run / f"global_step_{int((run / TRACKER).read_text())}"
     except (OSError, ValueError) as error:
-        raise RegressError(f"{run}: has no checkpoint ({error}), expected its step in {TRACKER}") from error
+        raise RegressError(
+            "no_checkpoint", f"{run}", f"has no checkpoint ({error}), expected its step in {TRACKER}"
+        ) from error
 
 
 def _digest_of_rows(file: Path) -> str:
@@ -147,7 +151,7 @@ def digest_of_state(checkpoint: Path) -> str:
 def _digest_of_files(checkpoint: Path, parts: Sequence[str], *more: str) -> str:
     files = [file for part in parts for file in sorted((checkpoint / "actor").glob(f"{part}_world_size_*.pt"))]
     if not files:
-        raise RegressError(f"{checkpoint}: no weights in actor/, expected model_world_size_*.pt")
+        raise RegressError("no_weights", f"{checkpoint}", "no weights in actor/, expected model_world_size_*.pt")
     digest = hashlib.sha256()
     for file in [*files, *(checkpoint / name for name in more)]:
         digest.update(file.name.encode())

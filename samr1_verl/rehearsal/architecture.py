@@ -71,8 +71,10 @@ def full_config(model: str) -> PretrainedConfig:
     folder = local_files(model)
     if folder is None and model not in PUBLISHED:
         raise ConfigError(
-            f"{KEY}: {model} has no config.json here, and its architecture is known only for {', '.join(PUBLISHED)}. "
-            f"Type: hf download {model} config.json, or name a folder"
+            "no_config_json",
+            KEY,
+            f"{model} has no config.json here, and its architecture is known only for {', '.join(PUBLISHED)}. Type: hf "
+            f"download {model} config.json, or name a folder",
         )
     if folder is not None:
         config = AutoConfig.from_pretrained(folder)
@@ -81,8 +83,10 @@ def full_config(model: str) -> PretrainedConfig:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
     if config.model_type not in ("qwen2_5_vl", "qwen3_vl"):
         raise ConfigError(
-            f"{KEY}: {model} has the model_type {config.model_type}, expected qwen2_5_vl or qwen3_vl: a stand-in of "
-            "another architecture would rehearse another program"
+            "unknown_model_type",
+            KEY,
+            f"{model} has the model_type {config.model_type}, expected qwen2_5_vl or qwen3_vl: a stand-in of another "
+            "architecture would rehearse another program",
         )
     return config
 

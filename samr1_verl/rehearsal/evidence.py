@@ -59,7 +59,7 @@ def read_start(metrics: Path, validation: Path) -> Start:
         for line in lines:
             by_step.setdefault(int(line["step"]), {}).update(line["data"])
     except (OSError, ValueError, KeyError) as error:
-        raise RehearsalError(f"{metrics}: not the log of a training ({error})") from error
+        raise RehearsalError("no_training_log", f"{metrics}", f"not the log of a training ({error})") from error
     answers = {}
     for file in sorted(validation.glob("*.jsonl")):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -75,7 +75,7 @@ def examine(first: Start, second: Start, masks: bool) -> list[Check]:
     """
     steps = {step: first.metrics.get(step, {}) for step in range(1, STEPS + 1)}
     if missing := [step for step, values in steps.items() if "actor/grad_norm" not in values]:
-        raise RehearsalError(f"the log has no step {missing[0]}, found {sorted(first.metrics)}")
+        raise RehearsalError("missing_step", "the log", f"has no step {missing[0]}, found {sorted(first.metrics)}")
     return [
         _rewards([*steps.values()], masks),
         _gradients([*steps.values()]),

@@ -126,7 +126,9 @@ def rehearse(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Resu
 def _empty(out: Path) -> None:
     """Make the folder of a rehearsal, or empty an earlier one. Raises ConfigError for a folder of something else."""
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out: {out} exists and is no folder of a rehearsal. Name a new folder")
+        raise ConfigError(
+            "not_a_rehearsal", "--out", f"{out} exists and is no folder of a rehearsal. Name a new folder"
+        )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARK).touch()
@@ -207,9 +209,11 @@ def _start(
     say(f"start {number + 1} of {len(PHASES)}: {'steps 1 to ' if number == 0 else 'resume for step '}{last}")
     status = process.run([*command, *own], log, env, phase, result.memory, TIMEOUT_S)
     if status:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
         raise RehearsalError(
-            "\n".join([*lines[-40:], f"start {number + 1} ended with exit status {status}. Its whole output is {log}"])
+            "training_failed",
+            f"start {number + 1}",
+            f"ended with exit status {status}. Its whole output is {log}, and the end of it:\n{end}",
         )
     return evidence.read_start(metrics, validation)
 

@@ -111,7 +111,11 @@ def without_gpu(replacements: Replacements, asked: Sequence[str]) -> None:
     """
     config, put = replacements.config, replacements.set
     if (strategy := config.actor_rollout_ref.actor.strategy) != "fsdp2":
-        raise ConfigError(f"{ACTOR}.strategy is {strategy}: only fsdp2 runs without a GPU. Rehearse where GPUs are")
+        raise ConfigError(
+            "strategy_needs_gpu",
+            f"{ACTOR}.strategy",
+            f"found {strategy}, and only fsdp2 runs without a GPU. Rehearse where GPUs are",
+        )
     why = "without a GPU"
     put("trainer.device", "cpu", why)
     put("trainer.n_gpus_per_node", 1, f"{why}: one training worker")

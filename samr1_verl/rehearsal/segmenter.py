@@ -61,15 +61,20 @@ def _full(path: str, source: Path | None) -> PretrainedConfig:
     if source is not None:
         loaded = AutoConfig.from_pretrained(source)
         if loaded.model_type not in CLASSES:
-            raise ConfigError(f"{KEY}: {source} has the model_type {loaded.model_type}, expected {', '.join(CLASSES)}")
+            expected = ", ".join(CLASSES)
+            raise ConfigError(
+                "unknown_model_type", KEY, f"{source} has the model_type {loaded.model_type}, expected {expected}"
+            )
         if loaded.model_type == "sam2_video":  # the part of it that Sam2Model loads
             return _sam2(loaded.vision_config.to_dict(), loaded.prompt_encoder_config, loaded.mask_decoder_config)
         return loaded
     kinds = [kind for start, kind in PUBLISHED.items() if path.startswith(start)]
     if not kinds:
         raise ConfigError(
-            f"{KEY}: {path} has no config.json here, and its class is known only for {', '.join(PUBLISHED)}. "
-            f"Type: hf download {path} config.json, or name a folder"
+            "no_config_json",
+            KEY,
+            f"{path} has no config.json here, and its class is known only for {', '.join(PUBLISHED)}. Type: hf "
+            f"download {path} config.json, or name a folder",
         )
     return getattr(transformers, f"{CLASSES[kinds[0]][0].removesuffix('Model')}Config")()
 

@@ -58,8 +58,10 @@ class SegmentationDataset(RLHFDataset):
         """Read and check the files. RLHFDataset.__init__ calls it, also on resume, when the files are local."""
         if self.processor is None:
             raise ConfigError(
-                "actor_rollout_ref.model.path: the model has no processor, so it takes no images. Use a "
-                "vision-language model such as Qwen/Qwen2.5-VL-7B-Instruct"
+                "no_processor",
+                "actor_rollout_ref.model.path",
+                "the model has no processor, so it takes no images. Use a vision-language model such as "
+                "Qwen/Qwen2.5-VL-7B-Instruct",
             )
         self._prompt = prompt_config(self.config)
         self._template = load_prompt(self._prompt.prompt)
@@ -95,16 +97,17 @@ class SegmentationDataset(RLHFDataset):
         if len(overlong) == 0:
             return rows
         summary = (
-            f"{len(overlong)} of {len(rows)} prompts are longer than data.max_prompt_length={self.max_prompt_length} "
-            f"tokens; the first is {self._where(rows[overlong[0]])} with {lengths[overlong[0]]}, the longest has "
-            f"{lengths.max()}"
+            f"{len(overlong)} of {len(rows)} prompts are longer than {self.max_prompt_length} tokens; the first is "
+            f"{self._where(rows[overlong[0]])} with {lengths[overlong[0]]}, the longest has {lengths.max()}"
         )
         if not self.filter_overlong_prompts or len(overlong) == len(rows):
             raise DataError(
+                "prompts_too_long",
+                "data.max_prompt_length",
                 f"{summary}. Set data.max_prompt_length={lengths.max()}, or a smaller samr1.policy_size, or leave "
-                "these rows out with data.filter_overlong_prompts=true"
+                "these rows out with data.filter_overlong_prompts=true",
             )
-        logger.warning("%s. They are left out (data.filter_overlong_prompts).", summary)
+        logger.warning("data.max_prompt_length: %s. They are left out (data.filter_overlong_prompts).", summary)
         return np.delete(rows, overlong)
 
     def _lengths(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -116,7 +119,7 @@ class SegmentationDataset(RLHFDataset):
             try:
                 messages = messages_of(row["sentence"], row["image"], "", policy_wh, self._prompt, self._template)
             except SentenceError as error:
-                raise DataError(f"{self._where(number)}: {error}") from error
+                raise DataError.within(self._where(number), error) from error
             texts.append(self._render(number, messages))
             image_tokens.append(self._policy_size.tokens(policy_wh))
         tokens = self.processor.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
@@ -129,8 +132,10 @@ class SegmentationDataset(RLHFDataset):
         count = text.count(self.processor.image_token)
         if count != 1:
             raise DataError(
-                f"{self._where(row)}: its prompt holds {count} image tokens ({self.processor.image_token}), expected "
-                "1. Remove the token from the row's sentence, or use a model whose chat template has images"
+                "image_token_count",
+                self._where(row),
+                f"its prompt holds {count} image tokens ({self.processor.image_token}), expected 1. Remove the token "
+                "from the row's sentence, or use a model whose chat template has images",
             )
         return text
 
@@ -139,8 +144,10 @@ class SegmentationDataset(RLHFDataset):
             return self._policy_size(original_wh)
         except ValueError as error:
             raise DataError(
-                f"{self._where(row)}: an image of {original_wh[0]}x{original_wh[1]} pixels cannot be shown to the "
-                f"policy: {error}. Leave the row out, or set samr1.policy_size"
+                "image_not_shown",
+                self._where(row),
+                f"an image of {original_wh[0]}x{original_wh[1]} pixels cannot be shown to the policy: {error}. Leave "
+                "the row out, or set samr1.policy_size",
             ) from error
 
     def _locate(self, row: int) -> tuple[str, int]:
@@ -187,7 +194,9 @@ class SegmentationDataset(RLHFDataset):
         shown = [item for item in items if item["type"] == "image"]
         other = {item["type"] for item in items} - {"image", "text"}
         if other:
-            raise DataError(f"a prompt holds {sorted(other)}; SegmentationDataset shows images and text only")
+            raise DataError(
+                "other_media", "a prompt", f"holds {sorted(other)}; SegmentationDataset shows images and text only"
+            )
         if config is not None and (segmenter := config.get("encode_ahead")) is not None:
             for item in shown:
                 task = asyncio.create_task(announce(segmenter, item["image"], item["sha256"]))

@@ -63,9 +63,10 @@ class Guard:
             self._finished, self._moved = finished, now
         elif now - self._moved > self._timeout:
             raise LostRolloutsError(
-                f"no rollout finished for {now - self._moved:.0f} s, samr1.progress_timeout_s is {self._timeout:g}. "
-                "The log of the rollout server or of the segmenter's service names the cause. Where one answer takes "
-                "longer, raise the key"
+                "no_progress",
+                "samr1.progress_timeout_s",
+                f"found {self._timeout:g}, and no rollout finished for {now - self._moved:.0f} s. The log of the "
+                "rollout server or of the segmenter's service names the cause. Where one answer takes longer, raise it",
             )
         if now - self._pinged >= PING_S:
             self._pinged = now
@@ -84,8 +85,10 @@ class Guard:
                 ray.get(call)
             except ActorDiedError as error:
                 raise LostRolloutsError(
-                    f"the {name} died, and its rollouts with it: {str(error).strip()}. Where Ray ended it for memory, "
-                    "lower data.train_batch_size or the number of workers. The run resumes from its last checkpoint"
+                    "worker_died",
+                    f"the {name}",
+                    f"died, and its rollouts with it: {str(error).strip()}. Where Ray ended it for memory, lower "
+                    "data.train_batch_size or the number of workers. The run resumes from its last checkpoint",
                 ) from error
 
     def read_faults(self, tags: Mapping[str, Mapping[str, Any]]) -> None:
@@ -110,9 +113,11 @@ class Guard:
         if lost > self._max_share * expected:
             fault = faults[0] if faults else "unknown; the log of the agent loop worker has it"
             raise LostRolloutsError(
-                f"{phase} at step {step}: {lost} of {expected} rollouts were lost, samr1.max_lost_share is "
-                f"{self._max_share:g}. The first fault: {fault}. A lost rollout is never scored. Mend the fault and "
-                "start the run again, it resumes from its last checkpoint; or raise samr1.max_lost_share"
+                "rollouts_lost",
+                f"{phase} at step {step}",
+                f"{lost} of {expected} rollouts were lost, samr1.max_lost_share is {self._max_share:g}. The first "
+                f"fault: {fault}. A lost rollout is never scored. Mend the fault and start the run again, it resumes "
+                "from its last checkpoint; or raise samr1.max_lost_share",
             )
         if lost:
             _log.warning("%s at step %d: %d of %d rollouts were lost: %s", phase, step, lost, expected, faults[:1])

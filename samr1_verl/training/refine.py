@@ -34,8 +34,10 @@ def _refinement(config: DictConfig) -> tuple[RefineConfig, Refinement]:
     samr1 = samr1_config(config)
     if samr1.refine is None:
         raise ConfigError(
-            f"samr1.refine: found null, expected max_turns, turn_tokens and look, which the agent loop {NAME} reads. "
-            "Start from +recipe=samr1_refine"
+            "no_refine_section",
+            "samr1.refine",
+            f"found null, expected max_turns, turn_tokens and look, which the agent loop {NAME} reads. Start from "
+            "+recipe=samr1_refine",
         )
     return samr1.refine, Refinement(samr1.refine, samr1.segmenter, samr1.reward.usable())
 
@@ -141,9 +143,11 @@ class RefineAgentLoop(AgentLoopBase):
         needed, limit = len(dialogue.mask) + refine.turn_tokens, self.rollout_config.response_length
         if needed > limit:
             raise ConfigError(
-                f"data.max_response_length is {limit}; turn {len(dialogue.turns) + 1} of a rollout needs {needed}. Set "
-                "it to samr1.refine.max_turns times turn_tokens, and the tokens of an image and of the text of "
-                "samr1.refine.look for each turn but the first"
+                "response_too_short",
+                "data.max_response_length",
+                f"found {limit}; turn {len(dialogue.turns) + 1} of a rollout needs {needed}. Set it to "
+                "samr1.refine.max_turns times turn_tokens, and the tokens of an image and of the text of "
+                "samr1.refine.look for each turn but the first",
             )
         dialogue.messages, dialogue.ids = messages, merged.token_ids
         dialogue.images.append(look["content"][0]["image"])

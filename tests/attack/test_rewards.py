@@ -12,6 +12,7 @@ from samr1_verl.answers import Answer, parse_answer
 from samr1_verl.config import ConfigError, reward_config
 from tests.attack.mutate_answers import BOX, POINT, REWARDS, BoxClient, row
 from tests.attack.mutations import run
+from tests.errors import refused
 
 EXTRA = {"image": "none.png", "sha256": "0" * 64, "policy_size": [24, 24], "frame": "absolute"}
 RIGHT = [{"label": "shape", "bbox_2d": list(BOX), "point_2d": list(POINT)}]
@@ -70,7 +71,7 @@ def test_a_blank_thinking_earns_nothing_in_our_own_rewards(name: str, reasoning:
 
 @pytest.mark.parametrize("name", ["samr1", "composed"])
 def test_our_own_rewards_are_strict_and_have_no_key_for_it(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"samr1\.reward\.strict is True, but this reward reads"):
+    with refused(ConfigError, "key_not_read", "samr1.reward.strict: found True"):
         score(name, response(ONE), strict=True)
 
 

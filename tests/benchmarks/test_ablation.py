@@ -91,7 +91,8 @@ def test_another_run_is_not_taken_for_a_recorded_one(tmp_path, monkeypatch):
 
 
 def test_an_unknown_variant_is_named_before_anything_runs():
-    with pytest.raises(typer.BadParameter, match="--only dapo: no such variant, expected one of grpo, group"):
+    with pytest.raises(typer.BadParameter, match=r"--only dapo: ") as found:
         ablation.main(seeds=[1], steps=1, only=["dapo"])
-    with pytest.raises(typer.BadParameter, match="--world large: no such world, expected one of tiny, talkative"):
+    assert "grpo, group" in str(found.value)
+    with pytest.raises(typer.BadParameter, match=r"--world large: .*talkative"):
         ablation.main(seeds=[1], steps=1, world="large")

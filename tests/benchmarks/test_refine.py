@@ -74,5 +74,6 @@ def test_finished_runs_are_read_and_compared_seed_by_seed(tmp_path: Path) -> Non
 
 
 def test_an_unknown_variant_is_named_before_anything_runs() -> None:
-    with pytest.raises(typer.BadParameter, match="--only ppo: no such variant, expected one of refine, shuffled"):
+    with pytest.raises(typer.BadParameter, match=r"--only ppo: ") as found:
         refine.main(seeds=[1], only=["ppo"])
+    assert "refine, shuffled" in str(found.value)

@@ -222,5 +222,5 @@ def test_verls_own_request_is_understood() -> None:
 
 def test_an_image_of_another_size_than_the_prompts_is_refused(generator: Generator) -> None:
     ids = prompt_ids(generator, SEQUENCE, image(0))
-    with pytest.raises(RequestError, match=r"hold 25 image tokens, their images make 15"):
+    with pytest.raises(RequestError, match=r"25 image tokens, .* 15"):
         generator.generate([Request(ids, SamplingParams(max_tokens=2), [image(0, size=(140, 84))])])

@@ -67,8 +67,8 @@ def test_every_problem_is_in_one_message_and_the_status_is_2(ready, capsys):
         Preflight().on_run_start(ready)
     assert error.value.code == 2
     message = capsys.readouterr().err
-    assert re.search(r"1\. data\.train_files: .*nowhere/train\.parquet: no such data file.*make data", message)
-    assert re.search(r"2\. samr1\.segmenter\.path is nowhere/sam: no file .*fetch_sam\.py", message)
+    assert re.search(r"1\. data\.train_files: .*nowhere/train\.parquet: .*make data", message)
+    assert re.search(r"2\. samr1\.segmenter\.path.* nowhere/sam: .*fetch_sam\.py", message)
 
 
 def test_a_sweep_checks_each_job(ready):
@@ -85,7 +85,7 @@ def test_a_sweep_checks_each_job(ready):
         ("samr1.objective.normalizer", "tokens", "'group', 'batch' or 'sequence'"),
         ("samr1.frame", "pixels", "'absolute' or 'thousand'"),
         ("samr1.prompt", "seg_one", "seg_zero, star, tiny, vision_reasoner"),
-        ("samr1.policy_size", [168], "missing|Field required|samr1.policy_size"),
+        ("samr1.policy_size", [168], "Field required"),
         ("samr1.policy_size", "big", "valid tuple"),
         ("samr1.segmenter.service.mode", "cloud", "'embedded'"),
         ("samr1.segmenter.service.cache_gb", "4", "valid number"),
@@ -94,9 +94,9 @@ def test_a_sweep_checks_each_job(ready):
         ("samr1.objective.standardize", "yes", "valid boolean"),
         ("samr1.reward.thresholds", {"0.5": "much"}, "valid number"),
         ("samr1.reward.caps.points", 0, "greater than 0"),
-        ("actor_rollout_ref.actor.clip_ratio_low", -0.2, "greater than or equal to 0"),
+        ("actor_rollout_ref.actor.clip_ratio_low", -0.2, "equal to 0, found -0.2"),
         ("actor_rollout_ref.actor.clip_ratio_high", "wide", "valid number"),
-        ("actor_rollout_ref.actor.kl_loss_coef", -1.0, "greater than or equal to 0"),
+        ("actor_rollout_ref.actor.kl_loss_coef", -1.0, "equal to 0, found -1.0"),
         ("actor_rollout_ref.actor.optim.lr", "fast", "valid number"),
         ("data.train_batch_size", 0, "greater than 0"),
         ("data.train_batch_size", "many", "valid integer"),
@@ -112,21 +112,24 @@ def test_a_key_that_is_missing_or_cannot_be_resolved_is_named(ready):
     ready.samr1.policy_size = "${no.such.key}"
     assert "no.such.key" in only_problem(ready)
     stock = OmegaConf.create({key: value for key, value in ready.items() if key != "samr1"})
-    assert "copy the section `samr1:`" in only_problem(stock)
+    missing = only_problem(stock)
+    assert missing.startswith("samr1: ") and "`samr1:`" in missing and "recipes/recipe/samr1.yaml" in missing
 
 
 def test_estimator_loss_and_normaliser_must_fit(ready):
-    assert "set both to samr1, or neither" in only_problem(ready, algorithm__adv_estimator="grpo")
+    message = only_problem(ready, algorithm__adv_estimator="grpo")
+    assert "algorithm.adv_estimator is grpo" in message and "policy_loss.loss_mode is samr1" in message
     ready.algorithm.adv_estimator = "samr1"
     message = only_problem(ready, actor_rollout_ref__actor__policy_loss__normalizer="batch")
-    assert "policy_loss.normalizer is batch, algorithm.samr1.normalizer is group" in message
+    assert "policy_loss.normalizer is batch" in message and "algorithm.samr1.normalizer is group" in message
+    assert "samr1.objective.normalizer" in message
     verls_own = {"algorithm__adv_estimator": "grpo", "actor_rollout_ref__actor__policy_loss__loss_mode": "vanilla"}
     assert problems(ready, **verls_own) == []
 
 
 def test_a_kl_coefficient_without_a_reference_model_is_refused(ready):
     message = only_problem(ready, actor_rollout_ref__actor__use_kl_loss=False)
-    assert "kl_loss_coef is 0.005 without a reference model" in message
+    assert "kl_loss_coef is 0.005" in message and "use_kl_loss=true" in message
     assert problems(ready, actor_rollout_ref__actor__kl_loss_coef=0.0) == []
 
 
@@ -136,7 +139,8 @@ def test_one_mini_batch_and_idle_reference_model_and_many_workers_are_warned_abo
     ready.reward.num_workers = 4
     Preflight().on_run_start(ready)
     message = capsys.readouterr().err
-    assert "the clip range has no effect" in message and "for nothing" in message and "num_workers=1" in message
+    size = f"ppo_mini_batch_size={ready.data.train_batch_size}"
+    assert all(part in message for part in (size, "clip range", "use_kl_loss=false", "num_workers=1")), message
     assert list(checks.advice(OmegaConf.merge(ready, {"actor_rollout_ref": {"actor": {"ppo_epochs": 2}}})))[:1] != []
 
 
@@ -150,7 +154,7 @@ def test_a_workers_rollouts_must_be_whole_micro_batches(ready):
     ready.actor_rollout_ref.rollout.n = group + 1
     problems = list(checks.check_micro_batches(ready))
     assert [problem.split(" is ")[0].split(".")[1] for problem in problems] == ["actor", "rollout", "ref"]
-    assert all("Set a size that divides them" in problem for problem in problems)
+    assert all(".n / workers). Set a size" in problem for problem in problems)
     ready.actor_rollout_ref.rollout.n = group
     assert list(checks.check_micro_batches(ready)) == []
 
@@ -177,10 +181,7 @@ def test_groups_are_filtered_by_a_value_that_the_reward_returns(ready):
     ready.algorithm.filter_groups.enable = True
     assert problems(ready) == [] == problems(ready, algorithm__filter_groups__metric="acc")
     message = only_problem(ready, algorithm__filter_groups__metric="iou")
-    assert (
-        "algorithm.filter_groups.metric is iou, expected reward or a key of the reward: " in message
-        and "acc" in message
-    )
+    assert "algorithm.filter_groups.metric is iou, expected reward" in message and "acc" in message
 
 
 def test_a_ray_cluster_must_answer_at_its_port(ready, monkeypatch):
@@ -203,7 +204,7 @@ def rewrite(config, tmp_path, change) -> str:
 
 
 def test_a_data_file_without_a_column_or_without_rows_is_refused(ready, tmp_path):
-    assert "column 'sha256' is missing" in rewrite(ready, tmp_path, lambda table: table.drop_columns(["sha256"]))
+    assert "column 'sha256'" in rewrite(ready, tmp_path, lambda table: table.drop_columns(["sha256"]))
     ready.data.train_files = str(write_rows(tmp_path / "rows.parquet"))
     message = rewrite(ready, tmp_path, lambda table: table.slice(0, 0))
     assert "no rows" in message and message.startswith("data.train_files: ") and "make data" in message
@@ -211,21 +212,21 @@ def test_a_data_file_without_a_column_or_without_rows_is_refused(ready, tmp_path
 
 def test_rows_to_keep_need_their_measurement(ready, tmp_path):
     message = only_problem(ready, samr1__keep_rows={"ceiling": [0.5, 1]})
-    assert message.startswith("data.train_files: ") and "column 'ceiling' has no value in 1 of 1 rows" in message
-    assert "samr1 data ceiling, and train on the file that it writes, or set samr1.keep_rows=null" in message
+    assert message.startswith("data.train_files: ") and "column 'ceiling'" in message and "1 of 1 rows" in message
+    assert "samr1 data ceiling" in message and "set samr1.keep_rows=null" in message
     measured = tmp_path / "measured.parquet"
     write_measured(Path(ready.data.train_files), measured, {"ceiling": np.array([0.4])})
     message = only_problem(ready, data__train_files=str(measured), samr1__keep_rows={"ceiling": [0.5, 1]})
-    assert "no row is left with ceiling in [0.5, 1]; found 0.4 to 0.4" in message
+    assert "ceiling in [0.5, 1]" in message and "found 0.4 to 0.4" in message
     assert problems(ready, data__train_files=str(measured), samr1__keep_rows={"ceiling": [0.2, 1]}) == []
 
 
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [
-        ({"ceiling": [0.9, 0.5]}, r"samr1.keep_rows: .*ceiling is \[0.9, 0.5\], expected \[lowest, highest\]"),
-        ({"ceiling": [0.5, 1.5]}, r"samr1.keep_rows.ceiling.1: Input should be less than or equal to 1"),
-        ({"difficulty": [0.5, 1]}, r"samr1.keep_rows.difficulty: Extra inputs"),
+        ({"ceiling": [0.9, 0.5]}, r"samr1.keep_rows: .*ceiling .*\[0.9, 0.5\], .*\[lowest, highest\]"),
+        ({"ceiling": [0.5, 1.5]}, r"samr1.keep_rows.ceiling.1: .*equal to 1, found 1.5"),
+        ({"difficulty": [0.5, 1]}, r"samr1.keep_rows.difficulty: Extra"),
     ],
 )
 def test_bounds_of_rows_are_checked(ready, bounds, expected):
@@ -234,17 +235,17 @@ def test_bounds_of_rows_are_checked(ready, bounds, expected):
 
 @pytest.mark.parametrize("files", [None, [], 7])
 def test_data_files_must_be_named(ready, files):
-    assert "expected a path or a list of paths" in only_problem(ready, data__train_files=files)
+    assert f"data.train_files is {files}, expected " in only_problem(ready, data__train_files=files)
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sha256": "0" * 64}, r"row 0: .*a\.png has the SHA-256 [0-9a-f]{64}, the row says 0000"),
-        ({"height": 48, "width": 65}, r"row 0: .*a\.png is 64x48 pixels, the row says 65x48"),
+        ({"sha256": "0" * 64}, r"row 0: .*a\.png .*SHA-256 [0-9a-f]{64}, .*0000"),
+        ({"height": 48, "width": 65}, r"row 0: .*a\.png .*64x48 .*65x48"),
         ({"masks": ["111"]}, r"row 0: RLE"),
         ({"masks": ["\u00e4\u00e4"]}, r"row 0: RLE"),
-        ({"image": "b.png"}, r"1 of 1 images are missing, the first is b\.png"),
+        ({"image": "b.png"}, r"1 of 1 images .*b\.png"),
     ],
 )
 def test_a_row_that_does_not_fit_its_image_is_refused(ready, tmp_path, changes, expected):
@@ -256,7 +257,7 @@ def test_every_image_must_be_there_not_only_the_first(ready, tmp_path):
     records = [make_record(tmp_path, f"{i}.png") for i in range(5)]
     ready.data.train_files = str(write_rows(tmp_path / "many.parquet", *records))
     (tmp_path / "3.png").unlink()
-    assert "1 of 5 images are missing, the first is 3.png" in only_problem(ready)
+    assert re.search(r"1 of 5 images .* 3\.png", only_problem(ready))
 
 
 def test_a_file_that_is_no_image_is_refused(ready, tmp_path):
@@ -265,7 +266,7 @@ def test_a_file_that_is_no_image_is_refused(ready, tmp_path):
     digest = sha256_of(tmp_path / "a.png")
     ready.data.train_files = str(write_rows(tmp_path / "bad.parquet", record.model_copy(update={"sha256": digest})))
     ready.data.val_files = ready.data.train_files
-    assert all("unreadable as an image" in problem for problem in problems(ready))
+    assert all("row 0: " in problem and "a.png: unreadable" in problem for problem in problems(ready))
 
 
 def test_the_policy_must_be_a_model_or_a_hub_id(ready, tmp_path, monkeypatch):
@@ -321,6 +322,6 @@ def test_main_ppo_ends_before_ray_starts(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert "samr1: this run cannot start:\n  1. samr1.frame: Input should be" in done.stderr
+    assert "\n  1. samr1.frame: " in done.stderr and "'pixels'" in done.stderr
     assert "Traceback" not in done.stderr and "ray init" not in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -72,11 +72,11 @@ def test_every_node_is_asked_for_files_weights_and_versions(cluster, config):
     OmegaConf.update(config, "ray_kwargs.ray_init.address", cluster.address, force_add=True)
     first, second = sorted(examine_cluster(config, samr1_config(config)), key=lambda finding: len(finding.problems))
     assert first.problems == [] and "actor_rollout_ref.model.path: here" in first.detail
-    assert "GB of host memory free" in first.detail and not ray.is_initialized()
+    assert " GB of host memory" in first.detail and not ray.is_initialized()
     files, model, verl = second.problems
-    assert "1 files of data.train_files and data.val_files" in files and "only_here.png" in files
-    assert "actor_rollout_ref.model.path is missing" in model and "On that node: It comes with the checkout" in model
-    assert "verl is 0.9.0, here 0.9.1. On that node type: pip install 'verl==0.9.1'" in verl
+    assert "1 files of data.train_files" in files and "only_here.png" in files
+    assert "actor_rollout_ref.model.path is missing" in model and "comes with the checkout" in model
+    assert "verl is 0.9.0, here 0.9.1." in verl and "pip install 'verl==0.9.1'" in verl
 
 
 def test_the_doctor_shows_the_nodes(cluster, config, monkeypatch):
@@ -104,8 +104,7 @@ def test_a_cluster_that_does_not_answer_is_a_problem_with_its_address(config, mo
     monkeypatch.setattr(ray, "init", unreachable)
     OmegaConf.update(config, "ray_kwargs.ray_init.address", "auto", force_add=True)
     (finding,) = examine_cluster(config, samr1_config(config))
-    assert "ray_kwargs.ray_init.address (or RAY_ADDRESS) is auto" in finding.problems[0]
-    assert "ray start --head" in finding.problems[0]
+    assert all(part in finding.problems[0] for part in ("ray_kwargs.ray_init.address", "is auto", "ray start --head"))
 
 
 @pytest.mark.parametrize("address", [None, "local"])

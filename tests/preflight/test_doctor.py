@@ -58,7 +58,7 @@ def test_status_0_only_when_everything_holds(ready):
 
 def test_a_missing_input_and_a_wrong_value_say_what_to_type(imported, ready, tmp_path):
     result = run("samr1_tiny", *ready, f"data.train_files={tmp_path / 'gone.parquet'}")
-    assert result.exit_code == 1 and "gone.parquet: no such data file" in result.output
+    assert result.exit_code == 1 and f"data.train_files: {tmp_path / 'gone.parquet'}: " in result.output
     assert "Type: make data" in result.output and "✓ model" in result.output
 
 
@@ -82,7 +82,7 @@ def test_another_distribution_that_hides_every_hydra_plug_in_is_found_out(ready,
     (tmp_path / "hydra_plugins" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     result = run("samr1_tiny", *ready)
-    assert result.exit_code == 1 and "the Hydra plug-in of samr1-verl was not found" in result.output
+    assert result.exit_code == 1 and "Hydra plug-in of samr1-verl" in result.output
 
 
 def test_a_file_that_hides_our_recipe_is_noticed_and_a_recipe_of_ones_own_is_not():
@@ -103,8 +103,8 @@ def test_versions_that_do_not_fit_name_what_to_install(monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda name: wanted)
     found = doctor._versions()
     assert len(found.problems) == 2
-    assert re.search(r"verl is [\d.]+, expected >=99. Type: pip install 'verl>=99'", found.problems[0])
-    assert "no-such-package is not installed" in found.problems[1]
+    assert re.search(r"verl is [\d.]+, .*>=99.* pip install 'verl>=99'", found.problems[0])
+    assert "no-such-package" in found.problems[1] and ">=1" in found.problems[1]
 
 
 def test_an_environment_that_keeps_plug_ins_out_is_noticed(monkeypatch):

@@ -129,7 +129,7 @@ def test_the_trainer_needs_its_replay_buffer_or_one_that_derives_from_it(config)
     sampler.name = "OwnManager"
     assert f"custom_sampler is {HERE}.OwnManager, expected {options.BUFFER}" in only(config)
     sampler.path = "pkg://no_such_package"
-    assert "No module named 'no_such_package'" in only(config)
+    assert "'no_such_package'" in only(config)
     sampler.path = sampler.name = None
     assert "custom_sampler is None" in only(config)
 
@@ -152,7 +152,8 @@ def test_verls_trainer_without_our_buffer_may_use_other_agent_loops(config):
 
 
 def test_verls_trainer_weights_kl_otherwise_than_the_objective(config):
-    assert "verl weights KL by the tokens of a mini-batch" in only(config, trainer__v1__trainer_mode="sync")
+    message = only(config, trainer__v1__trainer_mode="sync")
+    assert "trainer.v1.trainer_mode is sync" in message and "actor.use_kl_loss" in message
     config.algorithm.adv_estimator = "grpo"
     assert unread(config) == []
 
@@ -161,7 +162,8 @@ def test_filters_are_refused_where_verls_trainer_ignores_them(config):
     config.algorithm.filter_groups.enable = True
     assert unread(config) == []
     config.trainer.v1.trainer_mode, config.algorithm.adv_estimator = "sync", "grpo"
-    assert "algorithm.filter_groups.enable is true, and trainer.v1.trainer_mode=sync ignores it" in only(config)
+    message = only(config)
+    assert "algorithm.filter_groups.enable is true" in message and "trainer.v1.trainer_mode=sync" in message
     config.algorithm.filter_groups.enable = False
     assert "sync_refill_failed_groups is true" in only(config, trainer__v1__sampler__sync_refill_failed_groups=True)
     config.trainer.v1.sampler.sync_refill_failed_groups = False
@@ -174,9 +176,9 @@ def test_filters_are_refused_where_verls_trainer_ignores_them(config):
 def test_a_reward_model_needs_gpus_of_its_own_and_a_reward_that_asks_it(config):
     config.reward.reward_model.enable = True
     messages = unread(config)
-    assert len(messages) == 2 and "without GPUs of its own" in messages[0] and "never asks" in messages[1]
+    assert len(messages) == 2 and "enable_resource_pool=true" in messages[0] and "pkg://reward_fns.samr1" in messages[1]
     config.reward.custom_reward_function.path = "my_reward.py"
-    assert "without GPUs of its own" in only(config)
+    assert "enable_resource_pool=true" in only(config)
     assert unread(config, reward__reward_model__enable_resource_pool=True) == []
 
 
@@ -185,14 +187,15 @@ def test_a_window_of_recent_metrics_needs_a_single_reward_worker(config):
     assert list(options.check_window(config)) == []
     change(config, samr1__reward__window={"path": None, "step": 128})
     (problem,) = options.check_window(config)
-    assert "reward.num_workers is 2 with samr1.reward.window" in problem and "Set reward.num_workers=1" in problem
+    for part in ("reward.num_workers is 2", "samr1.reward.window", "Set reward.num_workers=1"):
+        assert part in problem
 
 
 def test_a_critic_that_nothing_reads_is_refused(config):
-    assert "the estimator samr1 reads no values" in only(config, critic__enable=True)
-    assert "the policy is not trained in the first steps" in only(
-        config, critic__enable=None, trainer__critic_warmup=10
-    )
+    message = only(config, critic__enable=True)
+    assert "critic.enable is true" in message and "estimator samr1" in message and "Set critic.enable=null" in message
+    message = only(config, critic__enable=None, trainer__critic_warmup=10)
+    assert "trainer.critic_warmup is 10" in message and "Set trainer.critic_warmup=0" in message
 
 
 @pytest.mark.parametrize(
@@ -200,8 +203,8 @@ def test_a_critic_that_nothing_reads_is_refused(config):
     [
         ("sglang", r"pip install 'verl[sglang]'"),
         ("trtllm", "pip install tensorrt-llm"),
-        ("transformers", "registered on a CPU only"),
-        ("hf", "expected vllm, sglang, trtllm, or transformers on a CPU"),
+        ("transformers", "trainer.device is cuda"),
+        ("hf", "expected vllm, sglang, trtllm,"),
     ],
 )
 def test_a_rollout_that_is_not_there_is_refused(config, name, message):
@@ -225,7 +228,7 @@ def test_a_segmenter_beside_vllm_is_refused_unless_it_is_on_the_cpu(config):
     for device in ("auto", "cuda", "cuda:1"):
         config.samr1.segmenter.device = device
         (problem,) = checks.check_place(config)
-        assert f"samr1.segmenter.device {device} in a run on GPUs" in problem
+        assert f"samr1.segmenter.device {device} " in problem and "service.mode is embedded" in problem
     config.samr1.segmenter.device = "cpu"
     assert list(checks.check_place(config)) == []
 

@@ -213,7 +213,7 @@ def test_gpus_of_this_machine_are_judged_by_their_free_memory(samr1):
 def test_without_a_gpu_the_plan_is_shown_and_not_judged(samr1, monkeypatch):
     monkeypatch.setattr(plan, "host_memory", lambda: (10**12, 10**12))
     finding = next(examine_memory(samr1, samr1_config(samr1), NO_GPU, Given()))
-    assert finding.problems == [] and "nothing to compare with" in finding.detail
+    assert finding.problems == [] and "nothing to compare" in finding.detail
     assert any("vLLM: at least: weights" in line for line in finding.lines)
 
 

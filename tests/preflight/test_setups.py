@@ -58,9 +58,9 @@ def test_rows_whose_image_is_gone(inputs, tmp_path):
     assert_says(
         diagnose("samr1_tiny", inputs, *ROOMY),
         "data.train_files",
-        "1 of 1 images are missing",
+        "1 of 1 images",
         "gone.png",
-        "Copy the images there",
+        f"relative to {tmp_path}",
     )
 
 
@@ -69,9 +69,7 @@ def test_a_policy_without_weights(inputs, tmp_path):
     (tmp_path / "policy" / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     inputs["actor_rollout_ref.model.path"] = str(tmp_path / "policy")
     output = diagnose("samr1_tiny", inputs, *ROOMY)
-    assert_says(
-        output, "actor_rollout_ref.model.path", "holds no weights (*.safetensors)", "data/tiny_world/warm_up.py"
-    )
+    assert_says(output, "actor_rollout_ref.model.path", "*.safetensors", "data/tiny_world/warm_up.py")
 
 
 def test_a_segmenter_without_weights(inputs, tmp_path):
@@ -85,7 +83,7 @@ def test_a_policy_of_another_frame(inputs, tmp_path):
     (tmp_path / "policy" / "model.safetensors").touch()
     inputs["actor_rollout_ref.model.path"] = str(tmp_path / "policy")
     output = diagnose("samr1_tiny", inputs, *ROOMY)
-    assert_says(output, "samr1.frame is absolute", "answers in the frame thousand", "Set samr1.frame=thousand")
+    assert_says(output, "samr1.frame is absolute", "Qwen3-VL", "Set samr1.frame=thousand")
 
 
 def test_rollouts_by_vllm_where_it_is_not_installed(inputs, monkeypatch):
@@ -105,7 +103,8 @@ def test_a_gpu_that_is_too_small(inputs):
         output,
         "✗ memory per GPU",
         "24.00 GB free (--gpu-gb)",
-        "actor_rollout_ref.rollout.gpu_memory_utilization is 0.5: vLLM gets 12.00 GB",
+        "actor_rollout_ref.rollout.gpu_memory_utilization is 0.5",
+        "vLLM gets 12.00 GB",
     )
     assert_says(output, "expected at least 18.", "set actor_rollout_ref.actor.fsdp_config.offload_policy=true")
 
@@ -127,29 +126,29 @@ def test_a_disk_that_is_too_small(inputs):
 
 def test_a_cluster_that_does_not_answer(inputs):
     output = diagnose("samr1_tiny", {**inputs, "+ray_kwargs.ray_init.address": "127.0.0.1:1"}, *ROOMY)
-    assert_says(output, "ray_kwargs.ray_init.address", "no Ray cluster answers at 127.0.0.1:1", "ray start --head")
+    assert_says(output, "ray_kwargs.ray_init.address", "127.0.0.1:1", "ray start --head")
 
 
 GPU_SETUPS = {
     "a kernel that fails": (
         {"devices": [H100, {**H100, "error": "AcceleratorError: CUDA error: no kernel image is available\n"}]},
-        ["GPU 1 (NVIDIA H100", "a matrix product failed", "no kernel image is available", "CUDA_VISIBLE_DEVICES"],
+        ["GPU 1 (NVIDIA H100", "AcceleratorError: CUDA error", "CUDA_VISIBLE_DEVICES"],
     ),
     "a driver that is too old": (
         {"driver": "550.54", "driver_cuda": "12.4"},
-        ["the driver 550.54 knows CUDA 12.4", "2.11.0+cu130 is built for CUDA 13.0", "Install a driver for CUDA 13"],
+        ["driver 550.54", "CUDA 12.4", "2.11.0+cu130", "CUDA 13.0", "a driver for CUDA 13 "],
     ),
     "torch without CUDA": (
         {"torch": "2.11.0+cpu", "torch_cuda": None, "devices": []},
-        ["torch 2.11.0+cpu is built without CUDA", "this machine has 8 GPUs", "pip install --force-reinstall torch"],
+        ["torch 2.11.0+cpu", "without CUDA", "8 GPUs", "pip install --force-reinstall torch"],
     ),
     "GPUs that torch does not see": (
         {"devices": []},
-        ["the driver knows 8 GPUs", "sees none", "CUDA_VISIBLE_DEVICES", "nvidia-smi"],
+        ["8 GPUs", "sees none", "CUDA_VISIBLE_DEVICES", "nvidia-smi"],
     ),
     "a GPU without bfloat16": (
         {"devices": [{**H100, "name": "Tesla T4", "capability": [7, 5]}]},
-        ["GPU 0 (Tesla T4) has compute capability 7.5", "expected at least 8.0", "Use a newer GPU"],
+        ["GPU 0 (Tesla T4)", "compute capability 7.5", "at least 8.0", "a newer GPU"],
     ),
 }
 
@@ -177,7 +176,8 @@ def test_versions_that_verl_does_not_pin(monkeypatch):
     pins = ["vllm==0.24.0; extra == 'vllm'", "torch==2.11.0; extra == 'vllm'", "sglang==0.5.12; extra == 'sglang'"]
     monkeypatch.setattr("samr1_verl.preflight.gpus.requires", lambda name: pins)
     finding = pinned_versions("vllm")
-    assert finding.problems == ["vllm is 0.25.0, verl 0.9.1 pins ==0.24.0 for vllm. Type: pip install 'vllm==0.24.0'"]
+    (problem,) = finding.problems
+    assert_says(problem, "vllm is 0.25.0,", "verl 0.9.1", "==0.24.0 for vllm.", "pip install 'vllm==0.24.0'")
     assert finding.detail == "torch 2.11.0+cu130"  # a local version fits a pin without one
 
 

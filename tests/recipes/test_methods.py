@@ -63,21 +63,21 @@ def test_a_tiny_variant_changes_size_and_place_only(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "message"),
+    ("name", "changes", "names"),
     [
-        ("seg_zero_tiny", {"points": [[[20, 15]]]}, r"ground_truth.points holds [1] points per object"),
-        ("vision_reasoner_tiny", {"points": []}, r"ground_truth.points holds [] points per object"),
-        ("star_tiny", {"boxes": [], "points": []}, r"ground_truth.boxes holds 0 boxes for 1 masks"),
-        ("seg_zero_tiny", None, r"samr1.reward.terms.lenght: no such term"),
+        ("seg_zero_tiny", {"points": [[[20, 15]]]}, ["ground_truth.points", "[1] points"]),
+        ("vision_reasoner_tiny", {"points": []}, ["ground_truth.points", "[] points"]),
+        ("star_tiny", {"boxes": [], "points": []}, ["ground_truth.boxes", "0 boxes", "1 masks"]),
+        ("seg_zero_tiny", None, ["samr1.reward.terms.lenght: "]),
     ],
 )
-def test_the_preflight_tells_a_reward_that_does_not_fit_its_data(tmp_path, name, changes, message):
+def test_the_preflight_tells_a_reward_that_does_not_fit_its_data(tmp_path, name, changes, names):
     good = {"points": [[[20, 15], [25, 18]]]}
     file = write_rows(tmp_path / "rows.parquet", make_record(tmp_path, **(good | (changes or {}))))
     override = ["+samr1.reward.terms.lenght=1"] if changes is None else []
     config = compose_recipe(name, f"data.train_files={file}", *override)
     (problem,) = check_reward(config)
-    assert message in problem
+    assert all(part in problem for part in names), problem
     fitting = compose_recipe(
         name, f"data.train_files={write_rows(tmp_path / 'b.parquet', make_record(tmp_path, **good))}"
     )

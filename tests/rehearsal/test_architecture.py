@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from samr1_verl.config import ConfigError
 from samr1_verl.rehearsal.architecture import PUBLISHED, full_config, small_config
 from samr1_verl.rehearsal.processor import CHAT_TEMPLATE, SPECIAL, own_processor, small_processor
+from tests.errors import refused
 
 TEXT = "Find the red ellipse on the left. Coordinates are pixels: [10, 100, 200, 210]."
 NAMES = sorted(PUBLISHED)
@@ -64,13 +65,13 @@ def test_tensor_parallel_workers_share_the_heads() -> None:
 
 
 def test_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"nobody/none has no config.json here.*hf download nobody/none"):
+    with refused(ConfigError, "no_config_json", "nobody/none", "config.json", "hf download nobody/none"):
         full_config("nobody/none")
 
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match="model_type llama, expected qwen2_5_vl or qwen3_vl"):
+    with refused(ConfigError, "unknown_model_type", tmp_path, "llama", "qwen2_5_vl or qwen3_vl"):
         full_config(str(tmp_path))
 
 

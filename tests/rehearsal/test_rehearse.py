@@ -45,17 +45,17 @@ def test_a_training_that_ends_with_an_error_shows_the_end_of_its_log(tmp_path: P
     )
     assert done.returncode == 1
     assert "the reward is broken" in done.stderr
-    assert f"Its whole output is {tmp_path / 'out' / 'train.log'}" in done.stderr
+    assert "exit status" in done.stderr and str(tmp_path / "out" / "train.log") in done.stderr
 
 
 def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
     done = rehearse("samr2")
-    assert done.returncode == 1 and "recipe 'samr2': no such recipe, expected one of" in done.stderr
+    assert done.returncode == 1 and "recipe 'samr2'" in done.stderr and "samr1_refine" in done.stderr
 
 
 def test_a_folder_with_something_else_is_not_emptied(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("kept")
     done = rehearse("samr1", "--out", str(tmp_path))
-    assert done.returncode == 1 and "exists and is no folder of a rehearsal. Name a new folder" in done.stderr
+    assert done.returncode == 1 and f"--out: {tmp_path} exists" in done.stderr
     assert (tmp_path / "run" / "mine.txt").read_text() == "kept"

@@ -11,6 +11,7 @@ from samr1_verl.config import ConfigError
 from samr1_verl.preflight import checks
 from samr1_verl.rehearsal.replacements import Replacements, environment, shared, without_gpu
 from tests.composing import compose_recipe
+from tests.errors import refused
 
 GPU_RECIPES = ("samr1", "seg_zero", "vision_reasoner", "star")
 VLLM = "actor_rollout_ref.rollout.name=vllm"
@@ -101,5 +102,5 @@ def test_loggers_on_servers_are_left_out() -> None:
 
 
 def test_an_engine_without_a_cpu_counterpart_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"actor.strategy is fsdp: only fsdp2 runs without a GPU"):
+    with refused(ConfigError, "strategy_needs_gpu", "actor.strategy: found fsdp,", "fsdp2"):
         replaced("samr1", "actor_rollout_ref.actor.strategy=fsdp")

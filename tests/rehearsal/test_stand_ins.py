@@ -18,6 +18,7 @@ from samr1_verl.rehearsal.segmenter import save_segmenter
 from samr1_verl.rows.record import iter_rows, parse_record
 from samr1_verl.segmenters import Prompt, load_segmenter
 from tests.composing import compose_recipe
+from tests.errors import refused
 
 PROMPTS = [
     Prompt((80.0, 100.0, 500.0, 400.0), ((300.0, 250.0),), (1,)),
@@ -78,7 +79,7 @@ def test_a_copy_of_the_segmenters_files_gives_its_own_class(tmp_path: Path) -> N
 
 def test_an_unknown_segmenter_is_refused(tmp_path: Path) -> None:
     recipe = segmenter_config(compose_recipe("samr1", "samr1.segmenter.path=nobody/none").samr1.segmenter)
-    with pytest.raises(ConfigError, match=r"nobody/none has no config.json here.*hf download nobody/none"):
+    with refused(ConfigError, "no_config_json", "samr1.segmenter.path", "nobody/none", "hf download nobody/none"):
         save_segmenter(recipe, tmp_path, seed=0)
 
 

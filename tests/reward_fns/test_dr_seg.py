@@ -9,6 +9,7 @@ import pytest
 from reward_fns import dr_seg
 from reward_fns.dr_seg import CONSTANTS, Window, compute_score, get_window, looks
 from samr1_verl.config import ConfigError, WindowConfig
+from tests.errors import refused
 from tests.reward_fns.scoring import objects, score, think, truth
 
 A, B = [100, 100, 199, 199], [400, 100, 499, 199]
@@ -114,13 +115,13 @@ def test_a_state_is_restored_whole():
 def test_a_broken_file_is_an_error_that_names_it(tmp_path, text):
     path = tmp_path / "window.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"samr1\.reward\.window\.path: .*window\.json: .*Remove the file"):
+    with refused(ConfigError, "unreadable_window", f"samr1.reward.window.path: {path}", "Remove"):
         get_window(WindowConfig(path=str(path), step=2))
 
 
 @pytest.mark.parametrize("window", [{"path": None, "step": 0}, {"path": None, "step": True}, {"step": 1}, {}, None])
 def test_a_wrong_window_is_named(window):
-    with pytest.raises(ConfigError, match=r"samr1\.reward\.window"):
+    with refused(ConfigError, "no_window" if window is None else "invalid_value", "samr1.reward.window"):
         score(compute_score, "", truth([A]), reward={"window": window})
 
 

@@ -105,7 +105,7 @@ def test_a_bad_first_mask_never_pays(rated: Scorer, first: int, last: int, weigh
 
 
 def test_a_weight_that_pays_for_a_bad_first_mask_is_refused(rated: Scorer) -> None:
-    with pytest.raises(ConfigError, match=r"samr1.reward.terms.gain: found 2, expected at most .* of first, 1"):
+    with refused(ConfigError, "gain_above_first", "samr1.reward.terms.gain: found 2,", "first, 1:"):
         rated(wide(60), DONE, terms={"gain": 2.0})
 
 
@@ -121,7 +121,7 @@ def test_degenerate_answers_in_any_turn_earn_their_format_at_most(rated: Scorer,
 
 
 def test_a_fault_is_no_score(rated: Scorer, fake: Any) -> None:
-    fake.fault = SegmenterError("out of memory")
+    fake.fault = SegmenterError("no_memory", "the segmenter", "out of memory")
     with refused(SegmenterError, "encode_failed", "out of memory"):
         rated(wide(20), wide(90), DONE)
 

@@ -136,19 +136,20 @@ class TestShuffledRewards:
 
 class TestErrors:
     def test_a_reward_that_is_not_finite(self) -> None:
-        with pytest.raises(ValueError, match=r"reward of row 1 \(uid b\): found nan, expected a finite number"):
+        with pytest.raises(ValueError, match=r"row 1 \(uid b\): .* nan,"):
             run([1, float("nan"), 2], [1, 1, 1], ["a", "b", "a"])
 
     def test_an_unknown_normalizer(self) -> None:
-        with pytest.raises(ValueError, match=r"algorithm.samr1.normalizer: found 'token', expected one of group"):
+        with pytest.raises(ValueError, match=r"algorithm.samr1.normalizer: .*'token'.* group"):
             run([1, 2], [1, 1], ["a", "a"], normalizer="token")
 
     def test_no_settings(self) -> None:
-        with pytest.raises(ValueError, match=r"algorithm.samr1: absent, expected normalizer, standardize and shuffle"):
+        with pytest.raises(ValueError, match=r"algorithm.samr1: ") as found:
             compute_advantage(torch.zeros(1, 1), torch.ones(1, 1), {}, np.array(["a"]))
+        assert all(key in str(found.value) for key in ("absent", "normalizer", "standardize", "shuffle"))
 
     def test_a_policy_loss_section_without_normalizer(self) -> None:
-        with pytest.raises(ValueError, match=r"actor.policy_loss.normalizer: found '\?\?\?', expected one of group"):
+        with pytest.raises(ValueError, match=r"actor.policy_loss.normalizer: .*'\?\?\?'.* group"):
             PolicyLossConfig(loss_mode="samr1")
         config = PolicyLossConfig(loss_mode="samr1", normalizer="batch")
         with pytest.raises(ValueError, match=r"global_batch_info.batch_num_tokens: found None"):

@@ -20,6 +20,7 @@ from samr1_verl.training.guard import FAULT, Guard, LostRolloutsError
 from samr1_verl.training.replay_buffer import ReplayBuffer
 from samr1_verl.training.rollout_metrics import EqualGroups, group_metrics, reward_metrics, time_metrics
 from tests.composing import compose_recipe
+from tests.errors import refused
 
 
 def test_each_key_of_the_reward_is_averaged() -> None:
@@ -35,14 +36,13 @@ def test_each_key_of_the_reward_is_averaged() -> None:
 
 
 def test_rewards_with_different_keys_are_an_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"reward of rollout 1: found the keys \['score'\], expected \['acc', 'score'\]"
-    ):
+    with pytest.raises(ValueError, match=r"rollout 1: .* \['score'\]") as found:
         reward_metrics([{"score": 1.0, "acc": 0.9}, {"score": 1.0}])
+    assert "['acc', 'score']" in str(found.value)
 
 
 def test_a_component_that_is_no_number_is_an_error() -> None:
-    with pytest.raises(ValueError, match="reward of rollout 0: answer is 'not_json', expected a number"):
+    with pytest.raises(ValueError, match=r"rollout 0: answer .*'not_json'"):
         reward_metrics([{"score": 0.0, "answer": "not_json"}])
 
 
@@ -77,8 +77,9 @@ def test_a_reward_that_ends_before_the_longest_generation_costs_no_time() -> Non
 
 
 def test_an_asynchronous_trainer_is_told_what_to_set() -> None:
-    with pytest.raises(ValueError, match="trainer_mode: found 'colocate_async', expected samr1 or sync"):
+    with pytest.raises(ValueError, match=r"trainer_mode: .*'colocate_async'") as found:
         build_buffer("colocate_async")
+    assert "samr1 or sync" in str(found.value)
 
 
 @pytest.fixture(scope="module")
@@ -282,10 +283,8 @@ def guarded(max_lost_share: float = 0.0) -> ReplayBuffer:
 def test_a_lost_rollout_ends_the_run_with_its_fault(transfer_queue: None) -> None:
     put_group("train", UNEQUAL, [1, 1])
     put_group("train", UNEQUAL[:1], [1], status="failure", **{FAULT: "SegmenterError: no memory"})
-    message = (
-        r"training at step 3: 1 of 4 rollouts were lost, samr1.max_lost_share is 0. The first fault: SegmenterError: "
-    )
-    with pytest.raises(LostRolloutsError, match=message + "no memory"):
+    named = ("training at step 3", "1 of 4", "samr1.max_lost_share is 0.", "SegmenterError: no memory")
+    with refused(LostRolloutsError, "rollouts_lost", *named):
         guarded().sample(global_steps=3, partition_id="train", batch_size=2)
     tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")
 
@@ -293,7 +292,7 @@ def test_a_lost_rollout_ends_the_run_with_its_fault(transfer_queue: None) -> Non
 def test_a_step_that_lost_every_rollout_ends_with_the_fault_too(transfer_queue: None) -> None:
     for _ in range(2):
         put_group("train", [], [], status="failure", **{FAULT: "ActorDiedError: the reward worker"})
-    with pytest.raises(LostRolloutsError, match=r"4 of 4 rollouts were lost.*The first fault: ActorDiedError"):
+    with refused(LostRolloutsError, "rollouts_lost", "4 of 4", "ActorDiedError: the reward worker"):
         guarded().sample(global_steps=3, partition_id="train", batch_size=2)
     tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")
 
@@ -306,7 +305,7 @@ def test_an_allowed_loss_is_counted(transfer_queue: None) -> None:
     tq.kv_clear(keys=batch.keys, partition_id="train")
     put_group("val", UNEQUAL[:1], [1])
     put_group("val", UNEQUAL[:0], [], status="failure")
-    with pytest.raises(LostRolloutsError, match=r"validation at step 3: 1 of 2 .* The first fault: unknown; the log"):
+    with refused(LostRolloutsError, "rollouts_lost", "validation at step 3", "1 of 2", "unknown"):
         guarded(0.25).sample(global_steps=3, partition_id="val", batch_size=2)
     tq.kv_clear(keys=list(tq.kv_list("val")["val"]), partition_id="val")
 
@@ -314,6 +313,6 @@ def test_an_allowed_loss_is_counted(transfer_queue: None) -> None:
 def test_an_agent_loop_with_several_rows_for_a_rollout_is_refused(transfer_queue: None) -> None:
     uid = put_group("train", UNEQUAL, [1, 1])
     tq.kv_batch_put(keys=[f"{uid}_1_1"], partition_id="train", tags=[{"status": "success", "response_len": 1}])
-    with pytest.raises(ValueError, match=r"several rows for a rollout \(key .*_1_1\).*single_turn_agent"):
+    with pytest.raises(ValueError, match=rf"key {uid}_1_1\).*single_turn_agent"):
         build_buffer().sample(global_steps=1, partition_id="train", batch_size=1)
     tq.kv_clear(keys=list(tq.kv_list("train")["train"]), partition_id="train")

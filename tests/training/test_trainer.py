@@ -72,9 +72,7 @@ def test_the_buffer_must_keep_what_validation_needs(config: DictConfig) -> None:
     trainer = object.__new__(Trainer)
     config.trainer.v1.sampler.custom_sampler.path = "pkg://verl.trainer.ppo.v1.replay_buffer"
     trainer.config, trainer.trainer_mode = config, "sync"
-    with pytest.raises(
-        ValueError, match=r"custom_sampler: found ReplayBuffer, expected path pkg://samr1_verl.training.replay_buffer"
-    ):
+    with pytest.raises(ValueError, match=r"custom_sampler: .*ReplayBuffer,.*training.replay_buffer"):
         trainer._build_replay_buffer()
 
 
@@ -132,14 +130,15 @@ def test_verl_then_takes_it_for_the_synchronous_trainer(config: DictConfig, monk
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "named"),
     [
-        ("algorithm.adv_estimator", "grpo", r"adv_estimator is 'grpo', .*loss_mode 'samr1'.* Set both to samr1"),
-        ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla", r"loss_mode 'vanilla'.* Set both to samr1"),
-        ("distillation.enabled", True, r"distillation.enabled: found true, but the loss samr1 has no term for it"),
+        ("algorithm.adv_estimator", "grpo", ["adv_estimator is 'grpo'", "loss_mode 'samr1'", "both to samr1"]),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla", ["loss_mode 'vanilla'", "both to samr1"]),
+        ("distillation.enabled", True, ["distillation.enabled: found true", "loss samr1"]),
     ],
 )
-def test_what_the_loss_cannot_do_is_refused(config: DictConfig, key: str, value: object, message: str) -> None:
+def test_what_the_loss_cannot_do_is_refused(config: DictConfig, key: str, value: object, named: list[str]) -> None:
     OmegaConf.update(config, key, value)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError) as found:
         build_actor_loss(config)
+    assert all(name in str(found.value) for name in named), str(found.value)

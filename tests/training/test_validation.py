@@ -174,7 +174,7 @@ def test_what_is_wrong_with_a_sample_is_logged_and_ends_no_training(
     broken = settings.model_copy(update={"segmenter": settings.segmenter.model_copy(update={"path": "/nowhere"})})
     with caplog.at_level(logging.ERROR):
         SampleWriter(broken, tmp_path, Tokenizer()).write([row(tmp_path, 0, 0)], step=16)
-    assert "the samples of step 16 are not written" in caplog.text
+    assert "samples of step 16" in caplog.text
     assert not (tmp_path / "samples").exists()
 
 

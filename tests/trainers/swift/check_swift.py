@@ -179,5 +179,7 @@ def test_a_fault_of_the_segmenter_ends_the_training(
 ) -> None:
     reward = ["--reward_funcs", "broken", "--reward_weights", "1"]
     done = train(rows, warm_policy, small_sam, tmp_path / "run", *reward)
-    assert done.returncode != 0 and "SegmenterError: out of memory" in done.stderr, done.stdout + done.stderr
+    assert done.returncode != 0 and "SegmenterError: the segmenter: out of memory" in done.stderr, (
+        done.stdout + done.stderr
+    )
     assert not list((tmp_path / "run").glob("checkpoint-*")) and '"reward"' not in done.stdout

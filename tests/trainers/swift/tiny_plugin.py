@@ -23,7 +23,7 @@ class Broken:
     """A segmenter that fails."""
 
     async def overlap(self, *_: Any) -> NoReturn:
-        raise SegmenterError("out of memory")
+        raise SegmenterError("no_memory", "the segmenter", "out of memory")
 
 
 register_template(QwenTemplateMeta("tiny", template_cls=TinyTemplate, default_system=None))
