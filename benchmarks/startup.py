@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -70,10 +70,10 @@ def until_the_first_rollout(work: Path, **environment: str) -> tuple[float, dict
         finally:
             kill(process)
         errors = [file.read_text(errors="replace") for file in Path(folder).glob("session_latest/logs/worker-*.err")]
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for role, cpu in used.values():
         seconds[role] += cpu
-    return wall, dict(seconds.most_common()), [log.read_text(errors="replace"), *errors]
+    return wall, dict(sorted(seconds.items(), key=lambda item: -item[1])), [log.read_text(errors="replace"), *errors]
 
 
 def sample(root: psutil.Process, used: dict[psutil.Process, tuple[str, float]]) -> None:

@@ -67,7 +67,7 @@ class JsonRoute(APIRoute):
         handle, field = super().get_route_handler(), self.body_field
         if field is None:
             return handle
-        decoder = msgspec.json.Decoder(structure(field.field_info.annotation))
+        decoder = msgspec.json.Decoder(typed(field.field_info.annotation))
 
         class TypedRequest(Request):
             async def json(self) -> Any:
