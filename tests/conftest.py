@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Fixtures that start a Ray cluster, and those that start a browser.
-RAY = {"ray_folder", "cluster", "transfer_queue"}
+RAY = {"ray_folder", "ray_cluster", "cluster"}
 BROWSER = {"chromium"}
 
 # The same inputs at every run; `make test-all` has others each time, with the seed in its command.
@@ -103,3 +103,31 @@ def ray_folder() -> Iterator[Path]:
 
     with short_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_home() -> Iterator[Path]:
+    """The folder of the cluster that modules share. The cluster ends with the session."""
+    import ray
+
+    from tests.training_runs import short_folder
+
+    with short_folder() as folder:
+        yield folder
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(ray_home: Path) -> None:
+    """One Ray cluster for every module that needs no other: four processors, and two GPUs by name."""
+    import ray
+
+    from tests.service.servers import environment
+
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # what a scheduler gave this node
+        patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+        options = {"include_dashboard": False, "logging_level": "warning", "log_to_driver": False}
+        ray.init(num_cpus=4, num_gpus=2, _temp_dir=str(ray_home), **options)

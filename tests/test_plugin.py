@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -51,6 +52,7 @@ def test_the_entry_point_and_the_search_path_are_installed():
     assert "hydra_plugins.samr1" in {plugin.__module__ for plugin in found}
 
 
+@pytest.mark.slow
 def test_importing_verl_registers_objective_trainer_and_cpu_platform(tmp_path):
     report, trainer = in_a_fresh_process(tmp_path, PROBE + TRAINER)
     assert trainer == "samr1_verl.training.trainer"
@@ -63,6 +65,7 @@ def test_importing_verl_registers_objective_trainer_and_cpu_platform(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_process_without_gpus_on_a_gpu_machine_does_not_become_a_cpu_run(tmp_path):
     """Ray hides the GPUs from the driver's task and the reward workers; nvidia-smi still lists them."""
     tool = tmp_path / "nvidia-smi"
@@ -76,8 +79,9 @@ def test_a_process_without_gpus_on_a_gpu_machine_does_not_become_a_cpu_run(tmp_p
     assert (report["cpu"], report["device"]) == (True, "cpu")
 
 
-def test_a_part_of_the_training_may_be_imported_first(tmp_path):
-    """Each imports verl's trainers, which import ours, which imports the part again."""
-    for part in ("agent_loop", "replay_buffer"):
-        first = f"import json, samr1_verl.training.{part}\n{TRAINER}"
-        assert in_a_fresh_process(tmp_path, first) == ["samr1_verl.training.trainer"], part
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["agent_loop", pytest.param("replay_buffer", marks=pytest.mark.thorough)])
+def test_a_part_of_the_training_may_be_imported_first(part, tmp_path):
+    """It imports verl's trainers, which import ours, which imports the part again."""
+    first = f"import json, samr1_verl.training.{part}\n{TRAINER}"
+    assert in_a_fresh_process(tmp_path, first) == ["samr1_verl.training.trainer"]

@@ -101,6 +101,7 @@ STREAMS: dict[str, Behaviour] = {
 }
 
 
+@pytest.mark.slow
 async def test_streams_end_at_the_limit_and_in_time_each_as_one_fault(tmp_path: Path) -> None:
     image = image_file(tmp_path, 7)
     with ExitStack() as servers:
@@ -165,6 +166,7 @@ MASKS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", OVERLAPS.values(), ids=OVERLAPS.keys())
 async def test_a_wrong_overlap_is_a_fault_and_the_next_address_answers(wrong: Any, tmp_path: Path) -> None:
     with hostile_server(always(answer(wrong))) as hostile, hostile_server(always(answer(SOUND))) as sound:
@@ -188,6 +190,7 @@ async def test_a_wrong_mask_is_a_fault_before_it_takes_memory(wrong: Any, tmp_pa
         assert hostile.asked and len(sound.asked) == 1
 
 
+@pytest.mark.slow
 async def test_masks_of_an_image_that_only_the_server_reads_are_bounded_too(tmp_path: Path) -> None:
     bomb = MASKS["a mask of 30000x30000 in a few bytes"]
     with hostile_server(always(answer(bomb))) as hostile:

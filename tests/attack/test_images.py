@@ -36,6 +36,7 @@ print(ImageFile.read(sys.argv[1]).rgb().size)
 BOX = Prompt((2, 1, 8, 5))
 
 
+@pytest.mark.slow
 def test_500_mutated_files_are_read_or_refused():
     report = run("tests.attack.mutate_images", 500, seed=0)
     assert report.escapes == []
@@ -43,6 +44,7 @@ def test_500_mutated_files_are_read_or_refused():
     assert report.peak < 400e6
 
 
+@pytest.mark.slow
 def test_the_count_of_mutations_sees_exceptions_crashes_and_hangs():
     report = run("tests.attack.mutate_badly", 8, seed=0, seconds=3)
     assert report.outcomes == {"accepted": 4, "refused": 1, "escaped": 3}
@@ -222,6 +224,7 @@ def test_exif_values_that_share_their_bytes_are_refused(name):
         assert ImageFile("a", single).orientation()[0] == 6
 
 
+@pytest.mark.slow
 def test_damaged_exif_values_fill_no_log(tmp_path):
     (tmp_path / "a.webp").write_bytes(with_exif("WEBP", exif_of(60_000, 7, 250_000, 1 << 30, 721_000)))
     command = [sys.executable, "-c", READER, str(tmp_path / "a.webp")]

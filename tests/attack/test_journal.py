@@ -19,14 +19,16 @@ def nothing(done: int, total: int) -> None:
     """No progress bar."""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flips", [100, pytest.param(750, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", [PREDICTIONS, CHECKSUMS])
-def test_no_flipped_bit_becomes_a_figure(name: str, tmp_path: Path) -> None:
-    """1,500 flips, one at a time: every one leads to the same predictions, and at most one block is asked again."""
+def test_no_flipped_bit_becomes_a_figure(name: str, flips: int, tmp_path: Path) -> None:
+    """One at a time: every one leads to the same predictions, and at most one block is asked again."""
     file, folder = rows(tmp_path / "data", ROWS), tmp_path / "out"
     sound = evaluation(file, RulePolicy(noisy)).run(folder, False, nothing)
     files = {path: path.read_bytes() for path in (folder / PREDICTIONS, folder / CHECKSUMS)}
     whole, draw, asked = files[folder / name], random.Random(5), 0
-    for _ in range(750):
+    for _ in range(flips):
         for path, content in files.items():
             path.write_bytes(content)
         place, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
@@ -36,7 +38,7 @@ def test_no_flipped_bit_becomes_a_figure(name: str, tmp_path: Path) -> None:
         assert policy.asked <= 1 + (name == CHECKSUMS and whole[place : place + 1] == b"\n"), f"byte {place}, bit {bit}"
         assert (folder / PREDICTIONS).read_bytes() == files[folder / PREDICTIONS]
         asked += policy.asked
-    assert asked >= 700, "nearly every flip was seen; some change a hexadecimal digit's case"
+    assert asked >= 0.9 * flips, "nearly every flip was seen; some change a hexadecimal digit's case"
 
 
 def test_damage_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,6 +77,7 @@ ANSWERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 async def test_questions_end_at_the_limit_and_in_time(tmp_path: Path) -> None:
     question = item(tmp_path)
 

@@ -116,6 +116,7 @@ def test_bytes_that_are_no_text_and_empty_files_are_refused(file: Path, tmp_path
     assert "no predictions" in refused(tmp_path / "folder", file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
 def test_a_value_without_end_takes_little_memory(name: str, file: Path, tmp_path: Path) -> None:
     """Lines: 2 GB without a line break, as a file with a hole. COCO results: a text of 20 MB."""

@@ -119,6 +119,7 @@ def test_with_an_object_the_empty_list_earns_its_thinking_alone(name: str) -> No
     assert found["acc"] == 0 and found["score"] == (2 if name == "star" else 1)  # StAR's non_repetition
 
 
+@pytest.mark.slow
 def test_mutated_answers() -> None:
     report = run("tests.attack.mutate_answers", 400, seed=3)
     assert report.outcomes.total() == 400 and not report.escapes, report.escapes

@@ -58,6 +58,7 @@ def run(*words: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_an_image_that_is_no_file_is_a_finding_of_its_row(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
@@ -151,6 +152,7 @@ def work() -> None:
     list(ordered_map(slow, range(100), 2))
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed() -> None:
     command = [sys.executable, "-c", "from tests.attack.test_rows import work; work()"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:

@@ -63,6 +63,7 @@ HALVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES)
 def test_half_a_request_ends_at_its_deadline(strict, half):
     started = time.monotonic()
@@ -72,6 +73,7 @@ def test_half_a_request_ends_at_its_deadline(strict, half):
     assert answer.startswith(expected) and (answer or not expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["half a header", "half a body", "half an upload"])
 def test_a_byte_now_and_then_moves_no_deadline(strict, start):
     connection = strict.connect(HALVES[start])
@@ -99,6 +101,7 @@ def test_an_upload_that_moves_on_may_take_longer_than_the_deadline(strict):
     assert read_all(connection).startswith(b"HTTP/1.1 422")
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_no_answer_is_left(strict):
     connection = strict.connect()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -117,6 +120,7 @@ def test_slow_bodies_take_nobodys_place(server, root):
     assert answers(server, root)
 
 
+@pytest.mark.slow
 def test_half_open_connections_beyond_the_descriptors_stop_nobody(root):
     with raw_server(root, files=128) as server:
         for half in ("half a header", "nothing", "half a body", "half a body that was refused"):
@@ -125,6 +129,7 @@ def test_half_open_connections_beyond_the_descriptors_stop_nobody(root):
         assert server.healthy() and answers(server, root)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_server_though_a_body_is_half_sent(root):
     with raw_server(root) as server:
         halves = [server.connect(half) for half in HALVES.values()]
@@ -134,6 +139,7 @@ def test_a_signal_ends_the_server_though_a_body_is_half_sent(root):
         assert b"HTTP/1.1 503" in read_all(halves[2])
 
 
+@pytest.mark.slow
 def test_the_first_signal_waits_for_an_accepted_request(root):
     with raw_server(root, seconds=2) as server:
         accepted = server.connect(b"".join(segment_request(sound(root))))
@@ -144,6 +150,7 @@ def test_the_first_signal_waits_for_an_accepted_request(root):
         server.process.wait(20)
 
 
+@pytest.mark.slow
 def test_the_second_signal_does_not_wait(root):
     with raw_server(root, seconds=3) as server:
         requests = [sound(root, grey) for grey in range(20, 28)]
@@ -255,6 +262,7 @@ def test_with_a_token_names_do_not_matter(server, root):
     assert server.ask(b"".join(request)).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_requests_with_wrong_bytes_are_refused_or_answered(server, root):
     """1,000 requests with bytes changed, removed, doubled or cut, from one seed."""
     random, request = np.random.default_rng(13), b"".join(segment_request(sound(root)))
@@ -310,6 +318,7 @@ def mutated(random: np.random.Generator, request: bytes) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_server_with_a_token_opens_and_loads_nothing_from_elsewhere(server):
     page = server.ask(head("GET", "/docs", "Connection: close", token=""))
     assert page.startswith(b"HTTP/1.1 200") and b"//cdn" not in page and TOKEN.encode() not in page

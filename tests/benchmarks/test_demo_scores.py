@@ -49,6 +49,7 @@ def test_summary_is_the_definition() -> None:
     assert Summary.of(rows) == Summary(giou=0.125, ciou=0.1, format_rate=0.5, mean_reward=1.0)
 
 
+@pytest.mark.slow
 def test_true_prompts_give_true_masks_and_unusable_answers_are_empty(recipe: DictConfig, drawn: Path) -> None:
     rows = rows_of(recipe, drawn / "test.parquet")
     results = score_rows(RulePolicy(truth_or_words), rows, recipe)

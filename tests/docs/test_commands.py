@@ -24,6 +24,7 @@ def test_every_block_has_a_language(document: str) -> None:
             assert not typed & {"$", *commands.CHECKS, *commands.OTHER_TOOLS}, f"{block}: commands belong into ```bash"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_commands_are_accepted(block) -> None:
     typed = commands.commands(block.text)
@@ -32,6 +33,7 @@ def test_commands_are_accepted(block) -> None:
         commands.check(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_options_and_keys_in_running_text_exist(document: str) -> None:
     for piece in inline_code(document):

@@ -19,6 +19,7 @@ def program(word: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_rewards_example_prints_a_score(tmp_path: Path, drawn: Path, small_sam: Path) -> None:
     (tmp_path / "data" / "weights").mkdir(parents=True)
     (tmp_path / "data" / "shapes").symlink_to(drawn)

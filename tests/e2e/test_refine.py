@@ -6,8 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from samr1_verl.regress.training import UNREPEATABLE, digest_of_state
 from tests.training_runs import World
+
+pytestmark = pytest.mark.thorough
 
 STEPS = (
     "trainer.total_training_steps=2",

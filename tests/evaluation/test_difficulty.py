@@ -207,13 +207,15 @@ def answered_lines(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (folder / ANSWERS).glob(f"*/{PREDICTIONS}"))
 
 
-def test_five_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.thorough)])
+def test_kills_at_random_moments_change_no_byte(kills: int, tmp_path: Path) -> None:
     file = rows(tmp_path / "data", 30)
     context = multiprocessing.get_context("forkserver")  # imports once, then a new process starts in no time
     context.set_forkserver_preload(["tests.evaluation.world", "verl.utils.import_utils", "reward_fns.samr1"])
     draw, reached = random.Random(0), [0]
     folder = tmp_path / "killed"
-    for _ in range(5):
+    for _ in range(kills):
         process = context.Process(target=measure_slowly, args=(str(file), str(folder), 0.1))
         process.start()
         deadline = time.monotonic() + 300

@@ -26,13 +26,15 @@ def lines(folder: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.thorough)])
+def test_kills_at_random_moments_change_nothing(kills: int, tmp_path: Path) -> None:
     file = rows(tmp_path / "data", ROWS)
     context = multiprocessing.get_context("forkserver")  # imports once, then a new process starts in no time
     context.set_forkserver_preload(["tests.evaluation.world"])
     draw, reached = random.Random(0), [0]
     folder = tmp_path / "killed"
-    for _ in range(10):
+    for _ in range(kills):
         process = context.Process(target=run_slowly, args=(str(file), str(folder), 0.1))
         process.start()
         deadline = time.monotonic() + 120

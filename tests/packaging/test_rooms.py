@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).with_name("lint-imports")
 FLAT = {"__init__.py", "answers.py", "config.py", "plugin.py", "vllm_plugin.py"}

@@ -12,6 +12,8 @@ import yaml
 
 from tests.rows.convert.sources import write_images, write_refer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (".py", ".typed", ".yaml", ".jinja", ".js", ".css")
 ELSEWHERE = """

@@ -60,6 +60,7 @@ def test_weights_are_loaded_as_the_rollout_had_them_whatever_verl_wrote_beside_t
     assert all(torch.equal(tensor, original[name]) for name, tensor in weights(policy).items())
 
 
+@pytest.mark.slow
 def test_verls_shards_are_merged_by_its_own_merger_once(warm_policy: Path, tmp_path: Path) -> None:
     actor = sharded_run(warm_policy, tmp_path / "run", 3)
     with refused(PolicyError, "not_merged", actor, "2 FSDP shards", "--merge"):

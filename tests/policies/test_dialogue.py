@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from samr1_verl.config import ConfigError, RefineConfig
@@ -143,6 +144,7 @@ async def test_a_server_gets_the_drawn_mask_as_a_picture(tmp_path: Path) -> None
     assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), expected)
 
 
+@pytest.mark.slow
 async def test_a_server_and_this_process_have_the_same_dialogues(warm_policy: Path, drawn: Path) -> None:
     local, items = LocalPolicy(Files(warm_policy), 48), questions(drawn)
     segmenter = inference_config().segmenter

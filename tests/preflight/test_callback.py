@@ -310,6 +310,7 @@ def test_the_recipe_names_what_to_type_for_each_input(base):
     assert commands and set(commands) <= set(targets)
 
 
+@pytest.mark.slow
 def test_main_ppo_ends_before_ray_starts(tmp_path):
     environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)}
     done = subprocess.run(

@@ -51,6 +51,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cluster(hub: None, other_machine: dict[str, str], ray_folder: Path, monkeypatch) -> Iterator[Cluster]:
+    ray.shutdown()  # the cluster that modules share; the next one starts it again
     monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:

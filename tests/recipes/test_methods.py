@@ -42,6 +42,7 @@ def test_a_recipe_is_its_paper(name, settings):
     assert config.samr1.prompt == name and config.samr1.reward.thresholds is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*METHODS, *(f"{method}_tiny" for method in METHODS)])
 async def test_the_reward_is_the_recipes_and_takes_its_keyword_arguments(name):
     config = compose_recipe(name)

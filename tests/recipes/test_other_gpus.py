@@ -24,6 +24,7 @@ def test_a_recipe_changes_sizes_and_policy_only(name):
     assert differences(compose_recipe("samr1"), compose_recipe(name)) == OTHER_GPUS[name][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_GPUS)
 def test_a_recipe_passes_the_preflight_of_a_machine_with_its_gpus(name, tmp_path, monkeypatch):
     find = importlib.util.find_spec
@@ -38,6 +39,7 @@ def test_a_recipe_passes_the_preflight_of_a_machine_with_its_gpus(name, tmp_path
     assert [line.split(",")[0] for line in found] == [f"trainer.n_gpus_per_node is {workers}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["samr1", *OTHER_GPUS])
 def test_the_memory_plan_fits_the_recipes_gpus(name):
     gpu_gb = 80 if name == "samr1" else OTHER_GPUS[name][0]

@@ -70,6 +70,7 @@ def test_recipe_lands_in_the_root_of_the_configuration(name):
     OmegaConf.to_container(config.trainer, resolve=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", BUILT)
 @pytest.mark.parametrize("name", NAMES)
 def test_verl_builds_its_dataclasses(name, section, random_policy):

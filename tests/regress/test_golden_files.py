@@ -39,6 +39,7 @@ def test_a_repetition_with_another_seed_is_no_equal_run(recipe: str) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.thorough  # tests/e2e/test_training.py holds samr1_tiny against its file, killed and resumed
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_tiny_recipe_trains_as_recorded(recipe: str, tmp_path: Path, drawn: Path, small_sam: Path) -> None:
     """On another processor or with other versions, the comparison is within the recorded repetitions, and says so."""

@@ -9,7 +9,7 @@ import pytest
 from tests.regress.commands import regress
 from tests.regress.golden_files import FOLDER, furnish
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 CHANGES = Path(__file__).with_name("changes.py")
 # A learning rate at which the second update of a step clips many tokens.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from samr1_verl.regress.golden import Golden
 from tests.regress.commands import regress
 from tests.regress.golden_files import furnish
 
@@ -26,8 +27,23 @@ ADAPTER = (
 REPLACED = ("algorithm.filter_groups.enable=true",)
 
 
-def test_two_workers_with_an_adapter_and_replaced_groups_repeat(tmp_path: Path, drawn: Path, small_sam: Path) -> None:
-    """All in one training, so that each of them repeats."""
-    place = furnish(tmp_path / "root", drawn, small_sam)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, drawn: Path, small_sam: Path) -> Path:
+    """A folder with golden.json of all in one training, so that each of them repeats."""
+    place = furnish(tmp_path_factory.mktemp("reproduce") / "root", drawn, small_sam)
     regress(place, "record", "samr1_tiny", *WORKERS, *ADAPTER, *REPLACED, "--steps=2", "--repeat=0")
+    return place
+
+
+def test_two_workers_with_an_adapter_and_replaced_groups_train(place: Path) -> None:
+    golden = Golden.load(place / "golden.json")
+    for step in (1, 2):
+        metrics = golden.run.metrics[step]
+        assert 0 < metrics["actor/grad_norm"] < float("inf")
+        assert metrics["training/rollout_probs_diff_max"] < 1e-4, "the adapter's weights reach both rollout servers"
+        assert metrics["training/lost_rollouts"] == 0
+
+
+@pytest.mark.thorough
+def test_they_repeat(place: Path) -> None:
     assert regress(place, "check", "golden.json") == {"ok": True, "comparison": "exact"}

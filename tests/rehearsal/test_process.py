@@ -54,6 +54,7 @@ def started(log: Path) -> list[psutil.Process]:
     raise AssertionError("the training did not start")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_training_and_all_below_it(sent: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "training.py").write_text(TRAINING)
@@ -67,6 +68,7 @@ def test_a_signal_ends_the_training_and_all_below_it(sent: signal.Signals, tmp_p
     assert rehearsal.wait(40) != 0 and not alive
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
 def test_a_kill_of_the_rehearsal_ends_the_training(tmp_path: Path) -> None:
     (tmp_path / "training.py").write_text(TRAINING)
@@ -83,6 +85,7 @@ def test_a_kill_of_the_rehearsal_ends_the_training(tmp_path: Path) -> None:
         child.kill()  # Ray's own processes follow their driver; this one does not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_lessons(sent: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "lessons.py").write_text(LESSONS)
@@ -95,6 +98,7 @@ def test_a_signal_ends_the_lessons(sent: signal.Signals, tmp_path: Path) -> None
     assert rehearsal.wait(20) != 0 and not alive
 
 
+@pytest.mark.slow
 def test_status_output_and_memory_are_kept(tmp_path: Path) -> None:
     memory, log = Memory(), tmp_path / "log"
     program = "import time; x = bytearray(200_000_000); print('done'); time.sleep(3); raise SystemExit(3)"
@@ -103,6 +107,7 @@ def test_status_output_and_memory_are_kept(tmp_path: Path) -> None:
     assert memory.peak_gb["only"] > 0.2 and memory.seconds["only"] > 1
 
 
+@pytest.mark.slow
 def test_a_training_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     program = "import time; time.sleep(300)"
     assert run([sys.executable, "-c", program], tmp_path / "log", os.environ, lambda: "x", Memory(), 3) < 0

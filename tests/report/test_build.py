@@ -103,6 +103,7 @@ def test_two_runs_of_one_name_are_told_apart(run):
         assert [one["name"] for one in data["runs"]] == list(map(str, named))
 
 
+@pytest.mark.thorough
 def test_a_long_run_stays_below_ten_megabytes(tmp_path):
     make_run(tmp_path, steps=200, rows=10)
     page, _ = report([read_run(tmp_path)])

@@ -89,6 +89,7 @@ def test_vision_reasoner_pays_what_its_authors_code_pays(seed: int, count: int) 
         assert {name: found[name] for name in expected} == pytest.approx(expected), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", ROWS)
 def test_dr_seg_pays_what_its_authors_code_pays(seed: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:

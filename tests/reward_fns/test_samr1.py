@@ -313,6 +313,7 @@ async def test_with_the_real_small_sam(small_sam, tmp_path):
     assert bad["acc"] < 0.2 and bad["score"] == 2
 
 
+@pytest.mark.slow
 def test_importing_the_rewards_imports_neither_verl_nor_ray_nor_torch():
     code = (
         "import importlib, pkgutil, sys, reward_fns\n"

@@ -29,6 +29,7 @@ def two_images(folder: Path) -> list[Record]:
     return [make_record(folder), make_record(folder, "b.png", (80, 60))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_true_rows_pass(tmp_path: Path, workers: int) -> None:
     records = [*two_images(tmp_path), make_record(tmp_path, masks=[], boxes=[], sentence="a ghost")]

@@ -15,6 +15,7 @@ def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(workers: int) -> None:
     results = list(ordered_map(square, range(300), workers))
@@ -23,6 +24,7 @@ def test_results_come_in_order(workers: int) -> None:
     assert processes == {os.getpid()} if workers == 1 else os.getpid() not in processes
 
 
+@pytest.mark.slow
 def test_the_stream_is_read_only_a_little_ahead() -> None:
     taken = 0
 
@@ -37,6 +39,7 @@ def test_the_stream_is_read_only_a_little_ahead() -> None:
             assert taken <= done + CHUNK * (2 * AHEAD + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_is_raised_in_its_place(workers: int) -> None:
     results = ordered_map(square, range(390, 420), workers)

@@ -271,6 +271,7 @@ def test_two_files_with_one_name_are_refused(file: Path, tmp_path: Path) -> None
         RowFiles([file, other])
 
 
+@pytest.mark.slow
 def test_the_client_without_our_package_scores_by_a_real_server(file: Path, small_sam: Path) -> None:
     port = free_port()
     command = ["-m", "samr1_verl.cli", "serve", "--backend", "onnx", "--path", str(small_sam), "--port", str(port)]

@@ -84,6 +84,7 @@ def predictor_of(path: Path, size: tuple[int, int]) -> Any:
     return predictor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 90), (101, 63)], ids=["wide", "tall"])
 @pytest.mark.parametrize("multimask", [True, False], ids=["best of three", "single"])
 def test_masks_and_scores_are_the_librarys(checkpoint, size, multimask):
@@ -100,6 +101,7 @@ def test_masks_and_scores_are_the_librarys(checkpoint, size, multimask):
     assert len(seen) > len(FORMS) - 2  # the masks follow their prompts, so that equal ones say something
 
 
+@pytest.mark.slow
 def test_a_group_decoded_together_as_on_a_gpu_has_the_librarys_masks(checkpoint, monkeypatch):
     """Kernels round by the batch's size, so a pixel whose logit is as good as 0 may differ: IoU and not bits."""
     segmenter, embedding = segmenter_of(checkpoint), encoded(checkpoint, (48, 90))
@@ -130,6 +132,7 @@ def test_half_precision_is_the_librarys_under_autocast(checkpoint):
     assert segmenter.identity != segmenter_of(checkpoint).identity
 
 
+@pytest.mark.thorough
 def test_vit_b_itself(tmp_path, monkeypatch):
     """The real encoder takes 15 seconds, so it runs once: the library's predictor takes the embedding that we made."""
     torch.manual_seed(0)

@@ -65,6 +65,7 @@ async def test_a_full_disk_costs_the_folder_only(make_engine, tmp_path, caplog):
     assert "not kept on disk" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path):
     program = """
 import sys, numpy as np

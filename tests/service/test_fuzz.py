@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
@@ -36,6 +37,7 @@ QUICK = settings(deadline=None, max_examples=60, suppress_health_check=list(Heal
 schema = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS)
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @QUICK
 def test_every_operation_answers_in_its_schema(case: Any) -> None:

@@ -89,6 +89,7 @@ async def ask_many(client: HttpClient, folder: Path, count: int) -> None:
     assert answers == [RIGHT] * count
 
 
+@pytest.mark.slow
 async def test_masks_overlaps_and_faults_are_those_of_the_embedded_engine(servers, tmp_path):
     port = free_port()
     servers.append(start_fake(port, tmp_path))
@@ -110,6 +111,7 @@ async def test_masks_overlaps_and_faults_are_those_of_the_embedded_engine(server
         await client.overlap(*image, [Prompt((5, 5, 2, 2))], truth())
 
 
+@pytest.mark.slow
 async def test_images_that_the_server_cannot_read_are_uploaded(servers, tmp_path):
     port = free_port()
     (tmp_path / "root").mkdir()
@@ -127,12 +129,14 @@ async def test_an_images_requests_go_to_one_of_two_addresses_and_both_are_used(s
     assert len(firsts) == 2 and client._order("a" * 64) == client_of(*reversed(ports))._order("a" * 64)
 
 
+@pytest.mark.slow
 async def test_one_of_two_addresses_gone(servers, tmp_path):
     ports = [free_port(), free_port()]
     servers.append(start_fake(ports[0], tmp_path))
     await ask_many(client_of(*ports), tmp_path, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nspam", b"\0\0\0", b"HTTP/1.1 500 Oh\r\n\r\n", b""]
 )
@@ -145,6 +149,7 @@ async def test_one_of_two_addresses_slow_or_answering_garbage(servers, tmp_path,
         await ask_many(client, tmp_path, 16)  # the address that failed is asked last
 
 
+@pytest.mark.slow
 async def test_a_server_killed_under_load_and_restarted(servers, tmp_path):
     port = free_port()
     servers.append(start_fake(port, tmp_path, seconds=0.05))
@@ -165,6 +170,7 @@ async def test_one_clear_exception_when_nobody_answers(tmp_path):
     assert re.search(r" \d+ attempts", str(found.value))
 
 
+@pytest.mark.slow
 def test_a_client_serves_one_event_loop_after_another(servers, tmp_path):
     port = free_port()
     servers.append(start_fake(port, tmp_path))
@@ -173,6 +179,7 @@ def test_a_client_serves_one_event_loop_after_another(servers, tmp_path):
         asyncio.run(ask_many(client, tmp_path, 3))
 
 
+@pytest.mark.slow
 async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers, small_sam, tmp_path, monkeypatch):
     port, record = free_port(), make_record(tmp_path)
     command = ["-m", "samr1_verl.cli", "serve", "--backend", "onnx", "--path", str(small_sam), "--device", "cpu"]
@@ -198,6 +205,7 @@ async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers,
         assert answer.score == pytest.approx(expected.score)
 
 
+@pytest.mark.slow
 async def test_https_with_a_certificate(servers, small_sam, tmp_path, monkeypatch):
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")

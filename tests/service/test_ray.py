@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -20,19 +18,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pynvml
 import pytest
 import ray
 from ray import serve
 
-from samr1_verl.config import ConfigError, RayServiceConfig, segmenter_config
+from samr1_verl.config import ConfigError, segmenter_config
 from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.masks import MaskError, encode_rle
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, weights_digest
-from samr1_verl.service import placement, ray_app
+from samr1_verl.service import ray_app
 from samr1_verl.service.client import announce
 from samr1_verl.service.ray_client import RayClient, _beat
 from samr1_verl.service.retry import ServiceError
@@ -45,24 +42,13 @@ RAY = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """Two GPUs by name, both reserved by a placement group, as verl's are."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # what a scheduler gave this node
-            patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-            ray.init(
-                num_cpus=4,
-                num_gpus=2,
-                _temp_dir=folder,
-                include_dashboard=False,
-                logging_level="warning",
-            )
-        group = ray.util.placement_group([{"GPU": 1, "CPU": 1}] * 2)
-        ray.get(group.ready())
-        yield
-        serve.shutdown()
-        ray.shutdown()
+def reserved(ray_cluster: None) -> Iterator[None]:
+    """Both GPUs are reserved by a placement group, as verl's are."""
+    group = ray.util.placement_group([{"GPU": 1, "CPU": 1}] * 2)
+    ray.get(group.ready())
+    yield
+    serve.shutdown()
+    ray.util.remove_placement_group(group)
 
 
 @pytest.fixture
@@ -274,6 +260,7 @@ async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job
         assert "device of the test; tests.service.fake" in output and "mode=ray" in output
 
 
+@pytest.mark.thorough
 async def test_the_application_ends_with_its_last_client(make, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_app, "BEAT_S", 0.5)
     monkeypatch.setattr(ray_app, "LINGER_S", 6.0)
@@ -344,71 +331,3 @@ async def test_replicas_beside_workers_that_reserve_every_gpu_get_one_gpu_each(m
     seen = [await handle.options(session_id=f"{index:064x}").environment.remote() for index in range(30)]
     assert len({one["pid"] for one in seen}) == 2
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {"4", "6"}
-
-
-def test_the_gpu_with_the_most_free_memory_is_first_and_others_follow_in_turn():
-    gpus = placement.visible_gpus("4, GPU-b2,6")
-    assert gpus == ["4", "GPU-b2", "6"]
-    assert [placement.shared_gpu(gpus, [5, 9, 7], rank) for rank in range(4)] == ["GPU-b2", "6", "4", "GPU-b2"]
-    assert [placement.shared_gpu(gpus, [0, 0, 0], rank) for rank in range(3)] == gpus, "where no driver tells"
-    with refused(ConfigError, "no_gpu", "samr1.segmenter.service.ray.gpus: found shared", "this node"):
-        placement.shared_gpu(placement.visible_gpus(""), [], 0)
-
-
-@pytest.mark.parametrize(("gpu", "asked"), [("3", ("index", 3)), ("GPU-b2", ("uuid", "GPU-b2"))])
-def test_the_driver_is_asked_for_free_memory(gpu, asked, monkeypatch):
-    calls = []
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: calls.append(("index", index)))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: calls.append(("uuid", uuid)))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(free=7 << 30))
-    assert placement.free_memory(gpu) == 7 << 30 and calls == [asked]
-
-
-@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a machine without a driver")
-def test_without_a_driver_every_gpu_is_alike():
-    assert placement.free_memory("0") == 0
-
-
-NODES = [  # a cluster of two GPU models, a CPU node, and a GPU node that has left it
-    {"NodeID": "h100", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 8.0, "accelerator_type:H100": 1.0}},
-    {"NodeID": "cpu", "Alive": True, "Resources": {"CPU": 64.0}},
-    {"NodeID": "a100", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0}},
-    {"NodeID": "gone", "Alive": False, "Resources": {"GPU": 8.0}},
-]
-
-
-def test_gpus_cannot_be_shared_where_there_are_none():
-    config = RayServiceConfig.model_validate({"gpus": "shared", "cpus": 1, "min_replicas": 1, "max_replicas": 1})
-    with refused(ConfigError, "no_gpu", "samr1.segmenter.service.ray.gpus: found shared", "1 nodes", "to 0"):
-        placement.deployment_options(config, NODES[1:2])
-
-
-@pytest.mark.parametrize(
-    ("gpus", "expected"),
-    [
-        (0, {"num_cpus": 2.0, "num_gpus": 0.0}),
-        (0.25, {"num_cpus": 2.0, "num_gpus": 0.25}),
-        (
-            "shared",
-            {
-                "num_cpus": 2.0,
-                "num_gpus": 0.0,
-                "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
-                "label_selector": {"ray.io/node-id": "in(a100, h100)"},
-            },
-        ),
-    ],
-)
-def test_what_a_replica_asks_ray_for(gpus, expected):
-    config = RayServiceConfig.model_validate({"gpus": gpus, "cpus": 2, "min_replicas": 2, "max_replicas": 2})
-    options = placement.deployment_options(config, NODES)
-    assert options["ray_actor_options"] == expected
-    assert options["num_replicas"] == 2 and "autoscaling_config" not in options
-
-
-def test_autoscaling_stays_within_its_bounds():
-    config = RayServiceConfig.model_validate({"gpus": 1, "cpus": 1, "min_replicas": 1, "max_replicas": 4})
-    options = placement.deployment_options(config, NODES)
-    assert "num_replicas" not in options
-    assert (options["autoscaling_config"].min_replicas, options["autoscaling_config"].max_replicas) == (1, 4)

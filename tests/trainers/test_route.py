@@ -62,6 +62,7 @@ def ask(address: str, reward: str, batch: Batch) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 def test_results_are_those_of_a_plain_call(corpus: Path) -> None:
     engine = boxes()
     with server(engine, corpus) as address:
@@ -76,6 +77,7 @@ def test_results_are_those_of_a_plain_call(corpus: Path) -> None:
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_segmenter_is_an_error(corpus: Path) -> None:
     engine = boxes()
     engine._segmenter.fault = RuntimeError("out of memory")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 STEPS, PROMPTS, GROUP = 2, 2, 2
 
 
-@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+@pytest.mark.parametrize("mode", ["sync", pytest.param("colocate_async", marks=pytest.mark.thorough)])
 def test_stock_verl_trains_with_a_reward_of_ours(mode, tmp_path, exported, warm_policy, small_sam, ray_folder):
     rows = exported("verl")
     # What the CPU of this machine needs, of a configuration that trains with another data set and reward.

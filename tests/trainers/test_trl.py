@@ -64,6 +64,7 @@ def through_trl(asked: trl.GRPOTrainer, batch: Batch) -> list[float]:
     return [float(value) for value in found[:, 0]]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_a_plain_call(corpus: Path, warm_policy: Path, one_row: datasets.Dataset, tmp_path: Path):
     def scores(call: Any, kwargs: dict[str, Any], batch: Batch) -> list[float]:
         if batch.item["extra_info"]["index"] == 0:
@@ -86,6 +87,7 @@ def test_a_fault_of_the_segmenter_ends_the_step(
     engine.close()
 
 
+@pytest.mark.slow
 def test_two_steps_of_the_example_with_exported_rows_and_the_small_sam(
     exported: Callable[[str], Path], warm_policy: Path, small_sam: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import verl
 from omegaconf import OmegaConf
@@ -53,6 +54,7 @@ def rollout(item: dict[str, Any], number: int) -> DataProto:
     )
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_a_plain_call(corpus: Path) -> None:
     check_scores(corpus, "verl", verl.__version__, lambda *of: asyncio.run(through_verl(*of)))
 

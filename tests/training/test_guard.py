@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -35,28 +34,22 @@ class Worker:
         time.sleep(seconds)
 
 
-def test_a_dead_worker_ends_the_run_and_a_busy_one_does_not(ray_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_worker_ends_the_run_and_a_busy_one_does_not(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "PING_S", 0.2)
-    ray.init(num_cpus=4, include_dashboard=False, _temp_dir=str(ray_folder), log_to_driver=False)
-    try:
-        actors = [ray.remote(Worker).options(num_cpus=0).remote() for _ in range(2)]
-        ray.get([actor.nothing.remote() for actor in actors])
-        watched = Guard(PER_PROMPT, 0.0, progress_timeout_s=100)
-        watched.add_workers("agent loop worker", actors)
-        busy = actors[0].sleep.remote(4)
-        for finished in range(8):
-            watched.poll(finished)
-            time.sleep(0.25)
-        ray.kill(actors[1])
-        started = time.monotonic()
-        with refused(LostRolloutsError, "worker_died", "agent loop worker 1"):
-            for _ in range(100):
-                watched.poll(9)
-                time.sleep(0.1)
-        assert time.monotonic() - started < 30
-        ray.get(busy)
-    finally:
-        ray.shutdown()
+    actors = [ray.remote(Worker).options(num_cpus=0).remote() for _ in range(2)]
+    ray.get([actor.nothing.remote() for actor in actors])
+    watched = Guard(PER_PROMPT, 0.0, progress_timeout_s=100)
+    watched.add_workers("agent loop worker", actors)
+    busy = actors[0].sleep.remote(4)
+    for finished in range(8):
+        watched.poll(finished)
+        time.sleep(0.25)
+    ray.kill(actors[1])
+    with refused(LostRolloutsError, "worker_died", "agent loop worker 1"):
+        for _ in range(300):
+            watched.poll(9)
+            time.sleep(0.1)
+    ray.get(busy)
 
 
 def test_what_is_allowed_to_be_lost_is_a_share_of_the_whole_batch() -> None:

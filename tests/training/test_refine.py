@@ -168,6 +168,7 @@ async def test_a_policy_that_never_says_done_ends_at_the_last_turn(world: World,
     assert (output.response_logprobs is None) != log_probs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "turns",
     [

@@ -135,6 +135,7 @@ def test_verl_itself_still_imports_a_class_that_the_installed_trl_lacks(
         monkey_patch.apply_monkey_patch(model)
 
 
+@pytest.mark.slow
 def test_the_repairs_are_not_only_for_the_cpu() -> None:
     """On a machine with an accelerator the plug-in registers no CPU backend, but these repairs."""
     program = (

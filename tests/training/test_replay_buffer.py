@@ -1,15 +1,12 @@
 """What a training step logs about its rewards and groups, from rollouts that lie in a real TransferQueue."""
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
@@ -83,15 +80,11 @@ def test_an_asynchronous_trainer_is_told_what_to_set() -> None:
 
 
 @pytest.fixture(scope="module")
-def transfer_queue() -> Iterator[None]:
-    """A Ray cluster of this module's own, and in it the queue that verl keeps rollouts in."""
-    folder = Path("/tmp") / f"samr1-{uuid.uuid4().hex[:6]}"  # Ray's sockets need a short path
-    ray.init(num_cpus=4, include_dashboard=False, _temp_dir=str(folder), log_to_driver=False)
+def transfer_queue(ray_cluster: None) -> Iterator[None]:
+    """The queue that verl keeps rollouts in."""
     tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
     yield
     tq.close()
-    ray.shutdown()
-    shutil.rmtree(folder)
 
 
 def put_group(

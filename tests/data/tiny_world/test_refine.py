@@ -138,6 +138,7 @@ def test_targets_of_visual_tokens_say_cover_and_fit(examples) -> None:
     assert nothing[:, 0].max() == 0 and nothing[:, 1].max() == 0
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_each_stage_lower_its_loss(teacher, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(refine, "TURNS", (0, 1, 0))  # the first turn is learned already
     teacher.look_at_masks()

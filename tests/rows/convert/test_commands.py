@@ -71,6 +71,7 @@ def convert(*words: str, status: int = 0) -> str:
     return done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_command_and_script_write_the_same_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "source").mkdir()
@@ -132,6 +133,7 @@ def loaded_after(code: str, *packages: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_library_needs_neither_verl_nor_a_command_line() -> None:
     code = """
 import importlib, pkgutil, samr1_verl.rows.convert as package
@@ -144,5 +146,6 @@ for name in names:
     assert loaded_after(code, *heavy) == set()
 
 
+@pytest.mark.slow
 def test_the_commands_start_without_heavy_imports() -> None:
     assert loaded_after("import samr1_verl.cli.convert", "verl", "ray", "torch", "numpy", "pyarrow", "PIL") == set()

@@ -69,6 +69,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "PART", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_rows_keep_the_jobs_order_however_many_processes(tmp_path: Path, workers: int) -> None:
     outcome = run(tmp_path, Numbers(tmp_path / "calls"), count=101, workers=workers)
@@ -173,7 +174,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 def test_a_killed_run_resumes_and_its_file_is_the_same(tmp_path: Path, end: signal.Signals) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW.format(folder=str(tmp_path)))
