@@ -156,6 +156,7 @@ def test_ids_of_references_are_numbers_or_text(tmp_path: Path, kind: str, field:
     assert problems[0]["record"] == expected and "whole number" in problems[0]["problem"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "field"),
     [

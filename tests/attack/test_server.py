@@ -257,6 +257,7 @@ def test_a_foreign_page_is_refused_without_a_token(open_server, root, origin):
     assert answer.startswith(b"HTTP/1.1 403") and b'"origin"' in answer
 
 
+@pytest.mark.slow
 def test_with_a_token_names_do_not_matter(server, root):
     request = segment_request(sound(root), "Origin: https://other.example", host="service.example")
     assert server.ask(b"".join(request)).startswith(b"HTTP/1.1 200")

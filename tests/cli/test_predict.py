@@ -126,6 +126,7 @@ async def test_what_is_no_image_is_said_before_anybody_is_asked(drawn: Path, tmp
     assert policy.asked == 0
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong(options: list[str], drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     for image, said in (("gone.png", "no such image"), ("text.png", "unreadable as an image")):

@@ -58,6 +58,7 @@ def check_inline(text: str) -> None:
         commands.check_key(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -58,6 +58,7 @@ def test_the_recipes_rollouts_say_how_answers_are_drawn(warm_policy: Path) -> No
     assert "top_k" not in PolicyChoice(config, str(warm_policy)).identity(), "without effect on greedy answers"
 
 
+@pytest.mark.slow
 async def test_tokens_of_answers_are_counted(warm_policy: Path, drawn: Path) -> None:
     policy, items = LocalPolicy(Files(warm_policy), 48), questions(drawn)
     replies = await policy.answer(items)

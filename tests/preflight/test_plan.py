@@ -141,6 +141,7 @@ def test_the_segmenter_counts_where_it_lies(samr1):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", NAMES)
 def test_every_recipe_has_a_plan_and_every_remedy_names_keys_that_exist(recipe):
     config = compose_recipe(recipe)

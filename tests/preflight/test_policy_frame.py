@@ -49,6 +49,7 @@ def test_qwen3_vl_with_the_papers_recipe_is_told_frame_and_size():
     assert "multiples of 32" in size and "Set samr1.policy_size=[832, 832]" in size
 
 
+@pytest.mark.slow
 def test_frames_and_sizes_that_fit_pass(tmp_path):
     assert frames() == frames(recipe="star") == frames("actor_rollout_ref.model.path=someone/other") == []
     qwen2 = ["actor_rollout_ref.model.path=Qwen/Qwen2-VL-7B-Instruct", "samr1.frame=thousand"]
@@ -77,6 +78,7 @@ def test_fused_log_probs_need_a_family_for_which_they_are_tested(tmp_path):
     assert "found qwen3_5" in problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "refused"), [("all-linear", False), ("[q_proj,lm_head]", True), ("[q_proj]", False), ("'.*head'", True)]
 )

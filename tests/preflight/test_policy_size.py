@@ -65,6 +65,7 @@ def test_groups_are_those_that_verl_wraps(random_policy):
     assert size_of(random_policy).units == tuple(sorted([*wrapped, rest], reverse=True)[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "up_proj"], r".*layers\.[01]\..*_proj"])
 @pytest.mark.parametrize("excluded", [None, ".*visual.*"])
 def test_adapters_are_those_that_peft_makes(random_policy, targets, excluded):

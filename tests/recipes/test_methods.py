@@ -63,6 +63,7 @@ def test_a_tiny_variant_changes_size_and_place_only(name):
     assert changed == (MAY_DIFFER | STAR if name == "star" else MAY_DIFFER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "names"),
     [

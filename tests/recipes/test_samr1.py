@@ -81,6 +81,7 @@ def test_verl_builds_its_dataclasses(name, section, random_policy):
     assert BUILT[section] is None or isinstance(built, BUILT[section])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ["actor", "ref", "rollout", "actor.policy_loss"])
 def test_a_key_that_verl_does_not_know_fails(section):
     config = compose_recipe("samr1", f"+actor_rollout_ref.{section}.no_such_key=1")

@@ -75,6 +75,7 @@ def many(seed: int, count: int = 400) -> list[str]:
     return [response(draw, [entry(draw) for _ in range(draw.choice([0, 1, 1, 2, 2, 3, 4]))]) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", ROWS)
 def test_vision_reasoner_pays_what_its_authors_code_pays(seed: int, count: int) -> None:

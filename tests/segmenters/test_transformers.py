@@ -154,6 +154,7 @@ def test_many_objects_are_decoded_in_batches_of_bounded_size(sam, embedding, cal
         assert alone.score == pytest.approx(predictions[index].score, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_the_librarys_and_takes_half_the_memory(folders, kind):
     segmenter, image = segmenter_of(folders[kind], "bfloat16"), image_of((48, 90))

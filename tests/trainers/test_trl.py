@@ -75,6 +75,7 @@ def test_scores_are_those_of_a_plain_call(corpus: Path, warm_policy: Path, one_r
     check_scores(corpus, "trl", trl.__version__, scores, as_stored=lambda score: float(np.float32(score)))
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_segmenter_ends_the_step(
     corpus: Path, warm_policy: Path, one_row: datasets.Dataset, tmp_path: Path
 ) -> None:

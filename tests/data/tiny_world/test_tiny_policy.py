@@ -86,6 +86,7 @@ def test_blurred_boxes_are_smaller_and_differ(examples) -> None:
     assert np.std(areas) > 0.05
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_each_stage_lower_its_loss(examples, tmp_path: Path) -> None:
     processor = tiny_policy.build_processor()
     teacher = warm_up.Teacher(tiny_policy.build_model(processor.tokenizer, 0), processor, examples, 0)

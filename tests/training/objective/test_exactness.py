@@ -126,6 +126,7 @@ def test_under_verls_own_trainer_the_policy_term_is_exact_and_kl_a_mean_over_the
 VERLS_MODES = {"batch": "token-mean", "sequence": "seq-mean-token-mean"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", VERLS_MODES)
 @settings(BATCHES, max_examples=10)
 @given(case=cases(smallest_group=2), dual_clip=st.sampled_from([1.1, 3.0]))
