@@ -16,12 +16,15 @@ def register() -> None:
     if not cpu.accelerator_present():
         # Before any import of verl's engines, which read the platform during their import.
         cpu.register()
-    importlib.import_module("samr1_verl.training.objective")
     importlib.import_module("samr1_verl.training.repairs").register()
-    # verl's trainers take seconds to import, and most processes need none: ours is imported together with them.
-    wrapt.register_post_import_hook(
-        lambda _: importlib.import_module("samr1_verl.training.trainer"), "verl.trainer.ppo.v1"
-    )
+    # These modules of verl take a second and more to import. A process that needs none of them imports none of ours.
+    _import_after("verl.trainer.ppo.core_algos", "samr1_verl.training.objective")
+    _import_after("verl.trainer.ppo.v1", "samr1_verl.training.trainer")
+
+
+def _import_after(verls: str, ours: str) -> None:
+    """Import a module of ours when verl's has been imported."""
+    wrapt.register_post_import_hook(lambda _: importlib.import_module(ours), verls)
 
 
 register()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from samr1_verl.cli.options import SetOption, errors_end_the_command, progress_bar, safe_name
+from samr1_verl.cli.options import SetOption, errors_end_the_command, progress_bar, safe_name, table_console
 
 
 def ceiling(
@@ -59,7 +58,7 @@ def ceiling(
         with progress_bar("rows") as progress:
             reached = measured.run(folder, restart, progress)
         results = results_of(reached, measured, keep_above)
-        show(results, reached, measured, Console())
+        show(results, reached, measured, table_console())
         files = [store_results(results, folder), *store_pictures(reached, measured, folder)]
         keep = None if keep_above is None else rows_above(reached, keep_above)
         files += store_measured(file, folder, {"ceiling": np.array([one.iou for one in reached])}, keep)

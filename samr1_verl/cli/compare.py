@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from samr1_verl.cli.evaluate import Shown
-from samr1_verl.cli.options import errors_end_the_command
+from samr1_verl.cli.options import errors_end_the_command, table_console
 
 
 def compare(
@@ -40,7 +39,7 @@ def compare(
             files[out], problems = comparison_page(comparison, pairs)
             for problem in problems:
                 typer.echo(f"image not shown: {problem}", err=True)
-    show_comparison(comparison, Console())
+    show_comparison(comparison, table_console())
     for path, content in files.items():
         with complete(path) as part:
             part.write_text(content, encoding="utf-8")

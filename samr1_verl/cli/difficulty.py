@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from samr1_verl.cli.options import (
     BatchSizeOption,
@@ -25,6 +24,7 @@ from samr1_verl.cli.options import (
     progress_bar,
     safe_name,
     sampling_temperature,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def difficulty(
         results = results_of(found, [answer for row in rows for answer in row], poll.fingerprint())
         results["kept"] = None if bounds is None or kept is None else kept_of(found, bounds, kept)
         written = [*store_measured(file, folder, found.columns, kept), store_results(results, folder)]
-    show_difficulty(results, found.success_rate, Console())
+    show_difficulty(results, found.success_rate, table_console())
     typer.echo("\n".join(map(str, written)))
     typer.echo(json.dumps(results))
 

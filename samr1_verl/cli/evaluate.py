@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from samr1_verl.cli.options import (
     BatchSizeOption,
@@ -28,6 +27,7 @@ from samr1_verl.cli.options import (
     progress_bar,
     safe_name,
     sampling_temperature,
+    table_console,
 )
 
 
@@ -123,8 +123,8 @@ def evaluate(
         if points is not None:
             results |= {"votes": votes, "curve": points}
         stored = store_results(results, folder)
-    show(results, Console())
+    show(results, table_console())
     if points is not None:
-        show_curve(points, protocol.value, Console())
+        show_curve(points, protocol.value, table_console())
     typer.echo(f"{stored}\n{stored.with_name('predictions.jsonl')}")
     typer.echo(json.dumps({name: value for name, value in results.items() if name != "tables"}))

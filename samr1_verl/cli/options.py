@@ -117,6 +117,12 @@ def errors_end_the_command() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+def table_console() -> Console:
+    """A console for tables. Where no terminal shows them, as in a log, they are as wide as their content."""
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
+
+
 @contextmanager
 def progress_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error: a function of the number of finished and of all rows or answers."""

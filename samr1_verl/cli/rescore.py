@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from samr1_verl.cli.evaluate import Shown
-from samr1_verl.cli.options import errors_end_the_command, safe_name
+from samr1_verl.cli.options import errors_end_the_command, safe_name, table_console
 
 
 def rescore(
@@ -72,6 +71,6 @@ def rescore(
             drop_text_figures(results)
         write_samples(samples, folder / PREDICTIONS)
         stored = store_results(results, folder)
-    show(results, Console())
+    show(results, table_console())
     typer.echo(f"{stored}\n{folder / PREDICTIONS}")
     typer.echo(json.dumps({name: value for name, value in results.items() if name != "tables"}))
