@@ -51,7 +51,7 @@ demo-control: weights data
 	$(BIN)/python benchmarks/demo.py --control
 
 # More threads than cores only wait.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 
 test-fast: weights
 	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow"
@@ -71,7 +71,7 @@ test-others:
 ifndef SEED
 export SEED := $(shell date +%s)
 endif
-RANDOM := -p randomly -p "randomly_seed=$(SEED)" --hypothesis-profile=random --hypothesis-seed=$(SEED)
+RANDOM := -p randomly --randomly-seed=$(SEED) --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 test-all:
 	$(MAKE) --keep-going test-all-fast test-all-processes test-all-trainings test-trainers test-vllm
