@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 SMALL_SAM := data/weights/small_sam
 SHAPES := data/shapes
 
-.PHONY: help venv weights data demo demo-control lint test test-fast test-ray test-others test-all test-all-fast \
+.PHONY: help venv weights data demo demo-control lint test test-fast test-all test-all-fast \
 	test-all-processes test-all-trainings test-trainers test-vllm test-gpu
 
 help:
@@ -50,22 +50,16 @@ demo: weights data
 demo-control: weights data
 	$(BIN)/python benchmarks/demo.py --control
 
-# More threads than cores only wait.
+# More threads than cores only wait. Ray makes its workers nicer than the tests beside them.
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 
+PAIR := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test-fast: weights
-	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow"
+	$(PYTEST) $(PAIR) -m "not slow"
 
-# Two processes share the tests. One has all that start Ray: two trainings beside each other on two cores take longer
-# than one after the other.
 test: weights
-	$(MAKE) --jobs 2 --keep-going test-ray test-others
-
-test-ray:
-	$(PYTEST) -m "ray and not thorough"
-
-test-others:
-	$(PYTEST) -m "not ray and not thorough"
+	$(PYTEST) $(PAIR) -m "not thorough"
 
 # Another order and other inputs at every run. The seed stands in the command, and SEED=… repeats it.
 ifndef SEED
@@ -77,10 +71,10 @@ test-all:
 	$(MAKE) --keep-going test-all-fast test-all-processes test-all-trainings test-trainers test-vllm
 
 test-all-fast: weights
-	$(PYTEST) $(RANDOM) --numprocesses 2 --dist loadfile -m "not slow"
+	$(PYTEST) $(RANDOM) $(PAIR) -m "not slow"
 
 test-all-processes: weights
-	$(PYTEST) $(RANDOM) --numprocesses 2 --dist loadfile -m "slow and not ray"
+	$(PYTEST) $(RANDOM) $(PAIR) -m "slow and not ray"
 
 test-all-trainings: weights
 	$(PYTEST) $(RANDOM) -m ray

@@ -32,13 +32,19 @@ settings.load_profile("fixed")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they start: `ray`, and `slow` for those, for a browser, and for all that is `thorough`."""
+    """Mark tests by what they start: `ray`, and `slow` for those, for a browser, and for all that is `thorough`.
+
+    Of two processes that share the tests, one begins with all that start Ray: two trainings beside each other on two
+    cores take longer than one after the other. A file stays in one process, because its tests share fixtures.
+    """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & RAY:
             item.add_marker("ray")
         if fixtures & BROWSER or item.get_closest_marker("ray") or item.get_closest_marker("thorough"):
             item.add_marker("slow")
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ def train_to(monkeypatch, figures):
     monkeypatch.setattr(ablation, "trained", lambda *_: (dict(figures), CURVES))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("world", ablation.WORLDS)
 @pytest.mark.parametrize("name", ablation.VARIANTS)
 def test_every_variant_is_a_recipe_that_may_start(name, world):
@@ -38,7 +38,7 @@ def test_every_variant_is_a_recipe_that_may_start(name, world):
     assert [problem for check in found for problem in check(recipe)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_variants_change_what_their_titles_name():
     def keys(name):
         recipe = compose_recipe(ablation.RECIPE, ablation.VARIANTS[name].overrides)

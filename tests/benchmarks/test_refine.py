@@ -19,7 +19,7 @@ DIALOGUE = {"giou": [0.4, 0.5], "missed": [0.4, 0.2], "turns": 2.5, "done": 0.75
 SPENT = {"rollouts": 64.0, "rollout_turns": 160.0}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", refine.VARIANTS)
 def test_every_variant_is_a_recipe_that_may_start_from_the_same_policy(name: str) -> None:
     variant = refine.VARIANTS[name]
@@ -31,7 +31,7 @@ def test_every_variant_is_a_recipe_that_may_start_from_the_same_policy(name: str
     assert recipe.samr1.objective.shuffle_rewards == (name == "shuffled")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_variants_have_equal_rollouts_and_turns_of_equal_length() -> None:
     recipes = [compose_recipe(variant.recipe, variant.overrides) for variant in refine.VARIANTS.values()]
     rollouts = {recipe.data.train_batch_size * recipe.actor_rollout_ref.rollout.n for recipe in recipes}

@@ -68,7 +68,7 @@ def stable(samples: Iterator[Sample]) -> list[Sample]:
     return [one.model_copy(update={"image": ""}) for one in samples]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_command_goes_on(options: list[str], drawn: Path, tmp_path: Path) -> None:
     options = [*options, "--batch-size", "1"]
     command = [sys.executable, "-m", "samr1_verl.cli", "eval", str(drawn / "test.parquet"), *options]

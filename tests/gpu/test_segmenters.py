@@ -77,7 +77,7 @@ def test_masks_are_the_cpus(kind: str, device: str, folders: dict[str, Path]) ->
     check_masks(exact, other, kind, device)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_segment_anythings_masks_are_the_cpus(device: str, checkpoint: Path) -> None:
     config = partial(config_of, checkpoint, backend="segment_anything")
     check_masks(*(load_segmenter(config(device=name)) for name in ("cpu", device)), "segment_anything", device)

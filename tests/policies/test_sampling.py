@@ -25,7 +25,7 @@ def drawn_tokens(policy: LocalPolicy, drawn: Path) -> set[int]:
     return set(tokens[:, inputs["input_ids"].shape[1]].tolist())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_token_can_be_drawn(warm_policy: Path, drawn: Path) -> None:
     vocabulary = LocalPolicy(Files(warm_policy), 1).model.config.text_config.vocab_size
     assert vocabulary > 100

@@ -63,7 +63,7 @@ def test_a_missing_input_and_a_wrong_value_say_what_to_type(imported, ready, tmp
     assert "Type: make data" in result.output and "✓ model" in result.output
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_plug_in_that_verl_hides_shows_its_traceback(ready, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(BROKEN_OBJECTIVE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -79,7 +79,7 @@ def test_a_recipe_that_hydra_would_take_for_a_plain_value_is_found_out(imported,
     assert "✗ +recipe=samr2" in result.output and "Known recipes: samr1, samr1_3b_1x80" in result.output
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_another_distribution_that_hides_every_hydra_plug_in_is_found_out(ready, tmp_path, monkeypatch):
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "__init__.py").touch()

@@ -58,7 +58,7 @@ def test_the_frame_decides_the_range_of_coordinates() -> None:
     assert form_of("star", "absolute", (832, 640), len, 4000).extent_wh == (832, 640)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_stand_in_learns_to_write_usable_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With few words, for a fast test; rewards of a group differ when a share of the answers is unusable."""
     torch.manual_seed(0)

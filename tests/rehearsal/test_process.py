@@ -55,7 +55,7 @@ def started(log: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.thorough), signal.SIGTERM])
 def test_a_signal_ends_the_training_and_all_below_it(sent: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "training.py").write_text(TRAINING)
     rehearsal = subprocess.Popen(

@@ -46,6 +46,7 @@ def rows(tab) -> list[str]:
     return [card.get_attribute("data-row") for card in tab.query_selector_all(".card")]
 
 
+@pytest.mark.thorough
 def test_figures_and_rows_are_those_of_the_comparison(chromium, folder, url):
     content = json.loads((folder / "c.json").read_text())
     with opened(chromium, url) as tab:
@@ -63,6 +64,7 @@ def test_figures_and_rows_are_those_of_the_comparison(chromium, folder, url):
         assert "-0.600" in card.inner_text() and card.locator(".viewer").count() == 2
 
 
+@pytest.mark.thorough
 def test_every_control_works(chromium, url):
     with opened(chromium, url) as tab:
         tab.select_option("#direction", "better")
@@ -89,6 +91,7 @@ def test_every_control_works(chromium, url):
         assert tab.is_visible("#help")
 
 
+@pytest.mark.thorough
 def test_markup_is_text(chromium, url):
     with opened(chromium, url) as tab:
         assert NASTY in tab.locator(".card .open").first.inner_text()
@@ -97,6 +100,7 @@ def test_markup_is_text(chromium, url):
         assert tab.evaluate("window.ran") is None and tab.locator("img[src=x]").count() == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_width_needs_no_sideways_scroll_and_text_has_contrast(chromium, url, scheme):
     with opened(chromium, url, PHONE, color_scheme=scheme, has_touch=True) as tab:

@@ -21,6 +21,7 @@ def keys(tab):
     return [card.get_attribute("data-row") for card in tab.query_selector_all(".card")]
 
 
+@pytest.mark.thorough
 def test_steps_move_by_slider_buttons_keys_and_play(chromium, url):
     with opened(chromium, url) as tab:
         step = tab.locator("#step-name")
@@ -41,6 +42,7 @@ def test_steps_move_by_slider_buttons_keys_and_play(chromium, url):
         tab.keyboard.press(" ")
 
 
+@pytest.mark.thorough
 def test_filters_leave_the_rows_that_fit(chromium, run, url):
     last = run.samples[4]
     name = {(one.data_source, one.index): f"{one.data_source}:{one.index}" for one in last}
@@ -80,6 +82,7 @@ def test_filters_leave_the_rows_that_fit(chromium, run, url):
         assert [int(key.split(":")[1]) for key in keys(tab)] == sorted(gain, key=lambda index: -gain[index])
 
 
+@pytest.mark.thorough
 def test_layers_are_toggled_by_box_and_by_key(chromium, url):
     drawn = {"mask": "canvas.mask", "truth": "canvas.truth", "box": "rect.box", "points": ".point"}
     with opened(chromium, url) as tab:
@@ -93,6 +96,7 @@ def test_layers_are_toggled_by_box_and_by_key(chromium, url):
             assert tab.locator(f".card {mark}").count() == there and tab.is_checked(f"#layer-{layer}")
 
 
+@pytest.mark.thorough
 def test_a_row_opens_large_and_is_browsed(chromium, run, url):
     with opened(chromium, url) as tab:
         tab.locator(".card .open").nth(1).focus()
@@ -121,6 +125,7 @@ def test_a_row_opens_large_and_is_browsed(chromium, run, url):
         assert tab.is_hidden("#sample")
 
 
+@pytest.mark.thorough
 def test_a_link_opens_the_same_view(chromium, url):
     with opened(chromium, url) as tab:
         tab.fill("#step", "1")
@@ -138,6 +143,7 @@ def test_a_link_opens_the_same_view(chromium, url):
         assert len(keys(tab)) == 6 and tab.is_checked("#layer-truth")
 
 
+@pytest.mark.thorough
 def test_charts_are_read_by_pointer_and_by_keyboard(chromium, run, url):
     rewards = run.curves["reward/score"]
     with opened(chromium, url) as tab:
@@ -160,6 +166,7 @@ def test_charts_are_read_by_pointer_and_by_keyboard(chromium, run, url):
         assert chart.locator("path.line").get_attribute("d") != before == chart.locator("path.raw").get_attribute("d")
 
 
+@pytest.mark.thorough
 def test_theme_help_and_the_way_down(chromium, url):
     with opened(chromium, url) as tab:
         ground = "getComputedStyle(document.body).backgroundColor"
@@ -187,6 +194,7 @@ def test_theme_help_and_the_way_down(chromium, url):
         assert tab.evaluate("document.activeElement.id") == "q"
 
 
+@pytest.mark.thorough
 def test_more_rows_than_a_page_are_shown_on_demand(chromium, run, tmp_path):
     many = [one.model_copy(update={"index": i}) for i in range(10) for one in run.samples[4]]
     with opened(chromium, page_of(tmp_path, type(run)(run.folder, run.curves, {4: many}))) as tab:

@@ -138,6 +138,7 @@ def test_theme_help_width_and_contrast(chromium, url):
             assert tab.get_attribute("#theme", "aria-pressed") == pressed
 
 
+@pytest.mark.thorough
 def test_a_server_that_has_gone_is_said_in_the_page(chromium, playground):
     """The last test of the module: it stops the server."""
     process, url = playground

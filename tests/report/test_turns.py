@@ -43,6 +43,7 @@ def place(sample):
     return f"#row={sample.data_source}:{sample.index}"
 
 
+@pytest.mark.thorough
 def test_the_buttons_step_through_the_masks(chromium, dialogues, url):
     last = dialogues.samples[4][0]
     with opened(chromium, url + place(last)) as tab:
@@ -68,6 +69,7 @@ def test_the_buttons_step_through_the_masks(chromium, dialogues, url):
         assert shown() == ("2", *done[1:])
 
 
+@pytest.mark.thorough
 def test_cards_show_the_last_mask_and_say_how_many_turns(chromium, dialogues, run, url):
     with opened(chromium, url) as tab:
         first, second = tab.locator(".card").first, tab.locator(".card").nth(1)
@@ -80,6 +82,7 @@ def test_cards_show_the_last_mask_and_say_how_many_turns(chromium, dialogues, ru
     assert with_turns.pop("turns")[1]["mask"] == without["mask"] and with_turns == without
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_buttons_fit_a_phone_and_can_be_read(chromium, dialogues, url, scheme):
     with opened(chromium, url + place(dialogues.samples[4][0]), PHONE, color_scheme=scheme) as tab:

@@ -62,7 +62,7 @@ def ask(address: str, reward: str, batch: Batch) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_results_are_those_of_a_plain_call(corpus: Path) -> None:
     engine = boxes()
     with server(engine, corpus) as address:

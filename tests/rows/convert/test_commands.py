@@ -71,7 +71,7 @@ def convert(*words: str, status: int = 0) -> str:
     return done.output
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_command_and_script_write_the_same_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "source").mkdir()

@@ -87,7 +87,7 @@ def run_engine(folder: Path, world_size: int) -> list[dict]:
     return torch.load(folder / f"results{world_size}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_loss_and_gradients_are_the_papers(
     folder: Path, expected: tuple[float, dict[str, torch.Tensor]], world_size: int
 ) -> None:
