@@ -23,11 +23,6 @@ def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs)
         raise RuntimeError("the fiftieth call")
     return {"score": float(len(solution_str) % 3), "acc": 0.0}
 """
-WORKERS = [
-    "RewardLoopWorker",
-    pytest.param("AgentLoopWorker", marks=pytest.mark.thorough),
-    pytest.param("TransformersServer", marks=pytest.mark.thorough),
-]
 
 
 def test_a_reward_that_fails_once_in_fifty_calls_ends_the_run_with_its_message(world: World, warm_policy: Path) -> None:
@@ -64,7 +59,8 @@ def test_an_allowed_loss_trains_on_and_is_logged(world: World, warm_policy: Path
     assert world.logged()["training/lost_rollouts"] == {1: 1}
 
 
-@pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.thorough
+@pytest.mark.parametrize("worker", ["AgentLoopWorker", "RewardLoopWorker", "TransformersServer"])
 def test_a_killed_worker_ends_the_run_with_a_message(worker: str, world: World, warm_policy: Path) -> None:
     command = world.command("samr1_tiny", warm_policy, *SHORT, "trainer.total_training_steps=1000")
     log = world.run.parent / "log.txt"
