@@ -50,8 +50,8 @@ demo: weights data
 demo-control: weights data
 	$(BIN)/python benchmarks/demo.py --control
 
-# More threads than cores only wait. Ray makes its workers nicer than the tests beside them.
-PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
+# More threads than cores only wait. Ray makes its workers nicer than the tests beside them. A test that hangs is ended.
+PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest --timeout=1800
 
 PAIR := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 

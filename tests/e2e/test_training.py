@@ -110,7 +110,7 @@ def test_it_ends_as_one_that_was_not_killed(trained: Trained, place: Path) -> No
         Start(place, whole.out, ray, 1).finish()
     assert trained.read() == whole.read()
     last = [training.digest_of_state(one.run / f"global_step_{STEPS}") for one in (trained, whole)]
-    assert last[0] == last[1] != training.digest_of_state(whole.run / f"global_step_{KILLED_AFTER}")
+    assert last[0] == last[1] != training.digest_of_state(trained.run / f"global_step_{KILLED_AFTER}")
 
 
 def test_every_step_of_both_starts_is_logged_and_the_rollouts_are_the_policys(
