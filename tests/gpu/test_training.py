@@ -20,8 +20,10 @@ from tests.segmenters.tiny_sams import save_all
 from tests.service.fake import image_file
 
 
+@pytest.mark.thorough
 async def test_a_replica_shares_a_gpu_that_is_reserved(device: str, ray_folder: Path, tmp_path: Path) -> None:
     gpus = torch.cuda.device_count() if device == "cuda" else 0
+    ray.shutdown()  # the cluster that modules share; the next one starts it again
     ray.init(num_cpus=4, num_gpus=gpus, include_dashboard=False, _temp_dir=str(ray_folder))
     try:
         if gpus:

@@ -40,7 +40,9 @@ def test_two_workers_with_an_adapter_and_replaced_groups_train(place: Path) -> N
     for step in (1, 2):
         metrics = golden.run.metrics[step]
         assert 0 < metrics["actor/grad_norm"] < float("inf")
-        assert metrics["training/rollout_probs_diff_max"] < 1e-4, "the adapter's weights reach both rollout servers"
+        # The adapter's weights reach both rollout servers; verl rounds merged weights to bfloat16.
+        assert metrics["training/rollout_actor_probs_pearson_corr"] > 0.9999
+        assert metrics["training/rollout_probs_diff_max"] < 0.05
         assert metrics["training/lost_rollouts"] == 0
 
 
