@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         if fixtures & BROWSER or item.get_closest_marker("ray") or item.get_closest_marker("thorough"):
             item.add_marker("slow")
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 

@@ -25,6 +25,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs)
 """
 
 
+@pytest.mark.thorough
 def test_a_reward_that_fails_once_in_fifty_calls_ends_the_run_with_its_message(world: World, warm_policy: Path) -> None:
     reward = world.run.parent / "reward.py"
     reward.write_text(FAULTY)
