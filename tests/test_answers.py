@@ -268,9 +268,10 @@ LONG = ["[", "[]", "{", '"', "\\", "<answer>", "</think>\n<answer>", "</answer>"
 
 @pytest.mark.parametrize("unit", LONG)
 @pytest.mark.parametrize("lenient", [False, True])
-def test_a_megabyte_of_anything_takes_well_under_a_second_of_work(unit, lenient):
-    text = "<think>" + unit * (500_000 // len(unit)) + "</think><answer>" + unit * (500_000 // len(unit)) + "</answer>"
+def test_eight_megabytes_of_anything_take_linear_work(unit, lenient):
+    part = unit * (4_000_000 // len(unit))
+    text = f"<think>{part}</think><answer>{part}</answer>"
     start = time.process_time()
     parse_answer(text, lenient=lenient)
     has_think_format(text)
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 64, "10 ms; quadratic work takes minutes on any machine"

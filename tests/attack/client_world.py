@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from samr1_verl.config import HttpServiceConfig
 from samr1_verl.geometry.giou import PixelCounts
@@ -13,9 +15,11 @@ from samr1_verl.geometry.masks import encode_rle
 from samr1_verl.geometry.overlap import Overlap
 from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.rows.ground_truth import GroundTruth
+from samr1_verl.service import http_client, retry
 from samr1_verl.service.http_client import HttpClient
 from tests.attack.hostile_server import Behaviour
 from tests.service.fake import image_file
+from tests.waiting import GUARD_S
 
 SIZE = (10, 20)
 BOX = Prompt((2, 1, 8, 5))
@@ -28,8 +32,16 @@ PREDICTION = {"score": 0.5, "mask": encode_rle(MASK)}
 SOUND = {"segmenter": "boxes/1", "size": list(SIZE), "overlap": COUNTS, "predictions": [PREDICTION]}
 
 
-def client_of(*addresses: str, timeout_s: float = 1.0, attempt_s: float = 0.4, **options: Any) -> HttpClient:
-    return HttpClient(HttpServiceConfig(addresses=addresses, **options), timeout_s, attempt_s)
+def client_of(*addresses: str, timeout_s: float = 2 * GUARD_S, attempt_s: float = GUARD_S, **more: Any) -> HttpClient:
+    """A client whose attempts end before their time, but for those at a server that never answers."""
+    return HttpClient(HttpServiceConfig(addresses=addresses, **more), timeout_s, attempt_s)
+
+
+def limit_attempts(attempts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every request end after some attempts, and an address that failed be tried last; else time decides both."""
+    limited = partial(retry.Patience, attempts=attempts, first_pause_s=0.01, longest_pause_s=0.01)
+    monkeypatch.setattr(retry, "Patience", limited)
+    monkeypatch.setattr(http_client, "COOL_S", GUARD_S)
 
 
 def always(*pieces: bytes) -> Behaviour:

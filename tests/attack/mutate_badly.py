@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -18,5 +19,6 @@ class Attempt:
         if number == 4:
             os.abort()
         if number == 6:
-            time.sleep(60)
+            Path(os.environ["HANGS"]).touch()
+            time.sleep(600)
         return "accepted" if number % 2 else "refused"

@@ -5,29 +5,34 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from tests.service.servers import ROOT, TOKEN, environment, free_port
+from tests.service.servers import ROOT, TOKEN, environment, free_port, listens
+from tests.waiting import GUARD_S, wait_until
 
-# Serves the fake segmenter: port, seconds an encode takes, a root, a token or nothing, deadlines.
-SERVER = """
-import sys
+WAIT_S, STEP_S = 10_000, 3_000  # a client's deadline, which no slow machine meets; a step of the server's clock
+RATE = 5_000  # bytes with which a client buys a second more
+# Serves the fake segmenter of a folder: port, a root, a token or nothing, a file with a byte per step of the clock.
+SERVER = f"""
+import asyncio, os, sys, time
 from pathlib import Path
 from samr1_verl.service.connections import Deadlines, run
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
-from tests.service.fake import BoxSegmenter
-port, seconds, root, token, wait = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
-engine = Engine(BoxSegmenter(seconds=seconds), 10_000_000)
+from tests.service.fake import FolderSegmenter
+port, root, token, clock = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+asyncio.BaseEventLoop.time = lambda loop: time.monotonic() + {STEP_S} * os.path.getsize(clock)
+engine = Engine(FolderSegmenter(root), 10_000_000)
 app = create_app(engine, [root], token or None, Limits(max_queue=8))
-run(app, deadlines=Deadlines(float(wait), 50_000, 1, 0.1), host="127.0.0.1", port=port, log_level="warning")
+options = dict(loop="asyncio", host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=10 * {WAIT_S})
+run(app, deadlines=Deadlines({WAIT_S}, {RATE}, {WAIT_S}, 0.1), **options)
 engine.close()
 """
 
@@ -35,12 +40,12 @@ engine.close()
 class RawServer:
     """A server, and sockets to it, all closed at the end."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.port, self.process = port, process
+    def __init__(self, port: int, process: subprocess.Popen[bytes], clock: Path) -> None:
+        self.port, self.process, self._clock = port, process, clock
         self.sockets: list[socket.socket] = []
 
     def connect(self, sent: bytes = b"") -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=GUARD_S)
         self.sockets.append(connection)
         with contextlib.suppress(OSError):  # the server may close it at once
             connection.sendall(sent)
@@ -50,38 +55,39 @@ class RawServer:
         """All that the server answers until it closes the connection."""
         return read_all(self.connect(sent))
 
-    def healthy(self, seconds: float = 10.0) -> bool:
-        """Whether the server answers a sound request on a new connection within some seconds."""
-        connection = self.connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        connection.settimeout(seconds)
-        return read_all(connection).startswith(b"HTTP/1.1 200")
+    def healthy(self) -> bool:
+        """Whether the server answers a sound request on a new connection, after all that came before it."""
+        answer = self.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return answer.startswith(b"HTTP/1.1 200")
+
+    def put_forward(self) -> None:
+        """A step of the server's clock; returns when it has looked at its connections."""
+        assert self.healthy()  # it knows the connections
+        with self._clock.open("ab") as clock:
+            clock.write(b"x")
+        assert self.healthy()
 
     def memory(self) -> int:
         return psutil.Process(self.process.pid).memory_info().rss
 
 
 @contextlib.contextmanager
-def raw_server(
-    root: Path, seconds: float = 0.0, token: str = TOKEN, wait_s: float = 60.0, files: int | None = None
-) -> Iterator[RawServer]:
-    """A server whose clients may take `wait_s` seconds, in a process that may open `files` files."""
+def raw_server(root: Path, token: str = TOKEN, files: int | None = None) -> Iterator[RawServer]:
+    """A server whose clients may take WAIT_S seconds, in a process that may open `files` files."""
 
     def limit() -> None:
         if files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (files // 2, files))
 
     port = free_port()
-    command = [sys.executable, "-c", SERVER, str(port), str(seconds), str(root), token, str(wait_s)]
+    clock = root / f"clock_{port}"
+    clock.touch()
+    command = [sys.executable, "-c", SERVER, str(port), str(root), token, str(clock)]
     process = subprocess.Popen(command, env=environment(), cwd=ROOT, preexec_fn=limit)
-    server = RawServer(port, process)
+    server = RawServer(port, process, clock)
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
-            with contextlib.suppress(OSError):
-                if server.healthy():
-                    break
-            time.sleep(0.05)
+        wait_until(lambda: process.poll() is not None or listens(port))
+        assert server.healthy(), "the server did not start"
         yield server
     finally:
         for connection in server.sockets:
@@ -97,6 +103,13 @@ def read_all(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             parts.append(part)
     return b"".join(parts)
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed it, though what it sent before was not read."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def head(method: str, target: str, *lines: str, token: str = TOKEN, host: str = "localhost") -> bytes:

@@ -6,9 +6,9 @@ import asyncio
 import itertools
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from samr1_verl.config import segmenter_config
 from samr1_verl.geometry.giou import PixelCounts
 from samr1_verl.geometry.images import ImageError
 from samr1_verl.geometry.overlap import Overlap
-from samr1_verl.geometry.prompt import Prompt
 from samr1_verl.segmenters.base import Embedding, Prediction, SegmenterError
 from samr1_verl.service import client as client_module
 from samr1_verl.service import engine as engine_module
+from samr1_verl.service import worker
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.ray_client import RayClient
 from samr1_verl.service.retry import ServiceError
@@ -36,35 +36,41 @@ from tests.attack.client_world import (
     changed,
     client_of,
     first_at,
+    limit_attempts,
 )
 from tests.attack.hostile_server import answer, hostile_server
 from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
+from tests.waiting import GUARD_S, LoopClock, until
 
 REFUSED = {"error": {"code": "unknown_image", "message": "not here"}}
 
 
-async def test_two_segmenters_are_never_mixed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_two_segmenters_are_never_mixed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_attempts(2, monkeypatch)
     other = changed(intersection=1) | {"segmenter": "circles/2"}
     with hostile_server(always(answer(SOUND))) as one, hostile_server(always(answer(other))) as two:
-        client = client_of(one.address, two.address, timeout_s=30, attempt_s=10)
+        client = client_of(one.address, two.address)
         await client.overlap(*first_at(client, one.address, tmp_path), [BOX], TRUTH)
         images = [image_file(tmp_path, grey) for grey in range(16)]
         found = await asyncio.gather(*(client.overlap(*image, [BOX], TRUTH) for image in images))
         assert found == [RIGHT] * 16 and two.asked
         assert all(name in caplog.text for name in ("circles/2", "boxes/1", two.address)), caplog.text
         with refused(ServiceError, "service_not_answering", "7.png: ", two.address, "circles/2", "boxes/1"):
-            named = client_of(two.address, timeout_s=0.3, identity="boxes/1")
+            named = client_of(two.address, identity="boxes/1")
             await named.overlap(*image_file(tmp_path, 7), [BOX], TRUTH)
-        named = client_of(one.address, two.address, timeout_s=30, attempt_s=10, identity="circles/2")
+        named = client_of(one.address, two.address, identity="circles/2")
         found = await asyncio.gather(*(named.overlap(*image, [BOX], TRUTH) for image in images))
         assert [one.pixels.intersection for one in found] == [1] * 16
 
 
-async def test_an_announcement_to_another_segmenter_is_a_fault(tmp_path: Path) -> None:
+async def test_an_announcement_to_another_segmenter_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_attempts(2, monkeypatch)
     accepted = {"segmenter": "circles/2", "accepted": True}
     with hostile_server(always(answer(accepted, "202 Accepted"))) as server:
-        client = client_of(server.address, timeout_s=0.3, identity="boxes/1")
+        client = client_of(server.address, identity="boxes/1")
         with refused(ServiceError, "service_not_answering", "7.png: ", "circles/2"):
             await client.prefetch(*image_file(tmp_path, 7))
 
@@ -100,7 +106,7 @@ async def test_only_the_rows_own_file_is_uploaded(make: Callable[[Path], Path], 
     with hostile_server(always(answer(REFUSED, "404 Not Found"))) as server:
         path = make(tmp_path)
         with refused(ImageError, "image_not_uploaded", path, "uploaded"):
-            await client_of(server.address, timeout_s=30, attempt_s=20).overlap(path, sha256, [BOX], TRUTH)
+            await client_of(server.address).overlap(path, sha256, [BOX], TRUTH)
         assert [line.split()[0] for line, _ in server.asked] == ["POST"]
 
 
@@ -115,7 +121,7 @@ async def test_an_upload_that_the_server_drops_is_uploaded_again(tmp_path: Path)
 
     kept: list[bool] = []
     with hostile_server(evicting) as server:
-        client = client_of(server.address, timeout_s=30, attempt_s=10)
+        client = client_of(server.address)
         assert await client.overlap(*image, [BOX], TRUTH) == RIGHT
         uploads = [body for line, body in server.asked if line.startswith("PUT")]
         assert uploads == [image[0].read_bytes()] * 3
@@ -126,7 +132,7 @@ async def test_an_upload_that_the_server_drops_is_uploaded_again(tmp_path: Path)
 async def test_a_fault_of_the_image_is_not_tried_again(status: str, tmp_path: Path) -> None:
     with hostile_server(always(answer({"error": {"code": "image", "message": "no image"}}, status))) as server:
         with refused(ImageError, "server_refuses_image", "7.png: no image"):
-            await client_of(server.address, timeout_s=30, attempt_s=10).overlap(*image_file(tmp_path, 7), [BOX], TRUTH)
+            await client_of(server.address).overlap(*image_file(tmp_path, 7), [BOX], TRUTH)
         assert len(server.asked) == 1
 
 
@@ -135,7 +141,7 @@ async def test_a_fault_of_the_server_is_tried_again(status: str, tmp_path: Path)
     fault = answer({"error": {"code": "segmenter", "message": "lost"}}, status)
     replies = iter([fault, fault, answer(SOUND)])
     with hostile_server(lambda line, body: [next(replies)]) as server:
-        client = client_of(server.address, timeout_s=30, attempt_s=10)
+        client = client_of(server.address)
         assert await client.overlap(*image_file(tmp_path, 7), [BOX], TRUTH) == RIGHT
         assert len(server.asked) == 3
 
@@ -147,54 +153,60 @@ async def test_cookies_of_a_server_are_not_kept(tmp_path: Path) -> None:
         return [answer(SOUND, "200 OK", f"Set-Cookie: c{next(numbers)}={'x' * 3000}; Max-Age=9999")]
 
     with hostile_server(baking) as server:
-        client = client_of(server.address, timeout_s=30, attempt_s=10)
+        client = client_of(server.address)
         for _ in range(5):
             assert await client.overlap(*image_file(tmp_path, 7), [BOX], TRUTH) == RIGHT
         assert len((await client._pool.client()).cookies) == 0
 
 
-class Hanging(BoxSegmenter):
-    """Its encode or its decode waits until it is released."""
-
-    def __init__(self, in_decode: bool) -> None:
-        super().__init__()
-        self.released, self._in_decode = threading.Event(), in_decode
-
-    def encode(self, image: np.ndarray) -> Embedding:
-        if not self._in_decode:
-            self.released.wait(60)
-        return super().encode(image)
-
-    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        if self._in_decode:
-            self.released.wait(60)
-        return super().decode(embedding, prompts)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which a computation is measured."""
+    now = [100.0]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
-@pytest.mark.parametrize("in_decode", [False, True], ids=["encode", "decode"])
+@pytest.mark.parametrize("hung", ["encode", "decode"])
 async def test_an_embedded_segmenter_that_hangs_is_a_fault_that_names_the_key(
-    in_decode: bool, make_engine: Callable[..., Engine], tmp_path: Path
+    hung: str, clock: list[float], make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmenter = Hanging(in_decode)
-    engine, image = make_engine(segmenter, timeout_s=0.5), image_file(tmp_path, 7)
+    segmenter, begun, gate = BoxSegmenter(), threading.Event(), threading.Event()
+    compute = getattr(segmenter, hung)
+    monkeypatch.setattr(segmenter, hung, lambda *given: begun.set() or (gate.wait(GUARD_S) and compute(*given)))
+    engine, image = make_engine(segmenter, timeout_s=1000.0), image_file(tmp_path, 7)
+    loop_clock = LoopClock(monkeypatch)
+
+    async def ask() -> None:
+        await asyncio.gather(engine.overlap(*image, [BOX], TRUTH), engine.segment(*image, [BOX]))
+
     try:
-        for first in (True, False):
-            started = time.monotonic()
-            with refused(SegmenterError, "segmenter_stuck", "boxes/1: ", "0.5 s", "samr1.segmenter.service.timeout_s"):
-                await asyncio.gather(engine.overlap(*image, [BOX], TRUTH), engine.segment(*image, [BOX]))
-            assert (time.monotonic() - started >= 0.4) == first, "later requests do not wait again"
-            assert engine.busy_seconds() >= 0.5
+        first = asyncio.create_task(ask())
+        await until(begun.is_set)
+        assert not first.done()
+        clock[0] += 1000
+        loop_clock.put_forward(1000)
+        for asked in (first, ask()):  # for the second the clocks stand still: it does not wait
+            with refused(SegmenterError, "segmenter_stuck", "boxes/1: ", "1000 s", "samr1.segmenter.service.timeout_s"):
+                await asyncio.wait_for(asked, GUARD_S)
+        assert engine.busy_seconds() == 1000
     finally:
-        segmenter.released.set()
-    while engine.busy_seconds():
-        await asyncio.sleep(0.01)
+        gate.set()
+    await until(lambda: not engine.busy_seconds())
     assert await engine.overlap(*image, [BOX], TRUTH) == RIGHT
 
 
 async def test_a_long_queue_of_short_computations_is_no_fault(
-    make_engine: Callable[..., Engine], tmp_path: Path
+    clock: list[float], make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, images = make_engine(BoxSegmenter(seconds=0.1), timeout_s=1.0), [image_file(tmp_path, n) for n in range(12)]
+    segmenter, images = BoxSegmenter(seconds=0.05), [image_file(tmp_path, grey) for grey in range(12)]
+    engine, encode = make_engine(segmenter, timeout_s=0.5), segmenter.encode
+
+    def slowly(image: np.ndarray) -> Embedding:
+        clock[0] += 0.4
+        return encode(image)
+
+    monkeypatch.setattr(segmenter, "encode", slowly)
     found = await asyncio.gather(*(engine.overlap(*image, [BOX], TRUTH) for image in images))
     assert found == [RIGHT] * 12
 
@@ -222,7 +234,7 @@ RAY_ANSWERS: dict[str, tuple[Any, Any]] = {
 async def test_a_replicas_wrong_answer_is_a_fault_and_the_next_attempt_answers(
     overlap: Any, predictions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = {"mode": "ray", "cache_gb": 1, "cache_dir": None, "timeout_s": 30.0}
+    service = {"mode": "ray", "cache_gb": 1, "cache_dir": None, "timeout_s": 2 * GUARD_S}
     service |= {"ray": {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}}
     client = RayClient(
         segmenter_config({"backend": "onnx", "path": "w", "device": "cpu", "dtype": "float32", "service": service})

@@ -59,11 +59,9 @@ def trap(folder: Path) -> Path:
     (images / "links").symlink_to(folder, target_is_directory=True)
     (images / "folder").mkdir()
     os.mkfifo(images / "FIFO")
-    with socket.socket(socket.AF_UNIX) as listener:
-        here = Path.cwd()
-        os.chdir(images)  # the name of a socket has at most 107 bytes
+    with socket.socket(socket.AF_UNIX) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(images)  # the name of a socket has at most 107 bytes
         listener.bind("socket")
-        os.chdir(here)
     return images
 
 

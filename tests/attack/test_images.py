@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import socket
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +22,13 @@ from samr1_verl.geometry import images
 from samr1_verl.geometry.images import FORMATS, ImageError, ImageFile, open_image, sha256_of
 from samr1_verl.segmenters import Prompt, SegmenterError
 from samr1_verl.service.source import read_image
+from tests.attack import mutations
 from tests.attack.mutate_images import accepted_files, foreign_files
 from tests.attack.mutations import run
 from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.servers import environment
+from tests.waiting import GUARD_S, wait_until
 
 READER = """
 import sys
@@ -45,8 +49,21 @@ def test_500_mutated_files_are_read_or_refused():
 
 
 @pytest.mark.slow
-def test_the_count_of_mutations_sees_exceptions_crashes_and_hangs():
+def test_the_count_of_mutations_sees_exceptions_crashes_and_hangs(tmp_path, monkeypatch):
+    hangs, waits = tmp_path / "hangs", []
+
+    def select_until_it_hangs(files, _, __, seconds):
+        waits.append(seconds)
+        wait_until(lambda: select.select(files, [], [], 0)[0] or hangs.exists())
+        ready = select.select(files, [], [], 0)
+        if not ready[0]:
+            hangs.unlink()
+        return ready
+
+    monkeypatch.setenv("HANGS", str(hangs))
+    monkeypatch.setattr(mutations, "select", SimpleNamespace(select=select_until_it_hangs))
     report = run("tests.attack.mutate_badly", 8, seed=0, seconds=3)
+    assert set(waits) == {3, 63}, "the first answer of a process waits for its imports"
     assert report.outcomes == {"accepted": 4, "refused": 1, "escaped": 3}
     assert report.escapes == [
         "input 2: KeyError: 'second'",
@@ -228,7 +245,8 @@ def test_exif_values_that_share_their_bytes_are_refused(name):
 def test_damaged_exif_values_fill_no_log(tmp_path):
     (tmp_path / "a.webp").write_bytes(with_exif("WEBP", exif_of(60_000, 7, 250_000, 1 << 30, 721_000)))
     command = [sys.executable, "-c", READER, str(tmp_path / "a.webp")]
-    reader = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=60)
+    more = {"env": environment(OMP_NUM_THREADS="1"), "timeout": GUARD_S}
+    reader = subprocess.run(command, capture_output=True, text=True, **more)
     assert (reader.stdout, reader.stderr) == ("(8, 8)\n", "")
 
 

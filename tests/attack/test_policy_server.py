@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
-import tracemalloc
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from tests.attack.client_world import always
 from tests.attack.hostile_server import Behaviour, answer, hostile_server
 from tests.attack.test_client import CHUNKED, MEGABYTE, MOST_BYTES, OK, drip, forever
 from tests.errors import refused
+from tests.memory import memory_below
 from tests.service.fake import image_file
+from tests.waiting import GUARD_S, LoopClock, until
 
 MODELS = answer({"data": [{"id": "tiny"}]})
 SOUND = {"choices": [{"message": {"role": "assistant", "content": "four"}}]}
@@ -28,7 +30,7 @@ SOUND = {"choices": [{"message": {"role": "assistant", "content": "four"}}]}
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = replace(server_module.PATIENCE, attempts=2, attempt_s=1.0, first_pause_s=0.01, longest_pause_s=0.01)
+    quick = replace(server_module.PATIENCE, attempts=2, attempt_s=GUARD_S, first_pause_s=0.01, longest_pause_s=0.01)
     monkeypatch.setattr(server_module, "PATIENCE", quick)
 
 
@@ -62,6 +64,8 @@ STREAMS: dict[str, Behaviour] = {
     "200,000 brackets": always(answer(b"[" * 200_000)),
     "a redirect to itself": always(answer(b"", "307 Go", "Location: /v1/models")),
 }
+UNTIL_TIME_ENDS = {"a body, byte by byte", "headers, byte by byte", "nothing"}
+OUT_OF_TIME = "no answer in [0-9.]+ s|Timeout"
 REFUSED = {  # of the list of models; the server counts as unreachable for the other streams
     "an error's body without end": "models_refused",
     "200,000 brackets": "no_model_list",
@@ -77,36 +81,36 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
-async def test_questions_end_at_the_limit_and_in_time(tmp_path: Path) -> None:
-    question = item(tmp_path)
-
-    async def ask(behaviour: Behaviour) -> tuple[Any, int, int]:
-        with hostile_server(after_models(behaviour)) as server:
-            policy = await asyncio.to_thread(ServerPolicy, f"{server.address}/v1", None, 16)
-            await policy._pool.client()
-            (found,) = await asyncio.gather(policy.answer([question]), return_exceptions=True)
-            return found, server.sent, len(server.asked)
-
-    tracemalloc.start()
-    started = time.monotonic()
-    found = dict(zip(STREAMS, await asyncio.gather(*map(ask, STREAMS.values())), strict=True))
-    assert time.monotonic() - started < 60
-    assert tracemalloc.get_traced_memory()[1] < 3 * MOST_BYTES, "of all together"
-    tracemalloc.stop()
-    assert {name: type(fault) for name, (fault, _, _) in found.items()} == dict.fromkeys(STREAMS, PolicyError)
-    assert {name: str(fault)[:6] for name, (fault, _, _) in found.items()} == dict.fromkeys(STREAMS, "row 3,")
-    assert all(asked > 1 and sent < MOST_BYTES * asked for _, sent, asked in found.values())
+@pytest.mark.parametrize("timed", [False, True], ids=["at a limit", "in time"])
+async def test_questions_end(timed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, question = LoopClock(monkeypatch), item(tmp_path)
+    streams = {name: stream for name, stream in STREAMS.items() if (name in UNTIL_TIME_ENDS) == timed}
+    with ExitStack() as stack:
+        servers = [stack.enter_context(hostile_server(after_models(behaviour))) for behaviour in streams.values()]
+        addresses = [f"{server.address}/v1" for server in servers]
+        policies = [await asyncio.to_thread(ServerPolicy, address, None, 16) for address in addresses]
+        await asyncio.gather(*(policy._pool.client() for policy in policies))
+        with memory_below(3 * MOST_BYTES):  # of all together
+            answers = asyncio.gather(*(policy.answer([question]) for policy in policies), return_exceptions=True)
+            for asked in (2, 3) if timed else ():  # the models, and one or two attempts
+                await until(lambda asked=asked: all(len(server.asked) == asked for server in servers))
+                clock.put_forward(GUARD_S)
+            found = dict(zip(streams, await asyncio.wait_for(answers, 3 * GUARD_S), strict=True))
+    assert {name: type(fault) for name, fault in found.items()} == dict.fromkeys(streams, PolicyError)
+    assert {name: str(fault)[:6] for name, fault in found.items()} == dict.fromkeys(streams, "row 3,")
+    out_of_time = {name: bool(re.search(OUT_OF_TIME, str(fault))) for name, fault in found.items()}
+    assert out_of_time == dict.fromkeys(streams, timed)
+    assert all(len(server.asked) > 1 and server.sent < MOST_BYTES * len(server.asked) for server in servers)
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_the_list_of_models_ends_at_the_limit_and_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CONNECT_S", 1.0)
+def test_the_list_of_models_ends_at_the_limit_or_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = name in UNTIL_TIME_ENDS
+    monkeypatch.setattr(server_module, "CONNECT_S", 0.5 if timed else GUARD_S)
     with hostile_server(STREAMS[name]) as server:
-        started = time.monotonic()
-        with refused(PolicyError, REFUSED.get(name, "server_unreachable"), f"server {server.address}"):
+        with refused(PolicyError, REFUSED.get(name, "server_unreachable"), f"server {server.address}") as found:
             ServerPolicy(f"{server.address}/v1", None, 16)
-        assert time.monotonic() - started < 20 and server.sent < MOST_BYTES
+        assert bool(re.search(OUT_OF_TIME, str(found.value))) == timed and server.sent < MOST_BYTES
 
 
 @pytest.mark.parametrize("wrong", ANSWERS.values(), ids=ANSWERS.keys())

@@ -22,6 +22,7 @@ from samr1_verl.cli import app
 from samr1_verl.geometry.images import sha256_of
 from samr1_verl.rows.parallel import ordered_map
 from samr1_verl.rows.record import SCHEMA, Record, write_records
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD_RLES = ["", "~", "é", "\0", "PPP", "o" * 100_000, "0", "99", "1" * 100_000, "\ud7ff"]
@@ -64,11 +65,9 @@ def test_an_image_that_is_no_file_is_a_finding_of_its_row(tmp_path: Path) -> Non
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "zero").symlink_to("/dev/zero")
-    here = Path.cwd()
-    os.chdir(tmp_path)  # the name of a socket has at most 107 bytes
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)  # the name of a socket has at most 107 bytes
         listener.bind("socket")
-    os.chdir(here)
     names = [
         "/dev/zero",
         "zero",
@@ -162,10 +161,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
             assert len(workers) == 2 and all(alive(worker) for worker in workers)
             parent.send_signal(signal.SIGKILL)
             parent.wait()
-            deadline = time.monotonic() + 60
-            while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            assert not any(alive(worker) for worker in workers)
+            wait_until(lambda: not any(alive(worker) for worker in workers))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import tracemalloc
 from collections.abc import Awaitable
 from pathlib import Path
@@ -21,6 +22,7 @@ from samr1_verl.service.guard import MAX_JSON
 from samr1_verl.service.http_server import Limits, create_app
 from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
+from tests.waiting import GUARD_S, until
 
 LARGE = (3000, 4000)  # 12 megapixels
 
@@ -34,7 +36,7 @@ def engine(make_engine):
 def server(engine, tmp_path):
     app = create_app(engine, [tmp_path], None, Limits())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=GUARD_S)
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +97,23 @@ async def test_a_thousand_true_masks_in_a_short_text_do_not_hold_the_segmenter(e
     assert len(decoded) == 1, "their union; 20 s with a decode of each mask"
 
 
-async def test_long_true_masks_are_read_while_the_segmenter_computes(engine, tmp_path):
+async def test_long_true_masks_are_read_while_the_segmenter_computes(engine, tmp_path, monkeypatch):
     path, digest = image_file(tmp_path, 7)
     truth = GroundTruth(size=(10, 20), masks=("0" * 2_000_000,))  # runs of no pixels
+    runs_of, reads, answered = GroundTruth.runs, threading.Event(), threading.Event()
+
+    def slowly(read: GroundTruth) -> Any:
+        reads.set()
+        assert read is not truth or answered.wait(GUARD_S)
+        return runs_of(read)
+
+    monkeypatch.setattr(GroundTruth, "runs", slowly)
     await engine.size(path, digest)
     hostile = asyncio.create_task(engine.overlap(path, digest, [Prompt((1, 1, 5, 5))], truth))
-    await asyncio.sleep(0)
+    await until(reads.is_set)
     sound = GroundTruth(size=(10, 20), masks=(encode_rle(np.ones((10, 20), bool)),))
     assert (await engine.overlap(path, digest, [Prompt((1, 1, 5, 5))], sound)).pixels.intersection == 16
-    assert not hostile.done()
+    answered.set()
     with refused(MaskError, "undecodable_rle", path, "ground_truth.masks", "0 pixels", "10x20"):
         await hostile
 
@@ -167,16 +177,17 @@ async def test_large_bodies_that_wait_share_a_limit_and_small_ones_pass(server, 
     monkeypatch.setattr("samr1_verl.service.guard.MAX_BODIES", 1_000_000)
     path, digest = image_file(tmp_path, 7)
     sound = {"image": {"path": str(path), "sha256": digest}, "prompts": [{"box": [2, 1, 8, 5]}], "masks": True}
-    rest = asyncio.Event()
+    begun, rest = asyncio.Event(), asyncio.Event()
 
     async def half():
         yield b"{" + b" " * 900_000
+        begun.set()
         await rest.wait()
         yield b"}"
 
     json_type = {"Content-Type": "application/json"}
     waiting = asyncio.create_task(server.post("/v1/segment", content=half(), headers=json_type))
-    await asyncio.sleep(0.1)
+    await begun.wait()
     refusal = await server.post("/v1/segment", content=b" " * 900_000, headers=json_type)
     assert refusal.status_code == 503 and refusal.headers["retry-after"] == "1"
     assert refusal.json()["error"]["code"] == "busy"

@@ -1,6 +1,7 @@
 """Votes against the rule written here from StAR's description; polls that fail, grow, shrink or are refused."""
 
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -231,7 +232,9 @@ def test_the_curve_has_the_figures_of_the_first_answers_and_their_cost(tmp_path:
     def counted_words(item: dict, seed: int) -> str:
         return Reply(noisy(item, seed), 10 + item["extra_info"]["index"])
 
+    started = time.perf_counter()
     found = Poll(evaluation(file, RulePolicy(counted_words)), 6).run(tmp_path / "out", False, nothing)
+    passed = time.perf_counter() - started
     points = curve(found, 0)
     assert [point["votes"] for point in points] == [1, 2, 4, 6]
     for point in points:
@@ -242,7 +245,7 @@ def test_the_curve_has_the_figures_of_the_first_answers_and_their_cost(tmp_path:
         assert point["segzero"]["giou_ci"][0] <= mean <= point["segzero"]["giou_ci"][1]
         assert point["cost"]["answers"] == 20 * votes
         assert point["cost"]["tokens"] == votes * sum(10 + row for row in range(20))
-        assert 0 < point["cost"]["segmenter_seconds"] < 60 and point["cost"]["policy_seconds"] > 0
+        assert 0 < point["cost"]["segmenter_seconds"] <= passed and 0 < point["cost"]["policy_seconds"] <= passed
     alone = [row[0].scores["iou/segzero"] for row in found]
     assert points[0]["segzero"]["giou"] == pytest.approx(np.mean(alone), abs=1e-12)
     unknown = Poll(evaluation(file, RulePolicy(noisy)), 1).run(tmp_path / "b", False, nothing)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from samr1_verl.segmenters import Embedding, Prediction, Prompt
+from tests.waiting import GUARD_S, wait_until
 
 
 class BoxSegmenter:
@@ -21,6 +22,8 @@ class BoxSegmenter:
     def __init__(self, kilobytes: int = 4, seconds: float = 0.0) -> None:
         self.identity, self.device = "boxes/1", "of the test"
         self.kilobytes, self.seconds = kilobytes, seconds
+        self.begun, self.gate = threading.Event(), threading.Event()  # of an encode, which waits at a closed gate
+        self.gate.set()
         self.encoded: list[tuple[int, int]] = []  # sizes of the images, in order
         self.threads: set[str] = set()
         self.fault: Exception | None = None
@@ -30,6 +33,8 @@ class BoxSegmenter:
         self.encoded.append(image.shape[:2])
         self.threads.add(threading.current_thread().name)
         time.sleep(self.seconds)
+        self.begun.set()
+        assert self.gate.wait(GUARD_S)
         if self.fault is not None:
             raise self.fault
         return Embedding({"mean": np.full(self.kilobytes * 256, image.mean(), np.float32)}, image.shape[:2])
@@ -52,6 +57,20 @@ class BoxSegmenter:
         return predictions
 
 
+class FolderSegmenter(BoxSegmenter):
+    """In another process: each encode writes a line to a folder's file `encodes`, and waits while it has a `gate`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def encode(self, image: np.ndarray) -> Embedding:
+        with (self._folder / "encodes").open("a") as log:
+            log.write("begun\n")
+        wait_until(lambda: not (self._folder / "gate").exists())
+        return super().encode(image)
+
+
 def image_file(folder: Path, grey: int, size: tuple[int, int] = (10, 20)) -> tuple[Path, str]:
     """An image of one grey, `size` (H, W), and its digest."""
     path = folder / f"{grey}.png"
@@ -60,13 +79,18 @@ def image_file(folder: Path, grey: int, size: tuple[int, int] = (10, 20)) -> tup
 
 
 def problems(config: Any) -> Iterator[str]:
-    """This module as a backend, for processes that a test does not share: `path` is a name and seconds an encode."""
+    """This module as a backend, for processes that a test does not share.
+
+    `path`: a name and seconds an encode, or a folder and "gate" for a FolderSegmenter.
+    """
     if config.path.startswith("cannot load"):
         yield "it cannot be loaded"
 
 
 def load(config: Any) -> BoxSegmenter:
     name, seconds = config.path.split(",")
+    if seconds == "gate":
+        return FolderSegmenter(Path(name))
     if ":" in name:  # a file that counts
         with open(name.split(":")[1], "a") as log:
             log.write("loaded\n")

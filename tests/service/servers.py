@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 
+from tests.waiting import GUARD_S, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "secret"
 
-# Serves the fake segmenter: port, seconds an encode takes, a root.
+# Serves the fake segmenter of a folder, which is its root: port, folder.
 FAKE = """
 import sys
 from pathlib import Path
 from samr1_verl.service.connections import run
 from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
-from tests.service.fake import BoxSegmenter
-port, seconds, root = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
-engine = Engine(BoxSegmenter(seconds=seconds), 10_000_000)
+from tests.service.fake import FolderSegmenter
+port, root = int(sys.argv[1]), Path(sys.argv[2])
+engine = Engine(FolderSegmenter(root), 10_000_000)
 run(create_app(engine, [root], None, Limits()), host="127.0.0.1", port=port, log_level="warning")
 engine.close()
 """
@@ -35,6 +37,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    """Whether a connection is taken; it is closed at once."""
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 def environment(**more: str) -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
@@ -43,16 +52,16 @@ def environment(**more: str) -> dict[str, str]:
 def start(command: list[str], port: int, scheme: str = "http", **variables: str) -> subprocess.Popen[bytes]:
     """Start a server; returns when it is healthy."""
     process = subprocess.Popen([sys.executable, *command], env=environment(**variables), cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+
+    def healthy() -> bool:
         assert process.poll() is None, f"the server ended with {process.returncode}"
-        try:
-            if httpx.get(f"{scheme}://127.0.0.1:{port}/health", timeout=5).is_success:
-                return process
-        except httpx.HTTPError:
-            time.sleep(0.05)
-    raise AssertionError("the server is not healthy after 120 s")
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{scheme}://127.0.0.1:{port}/health", timeout=GUARD_S).is_success
+        return False
+
+    wait_until(healthy)
+    return process
 
 
-def start_fake(port: int, root: Path, seconds: float = 0.0) -> subprocess.Popen[bytes]:
-    return start(["-c", FAKE, str(port), str(seconds), str(root)], port)
+def start_fake(port: int, root: Path) -> subprocess.Popen[bytes]:
+    return start(["-c", FAKE, str(port), str(root)], port)

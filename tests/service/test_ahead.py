@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import numpy as np
 import pytest
@@ -16,20 +15,21 @@ from samr1_verl.service.embeddings import UnknownImageError
 from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.test_engine import BOX
+from tests.waiting import until
 
 
-class Gated(BoxSegmenter):
-    """Encodes only when it is let, and notes what it is asked."""
+class Noting(BoxSegmenter):
+    """Notes what it is asked, and encodes only when it is let."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = threading.Event()
+        self.gate.clear()
         self.calls: list[object] = []  # the image's grey, or the prompts decoded together
 
     def encode(self, image):
-        self.gate.wait(10)
+        embedding = super().encode(image)
         self.calls.append(int(image[0, 0, 0]))
-        return super().encode(image)
+        return embedding
 
     def decode(self, embedding, prompts):
         self.calls.append(tuple(prompts))
@@ -40,8 +40,7 @@ async def test_after_a_prefetch_an_answer_waits_for_its_decode_only(make_engine,
     segmenter = BoxSegmenter()
     engine, image = make_engine(segmenter), image_file(tmp_path, 7)
     await asyncio.gather(*(engine.prefetch(*image) for _ in range(8)))
-    while engine.counters().cached_bytes == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: engine.counters().cached_bytes)
     assert engine.counters().requests == 0
     await asyncio.gather(*(engine.segment(*image, [BOX]) for _ in range(8)))
     counters = engine.counters()
@@ -49,14 +48,14 @@ async def test_after_a_prefetch_an_answer_waits_for_its_decode_only(make_engine,
 
 
 async def test_what_somebody_waits_for_goes_before_encodes_ahead_of_time(make_engine, tmp_path):
-    segmenter = Gated()
+    segmenter = Noting()
     engine = make_engine(segmenter)
     images = {grey: image_file(tmp_path, grey) for grey in range(1, 6)}
     for grey in (1, 2, 3):
         await engine.prefetch(*images[grey])
-        await asyncio.sleep(0.05)
+        await until(segmenter.begun.is_set)
     asked = [asyncio.ensure_future(engine.segment(*images[grey], [BOX])) for grey in (4, 3)]
-    await asyncio.sleep(0.05)
+    await until(lambda: engine.counters().requests == 2)
     segmenter.gate.set()
     await asyncio.gather(*asked)
     await engine.segment(*images[2], [BOX])
@@ -65,16 +64,17 @@ async def test_what_somebody_waits_for_goes_before_encodes_ahead_of_time(make_en
 
 
 async def test_prompts_that_wait_for_one_image_are_decoded_together_and_answered_apart(make_engine, tmp_path):
-    segmenter = Gated()
+    segmenter = Noting()
     engine, image, other = make_engine(segmenter), image_file(tmp_path, 7), image_file(tmp_path, 8)
     segmenter.gate.set()
     await engine.segment(*image, [BOX])
     segmenter.gate.clear()
+    segmenter.begun.clear()
     blocking = asyncio.ensure_future(engine.segment(*other, [BOX]))
-    await asyncio.sleep(0.05)
+    await until(segmenter.begun.is_set)
     prompts = [Prompt((0, 0, 1 + index % 3, 2)) for index in range(8)]
     asked = [asyncio.ensure_future(engine.segment(*image, [prompt, BOX])) for prompt in prompts]
-    await asyncio.sleep(0.05)
+    await until(lambda: engine.counters().requests == 10)
     segmenter.calls.clear()
     segmenter.gate.set()
     results = await asyncio.gather(*asked)
@@ -85,12 +85,22 @@ async def test_prompts_that_wait_for_one_image_are_decoded_together_and_answered
 
 
 async def test_a_request_that_fails_does_not_fail_those_decoded_with_it(make_engine, tmp_path):
-    segmenter = BoxSegmenter(seconds=0.1)
-    engine, image = make_engine(segmenter), image_file(tmp_path, 7)
+    segmenter = Noting()
+    engine, image, other = make_engine(segmenter), image_file(tmp_path, 7), image_file(tmp_path, 8)
+    segmenter.gate.set()
+    await engine.segment(*image, [BOX])
+    segmenter.gate.clear()
+    segmenter.begun.clear()
+    blocking = asyncio.ensure_future(engine.segment(*other, [BOX]))
+    await until(segmenter.begun.is_set)
     bad = segmenter.poison = Prompt(None, ((1, 1),), (1,))
-    results = await asyncio.gather(
-        *(engine.segment(*image, [prompt]) for prompt in (BOX, bad, BOX, BOX)), return_exceptions=True
-    )
+    asked = (engine.segment(*image, [prompt]) for prompt in (BOX, bad, BOX, BOX))
+    answers = asyncio.gather(*asked, return_exceptions=True)
+    await until(lambda: engine.counters().requests == 6)
+    segmenter.gate.set()
+    results = await answers
+    await blocking
+    assert (BOX, bad) in segmenter.calls
     assert isinstance(results[1], SegmenterError) and results[1].code == "decode_failed" and "7.png" in str(results[1])
     assert [len(results[index]) for index in (0, 2, 3)] == [1, 1, 1]
 
@@ -98,10 +108,10 @@ async def test_a_request_that_fails_does_not_fail_those_decoded_with_it(make_eng
 async def test_a_prefetch_that_fails_is_logged_and_the_request_says_why(make_engine, tmp_path, caplog):
     engine = make_engine(BoxSegmenter())
     await engine.prefetch(tmp_path / "gone.png", "0" * 64)
-    await asyncio.sleep(0.05)
+    await until(lambda: "ahead of time" in caplog.text)
     with refused(ImageError, "no_such_image", tmp_path / "gone.png"):
         await engine.segment(tmp_path / "gone.png", "0" * 64, [BOX])
-    assert "ahead of time" in caplog.text and "gone.png" in caplog.text
+    assert "gone.png" in caplog.text
 
 
 async def test_float16_keeps_half_the_bytes_and_every_answer_sees_the_same_rounding(make_engine, tmp_path):
@@ -159,10 +169,14 @@ async def test_a_digest_alone_is_enough_where_the_embedding_is_kept(make_engine,
 
 
 async def test_closing_cancels_what_waits(make_engine, tmp_path):
-    engine = make_engine(BoxSegmenter(seconds=0.2))
+    segmenter = Noting()
+    engine = make_engine(segmenter)
     asked = [asyncio.ensure_future(engine.segment(*image_file(tmp_path, grey), [BOX])) for grey in (1, 2)]
-    await asyncio.sleep(0.05)
-    await asyncio.to_thread(engine.close)
+    await until(segmenter.begun.is_set)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    await until(lambda: engine.counters().queued == 2)  # the second encode, and the end before it
+    segmenter.gate.set()
+    await closing
     with pytest.raises(asyncio.CancelledError):
         await asked[1]
     with pytest.raises(RuntimeError, match="closed"):

@@ -19,13 +19,14 @@ from samr1_verl.service.engine import Counters
 from tests.errors import refused
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.test_engine import BOX, rectangle, truth_of
+from tests.waiting import GUARD_S, until
 
 
 class GpuBoxes(BoxSegmenter):
     """The fake segmenter with the methods of one on a GPU. Its device is torch's CPU."""
 
-    def __init__(self, seconds: float = 0.0, images: int = 4, mask_bytes: int = 1 << 20) -> None:
-        super().__init__(seconds=seconds)
+    def __init__(self, images: int = 4, mask_bytes: int = 1 << 20) -> None:
+        super().__init__()
         self.device, self.limits, self.uploads = "cpu", Limits(64, images, 2, mask_bytes), 0
         self.batches: list[list[int]] = []  # grey of each image, by call of the encoder
         self.refused: int | None = None  # grey of an image that the encoder cannot take
@@ -60,21 +61,26 @@ def images_in(folder: Path, *greys: int) -> list[tuple[Path, str]]:
     return [image_file(folder, grey) for grey in greys]
 
 
-async def ask(engine: Any, images: list[tuple[Path, str]]) -> list[Any]:
-    return await asyncio.gather(*(engine.segment(*image, [BOX]) for image in images), return_exceptions=True)
+async def ask(engine: Any, segmenter: GpuBoxes, images: list[tuple[Path, str]]) -> list[Any]:
+    """Results of the images, all of which wait while the first is encoded."""
+    segmenter.gate.clear()
+    before, (first, *others) = engine.counters().requests, images
+    asked = [asyncio.ensure_future(engine.segment(*first, [BOX]))]
+    await until(segmenter.begun.is_set)
+    asked += [asyncio.ensure_future(engine.segment(*image, [BOX])) for image in others]
+    await until(lambda: engine.counters().requests == before + len(images))
+    segmenter.gate.set()
+    return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), GUARD_S)
 
 
 async def test_images_that_wait_are_encoded_together_up_to_the_limit(make_engine, tmp_path):
-    segmenter = GpuBoxes(seconds=0.05)
+    segmenter = GpuBoxes()
     assert isinstance(segmenter, DeviceSegmenter)
     engine = make_engine(segmenter)
-    results = await ask(engine, images_in(tmp_path, 1, 2, 3, 4, 5, 6, 7))
+    results = await ask(engine, segmenter, images_in(tmp_path, 1, 2, 3, 4, 5, 6, 7))
     assert [len(result) for result in results] == [1] * 7
-    assert sorted(grey for batch in segmenter.batches for grey in batch) == [1, 2, 3, 4, 5, 6, 7]
-    # The first image runs alone, where the engine's thread takes it before the others have come.
-    assert max(map(len, segmenter.batches)) == 4 and len(segmenter.batches) <= 3
-    while engine.counters().queued:  # the calls for images that another call encoded do nothing
-        await asyncio.sleep(0.01)
+    assert segmenter.batches == [[1], [2, 3, 4, 5], [6, 7]]
+    await until(lambda: not engine.counters().queued)  # the calls for images that another call encoded do nothing
     assert engine.counters() == Counters(requests=7, encodes=7, decodes=7, cached_bytes=7 * 4096)
 
 
@@ -82,45 +88,45 @@ async def test_images_that_wait_are_encoded_together_up_to_the_limit(make_engine
     ("bad", "fault", "code"), [(3, ImageError, "image_too_thin"), (5, SegmenterError, "encode_failed")]
 )
 async def test_an_image_that_fails_does_not_fail_the_others_of_its_batch(make_engine, tmp_path, bad, fault, code):
-    segmenter = GpuBoxes(seconds=0.02, images=8)
+    segmenter = GpuBoxes(images=8)
     segmenter.refused = bad
     images = images_in(tmp_path, 1, 2, 3, 4, 5)
-    results = await ask(make_engine(segmenter), images)
+    results = await ask(make_engine(segmenter), segmenter, images)
     assert [type(result) for result in results] == [fault if grey == bad else list for grey in (1, 2, 3, 4, 5)]
     assert results[bad - 1].code == code and f"{bad}.png" in str(results[bad - 1])
-    assert any(len(batch) > 1 and bad in batch for batch in segmenter.batches)
+    assert segmenter.batches == [[1], [2, 3, 4, 5], [2], [3], [4], [5]]
 
 
 async def test_a_batch_with_too_few_embeddings_is_an_error_and_no_silence(make_engine, tmp_path, monkeypatch):
-    segmenter = GpuBoxes(seconds=0.05)
+    segmenter = GpuBoxes()
     whole = segmenter.encode_batch
     monkeypatch.setattr(segmenter, "encode_batch", lambda images: whole(images)[:2])
     images = images_in(tmp_path, 1, 2, 3, 4, 5)
-    results = await asyncio.wait_for(ask(make_engine(segmenter), images), 20)
-    assert sum(isinstance(result, ValueError) for result in results) >= 3
+    results = await ask(make_engine(segmenter), segmenter, images)
+    assert [type(result) for result in results] == [list] + [ValueError] * 4
 
 
 async def test_a_missing_file_does_not_fail_the_others_of_its_batch(make_engine, tmp_path):
-    segmenter = GpuBoxes(seconds=0.05, images=8)
+    segmenter = GpuBoxes(images=8)
     images = images_in(tmp_path, 1, 2, 3, 4)
     images[2][0].unlink()
-    results = await ask(make_engine(segmenter), images)
+    results = await ask(make_engine(segmenter), segmenter, images)
     assert [isinstance(result, ImageError) for result in results] == [False, False, True, False]
     assert results[2].code == "no_such_image" and str(images[2][0]) in str(results[2])
 
 
 async def test_encodes_ahead_of_time_do_not_join_those_that_a_request_waits_for(make_engine, tmp_path):
-    segmenter = GpuBoxes(seconds=0.1, images=8)
+    segmenter = GpuBoxes(images=8)
     engine = make_engine(segmenter)
     busy, *ahead = images_in(tmp_path, 1, 2, 3, 4)
     waiting = images_in(tmp_path, 5, 6)
+    segmenter.gate.clear()
     first = asyncio.ensure_future(engine.segment(*busy, [BOX]))
-    await asyncio.sleep(0.03)  # the encode of the first image runs
+    await until(segmenter.begun.is_set)
     for image in ahead:
         await engine.prefetch(*image)
-    await asyncio.gather(first, ask(engine, [*waiting, ahead[2]]))  # the last one is asked for after all
-    while engine.counters().encodes < 6:
-        await asyncio.sleep(0.01)
+    await asyncio.gather(first, ask(engine, segmenter, [*waiting, ahead[2]]))  # the last one is asked for after all
+    await until(lambda: engine.counters().encodes == 6)
     assert [sorted(batch) for batch in segmenter.batches] == [[1], [4, 5, 6], [2, 3]]
 
 

@@ -19,28 +19,35 @@ from samr1_verl.service.engine import Counters
 from tests.errors import refused
 from tests.masks import rectangle_in
 from tests.service.fake import BoxSegmenter, image_file
+from tests.waiting import until, wait_until
 
 BOX = Prompt((2, 1, 8, 5))  # 6 x 4 pixels
 
 
 async def test_eight_requests_for_a_new_image_cost_one_encode(make_engine, tmp_path):
-    segmenter = BoxSegmenter(seconds=0.05)
+    segmenter = BoxSegmenter()
     engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
-    results = await asyncio.gather(*(engine.segment(path, digest, [BOX]) for _ in range(8)))
+    segmenter.gate.clear()
+    asked = asyncio.gather(*(engine.segment(path, digest, [BOX]) for _ in range(8)))
+    await until(lambda: engine.counters().requests == 8)
+    segmenter.gate.set()
+    results = await asked
     assert segmenter.encoded == [(10, 20)]
     counters = engine.counters()
     assert counters == Counters(requests=8, encodes=1, decodes=counters.decodes, cached_bytes=4096)
-    assert 1 <= counters.decodes < 8  # equal prompts that wait together are decoded once
     for (prediction,) in results:
         assert prediction.mask.sum() == 24 and prediction.mask[1:5, 2:8].all()
 
 
 def test_requests_from_several_threads_and_loops_share_the_encode(make_engine, tmp_path):
-    segmenter = BoxSegmenter(seconds=0.05)
+    segmenter = BoxSegmenter()
     engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    segmenter.gate.clear()
     threads = [threading.Thread(target=lambda: asyncio.run(engine.segment(path, digest, [BOX, BOX]))) for _ in range(6)]
     for thread in threads:
         thread.start()
+    wait_until(lambda: engine.counters().requests == 6)
+    segmenter.gate.set()
     for thread in threads:
         thread.join()
     assert engine.counters().requests == 6 and engine.counters().encodes == 1
@@ -48,13 +55,14 @@ def test_requests_from_several_threads_and_loops_share_the_encode(make_engine, t
 
 
 async def test_the_event_loop_stays_free_while_the_segmenter_works(make_engine, tmp_path):
-    engine, (path, digest) = make_engine(BoxSegmenter(seconds=0.3)), image_file(tmp_path, 7)
+    segmenter = BoxSegmenter()
+    engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    segmenter.gate.clear()
     request = asyncio.ensure_future(engine.segment(path, digest, [BOX]))
-    turns = 0
-    while not request.done():
-        await asyncio.sleep(0.005)
-        turns += 1
-    assert turns > 5
+    await until(segmenter.begun.is_set)
+    assert not request.done()
+    segmenter.gate.set()
+    await request
 
 
 async def test_memory_is_bounded_and_the_least_recently_used_goes_first(make_engine, tmp_path):
@@ -81,10 +89,14 @@ async def test_an_embedding_larger_than_the_bound_is_used_and_not_kept(make_engi
 
 
 async def test_a_cancelled_request_does_not_take_the_encode_from_the_others(make_engine, tmp_path):
-    engine, (path, digest) = make_engine(BoxSegmenter(seconds=0.1)), image_file(tmp_path, 7)
+    segmenter = BoxSegmenter()
+    engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
+    segmenter.gate.clear()
     first, second = (asyncio.ensure_future(engine.segment(path, digest, [BOX])) for _ in range(2))
-    await asyncio.sleep(0.02)
+    await until(segmenter.begun.is_set)
     first.cancel()
+    await asyncio.sleep(0)
+    segmenter.gate.set()
     assert len(await second) == 1
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -118,10 +130,14 @@ async def test_a_missing_or_broken_image_is_named(make_engine, tmp_path):
 
 
 async def test_a_fault_of_the_segmenter_reaches_everyone_who_waits_and_is_not_kept(make_engine, tmp_path):
-    segmenter = BoxSegmenter(seconds=0.05)
+    segmenter = BoxSegmenter()
     engine, (path, digest) = make_engine(segmenter), image_file(tmp_path, 7)
     segmenter.fault = RuntimeError("out of memory")
-    results = await asyncio.gather(*(engine.segment(path, digest, [BOX]) for _ in range(3)), return_exceptions=True)
+    segmenter.gate.clear()
+    asked = asyncio.gather(*(engine.segment(path, digest, [BOX]) for _ in range(3)), return_exceptions=True)
+    await until(lambda: engine.counters().requests == 3)
+    segmenter.gate.set()
+    results = await asked
     assert [type(result) for result in results] == [SegmenterError] * 3
     assert {result.code for result in results} == {"encode_failed"}
     assert "7.png" in str(results[0]) and "out of memory" in str(results[0])

@@ -21,6 +21,7 @@ from samr1_verl.service.engine import Engine
 from samr1_verl.service.http_server import Limits, create_app
 from tests.service.fake import BoxSegmenter, image_file
 from tests.service.servers import TOKEN
+from tests.waiting import until
 
 LIMITS = Limits(max_body=600_000, max_pixels=10_000, max_queue=8)
 
@@ -95,11 +96,15 @@ async def test_an_uploaded_image_is_known_by_its_digest(server, image, tmp_path)
 
 
 async def test_a_prefetched_image_waits_for_its_decode_only(server, image):
+    async def metrics():
+        text = (await server.get("/metrics")).text
+        return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+
     assert (await server.post("/v1/prefetch", json={"image": image})).status_code == 202
-    await asyncio.sleep(0.1)
+    while (await metrics())["samr1_cached_bytes"] == "0.0":
+        await asyncio.sleep(0.001)
     await alive(server, image)
-    text = (await server.get("/metrics")).text
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    values = await metrics()
     assert values["samr1_hits_total"] == values["samr1_requests_total"] == "1.0"
     assert values["samr1_encodes_total"] == values["samr1_decodes_total"] == "1.0"
     assert float(values["samr1_cached_bytes"]) == 4096 and "samr1_queued" in values
@@ -266,8 +271,11 @@ async def test_a_segmenter_that_fails_is_a_fault_and_no_score(server, image, seg
 
 
 async def test_more_requests_than_the_queue_takes_are_asked_to_come_again(server, image, segmenter):
-    segmenter.seconds = 0.3
-    answers = await asyncio.gather(*(server.post("/v1/segment", json=body_of(image)) for _ in range(20)))
+    segmenter.gate.clear()
+    asked = [asyncio.ensure_future(server.post("/v1/segment", json=body_of(image))) for _ in range(20)]
+    await until(lambda: sum(one.done() for one in asked) == 20 - LIMITS.max_queue)
+    segmenter.gate.set()
+    answers = await asyncio.gather(*asked)
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(200) == LIMITS.max_queue and statuses.count(503) == 20 - LIMITS.max_queue
     busy = next(answer for answer in answers if answer.status_code == 503)
@@ -276,15 +284,20 @@ async def test_more_requests_than_the_queue_takes_are_asked_to_come_again(server
 
 
 async def test_a_stuck_segmenter_is_not_healthy(tmp_path):
-    engine = Engine(BoxSegmenter(seconds=0.5), 1_000_000)
+    segmenter = BoxSegmenter()
+    segmenter.gate.clear()
+    engine = Engine(segmenter, 1_000_000)
     app = create_app(engine, [tmp_path], None, Limits(stuck_s=0.05))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
         assert (await client.get("/health")).status_code == 200
         path, digest = image_file(tmp_path, 7)
         await client.post("/v1/prefetch", json={"image": {"path": str(path), "sha256": digest}})
-        await asyncio.sleep(0.2)
+        await until(lambda: engine.busy_seconds() > 0.05)
         answer = await client.get("/health")
         assert answer.status_code == 500 and answer.json()["error"]["code"] == "segmenter" and "boxes/1" in answer.text
+        segmenter.gate.set()
+        await until(lambda: not engine.busy_seconds())
+        assert (await client.get("/health")).status_code == 200
     engine.close()
 
 

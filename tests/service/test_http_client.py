@@ -26,11 +26,13 @@ from samr1_verl.segmenters import Prompt, SegmenterError, load_segmenter
 from samr1_verl.service.http_client import HttpClient
 from samr1_verl.service.retry import ServiceError
 from samr1_verl.service.wire import TOKEN_VARIABLE
+from tests.attack.client_world import limit_attempts
 from tests.errors import refused
 from tests.row_files import make_record
 from tests.segmenters.test_onnx import config_of as onnx_config
 from tests.service.fake import image_file
-from tests.service.servers import TOKEN, free_port, start, start_fake
+from tests.service.servers import TOKEN, free_port, listens, start, start_fake
+from tests.waiting import GUARD_S, until
 
 BOX = Prompt((2, 1, 8, 5))
 
@@ -44,7 +46,7 @@ def truth() -> GroundTruth:
 RIGHT = Overlap(PixelCounts(12, 40), 0.5)
 
 
-def client_of(*ports: int, timeout_s: float = 60.0, attempt_s: float = 10.0) -> HttpClient:
+def client_of(*ports: int, timeout_s: float = 2 * GUARD_S, attempt_s: float = GUARD_S) -> HttpClient:
     return HttpClient(
         HttpServiceConfig(addresses=tuple(f"http://127.0.0.1:{port}" for port in ports)), timeout_s, attempt_s
     )
@@ -144,7 +146,7 @@ async def test_one_of_two_addresses_slow_or_answering_garbage(servers, tmp_path,
     port = free_port()
     servers.append(start_fake(port, tmp_path))
     with broken_server(answer) as broken:
-        client = client_of(port, broken, attempt_s=2.0)
+        client = client_of(port, broken, attempt_s=2.0 if answer is None else GUARD_S)
         await ask_many(client, tmp_path, 16)
         await ask_many(client, tmp_path, 16)  # the address that failed is asked last
 
@@ -152,22 +154,28 @@ async def test_one_of_two_addresses_slow_or_answering_garbage(servers, tmp_path,
 @pytest.mark.slow
 async def test_a_server_killed_under_load_and_restarted(servers, tmp_path):
     port = free_port()
-    servers.append(start_fake(port, tmp_path, seconds=0.05))
+    servers.append(start_fake(port, tmp_path))
     client = client_of(port)
+    await ask_many(client, tmp_path, 5)
+    (tmp_path / "gate").touch()
     asked = asyncio.ensure_future(ask_many(client, tmp_path, 40))
-    await asyncio.sleep(0.5)
+    await until(lambda: (tmp_path / "encodes").read_text().count("begun") == 6)
     assert not asked.done()
     servers[0].kill()
     servers[0].wait()
+    (tmp_path / "gate").unlink()
     servers.append(await asyncio.to_thread(start_fake, port, tmp_path))
     await asked
 
 
-async def test_one_clear_exception_when_nobody_answers(tmp_path):
-    client = client_of(free_port(), timeout_s=1.5)
-    with refused(ServiceError, "service_not_answering", "7.png: ", " 1.5 s ", "ConnectError") as found:
-        await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
+async def test_one_clear_exception_when_nobody_answers(tmp_path, monkeypatch):
+    image = image_file(tmp_path, 7)
+    with broken_server(None) as silent, refused(ServiceError, "service_not_answering", "7.png: ", " 0.5 s ") as found:
+        await client_of(silent, timeout_s=0.5, attempt_s=0.2).overlap(*image, [BOX], truth())
     assert re.search(r" \d+ attempts", str(found.value))
+    limit_attempts(3, monkeypatch)
+    with refused(ServiceError, "service_not_answering", "7.png: ", " 3 attempts", "ConnectError"):
+        await client_of(free_port()).overlap(*image, [BOX], truth())
 
 
 @pytest.mark.slow
@@ -179,10 +187,31 @@ def test_a_client_serves_one_event_loop_after_another(servers, tmp_path):
         asyncio.run(ask_many(client, tmp_path, 3))
 
 
+# `samr1 serve` that writes a line to a folder's file `asked` for each request, and encodes when there is a file `gate`.
+GATED = """
+import sys
+from pathlib import Path
+from samr1_verl.cli import app
+from samr1_verl.segmenters.onnx import OnnxSegmenter
+from samr1_verl.service.engine import Engine
+from tests.waiting import wait_until
+folder, size, encode = Path(sys.argv.pop(1)), Engine.size, OnnxSegmenter.encode
+def asked(*given):
+    with (folder / "asked").open("a") as log:
+        log.write("a request\\n")
+    return size(*given)
+def gated(*given):
+    wait_until((folder / "gate").exists)
+    return encode(*given)
+Engine.size, OnnxSegmenter.encode = asked, gated
+app()
+"""
+
+
 @pytest.mark.slow
 async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers, small_sam, tmp_path, monkeypatch):
     port, record = free_port(), make_record(tmp_path)
-    command = ["-m", "samr1_verl.cli", "serve", "--backend", "onnx", "--path", str(small_sam), "--device", "cpu"]
+    command = ["-c", GATED, str(tmp_path), "serve", "--backend", "onnx", "--path", str(small_sam), "--device", "cpu"]
     server = start([*command, "--port", str(port), "--root", str(tmp_path)], port, **{TOKEN_VARIABLE: TOKEN})
     servers.append(server)
     image = tmp_path / "a.png", record.sha256
@@ -193,10 +222,12 @@ async def test_samr1_serve_itself_and_sigterm_finishes_what_it_accepted(servers,
     client, prompts = client_of(port), [Prompt((16, 12, 32, 24 - index)) for index in range(8)]
     await client.prefetch(*image)
     asked = [asyncio.ensure_future(client.segment(*image, [prompt])) for prompt in prompts]
-    await asyncio.sleep(0.3)
+    await until(lambda: (tmp_path / "asked").exists() and (tmp_path / "asked").read_text().count("\n") == 8)
     os.kill(server.pid, signal.SIGTERM)
+    await until(lambda: not listens(port))
+    (tmp_path / "gate").touch()
     answers = await asyncio.gather(*asked)
-    assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+    assert server.wait(GUARD_S) in (0, -signal.SIGTERM)
     segmenter = load_segmenter(onnx_config(small_sam))
     embedding = segmenter.encode(np.asarray(open_image(image[0])))
     for (answer,), prompt in zip(answers, prompts, strict=True):
@@ -219,10 +250,10 @@ async def test_https_with_a_certificate(servers, small_sam, tmp_path, monkeypatc
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))  # httpx trusts it
     servers.append(start(command, port, scheme="https"))
     config = HttpServiceConfig(addresses=(f"https://127.0.0.1:{port}",))
-    (prediction,) = await HttpClient(config, 60, 30).segment(
-        tmp_path / "a.png", record.sha256, [Prompt((16, 12, 32, 24))]
-    )
+    asked = tmp_path / "a.png", record.sha256, [Prompt((16, 12, 32, 24))]
+    (prediction,) = await HttpClient(config, 2 * GUARD_S, GUARD_S).segment(*asked)
     assert prediction.mask.any()
     monkeypatch.delenv("SSL_CERT_FILE")
+    limit_attempts(2, monkeypatch)
     with refused(ServiceError, "service_not_answering", "a.png", "certificate verify failed"):
-        await HttpClient(config, 3, 2).segment(tmp_path / "a.png", record.sha256, [Prompt((16, 12, 32, 24))])
+        await HttpClient(config, 2 * GUARD_S, GUARD_S).segment(*asked)

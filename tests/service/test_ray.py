@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +26,13 @@ from samr1_verl.rows.ground_truth import GroundTruth
 from samr1_verl.segmenters import Prompt, weights_digest
 from samr1_verl.service import ray_app
 from samr1_verl.service.client import announce
-from samr1_verl.service.ray_client import RayClient, _beat
+from samr1_verl.service.ray_client import RayClient
 from samr1_verl.service.retry import ServiceError
+from tests.attack.client_world import limit_attempts
 from tests.errors import refused
 from tests.service.fake import image_file
 from tests.service.servers import environment
+from tests.waiting import GUARD_S, until
 
 BOX, RIGHT = Prompt((2, 1, 8, 5)), Overlap(PixelCounts(12, 40), 0.5)
 RAY = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
@@ -56,10 +53,11 @@ def make() -> Iterator[Any]:
     """Clients of the fake segmenter, whose application goes with the test. `path` tells them apart."""
     made: list[RayClient] = []
 
-    def make(name: str, seconds: float = 0.0, timeout_s: float = 120.0, attempt_s: float = 60.0, **options: Any) -> Any:
+    def make(name: str, attempt_s: float = GUARD_S, gated: bool = False, **options: Any) -> Any:
         service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "ray": RAY | options}
-        service |= {"timeout_s": timeout_s, "attempt_s": attempt_s}
-        what = {"backend": "tests.service.fake", "path": f"{name},{seconds}", "device": "cpu", "dtype": "float32"}
+        service |= {"timeout_s": 2 * GUARD_S, "attempt_s": attempt_s}
+        path = f"{name},{'gate' if gated else 0}"
+        what = {"backend": "tests.service.fake", "path": path, "device": "cpu", "dtype": "float32"}
         made.append(RayClient(segmenter_config(what | {"service": service})))
         return made[-1]
 
@@ -78,6 +76,12 @@ async def ask_many(client: RayClient, folder: Path, count: int, group: int = 1) 
     images = [image_file(folder, grey) for grey in range(count)]
     asked = [client.overlap(*image, [BOX], truth()) for image in images for _ in range(group)]
     assert await asyncio.gather(*asked) == [RIGHT] * count * group
+
+
+def encodes(folder: Path) -> int:
+    """The number of encodes that the replicas of a gated client have begun."""
+    log = folder / "encodes"
+    return log.read_text().count("begun") if log.exists() else 0
 
 
 async def pids_of(client: RayClient, digests: list[str]) -> dict[str, int]:
@@ -121,30 +125,32 @@ async def test_calls_about_one_image_travel_together_and_fail_apart(make, tmp_pa
 
 
 async def test_a_request_that_nobody_waits_for_is_cancelled(make, tmp_path, monkeypatch):
-    client, image, cancelled = make("plain"), image_file(tmp_path, 7), asyncio.Event()
+    client, image, asks, cancelled = make("plain"), image_file(tmp_path, 7), asyncio.Event(), asyncio.Event()
 
     async def hang(*_: Any) -> None:
+        asks.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.set()
             raise
 
     monkeypatch.setattr(client, "_request", hang)
     asked = [asyncio.ensure_future(client.overlap(*image, [BOX], truth())) for _ in range(2)]
-    await asyncio.sleep(0.1)
+    await asks.wait()
     asked[0].cancel()
     await asyncio.sleep(0)
     assert not cancelled.is_set()
     asked[1].cancel()
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), GUARD_S)
 
 
 async def test_what_is_announced_needs_no_encode_when_it_is_asked(make, tmp_path):
     client = make("announced")
     image = image_file(tmp_path, 7)
     await announce(client._config, *image)
-    await asyncio.sleep(0.5)
+    while not (await client.counters()).encodes:
+        await asyncio.sleep(0.05)
     await ask_many(client, tmp_path, 8, group=2)
     await client.overlap(*image, [BOX], truth())
     await announce(client._config, tmp_path / "gone.png", "0" * 64)
@@ -162,34 +168,38 @@ async def test_a_group_meets_its_embedding_and_images_spread_over_replicas(make,
 
 
 async def test_a_replica_killed_under_load_loses_nothing(make, tmp_path):
-    client = make("killed", seconds=0.05, min_replicas=2, max_replicas=2)
+    client = make(str(tmp_path), gated=True, min_replicas=2, max_replicas=2)
     digests = [image_file(tmp_path, grey)[1] for grey in range(40)]
     pid = (await pids_of(client, digests))[digests[0]]
+    (tmp_path / "gate").touch()
     asked = asyncio.ensure_future(ask_many(client, tmp_path, 40, group=2))
-    await asyncio.sleep(0.5)
-    assert not asked.done()
+    await until(lambda: encodes(tmp_path) == 2)  # each replica is at its first
     os.kill(pid, signal.SIGKILL)
+    (tmp_path / "gate").unlink()
     await asked
 
 
 async def test_the_only_replica_killed_is_replaced_and_nothing_is_lost(make, tmp_path):
-    client = make("alone", seconds=0.05)
+    client = make(str(tmp_path), gated=True)
     await ask_many(client, tmp_path, 1)
     (pid,) = (await pids_of(client, ["0" * 64])).values()
+    (tmp_path / "gate").touch()
     asked = asyncio.ensure_future(ask_many(client, tmp_path, 40, group=2))
-    await asyncio.sleep(0.5)
-    assert not asked.done()
+    await until(lambda: encodes(tmp_path) == 2)
     os.kill(pid, signal.SIGKILL)
+    (tmp_path / "gate").unlink()
     await asked
     assert (await pids_of(client, ["0" * 64]))["0" * 64] != pid
 
 
-async def test_when_nobody_answers_in_time_there_is_one_clear_exception(make, tmp_path):
-    client = make("slow", seconds=30.0, timeout_s=6.0, attempt_s=2.0)
+async def test_when_nobody_answers_in_time_there_is_one_clear_exception(make, tmp_path, monkeypatch):
+    client = make(str(tmp_path), attempt_s=2.0, gated=True)
+    (tmp_path / "gate").touch()
     await client._started()
-    with refused(ServiceError, "service_not_answering", "7.png: ", " 6 s ") as found:
+    limit_attempts(3, monkeypatch)
+    with refused(ServiceError, "service_not_answering", "7.png: ", " 3 attempts", "no answer in 2 s"):
         await client.overlap(*image_file(tmp_path, 7), [BOX], truth())
-    assert re.search(r" [2-9] attempts", str(found.value))
+    (tmp_path / "gate").unlink()
 
 
 async def test_a_segmenter_that_cannot_be_loaded_is_a_configuration_error(make, tmp_path):
@@ -213,11 +223,11 @@ class Worker:
 
 segmenter = {"backend": "tests.service.fake", "path": sys.argv[1], "device": "cpu", "dtype": "float32"}
 ray_section = {"gpus": 0, "cpus": 0, "min_replicas": 1, "max_replicas": 1}
-service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "timeout_s": 120.0, "attempt_s": 60.0, "ray": ray_section}
+service = {"mode": "ray", "cache_gb": 0.1, "cache_dir": None, "timeout_s": 600, "attempt_s": 300, "ray": ray_section}
 workers = [Worker.remote() for _ in range(3)]
 ray.get([worker.start.remote(segmenter | {"service": service}) for worker in workers])
 print("started", flush=True)
-asyncio.run(asyncio.sleep(600))
+asyncio.run(asyncio.sleep(3600))
 """
 
 
@@ -240,14 +250,14 @@ async def test_workers_of_two_jobs_start_it_once_and_it_outlives_a_cancelled_job
             assert job.stdout is not None
             # Ray writes its own lines in between; the end of the output, had the job failed, is no such line.
             lines = iter(job.stdout.readline, "")
-            started = await asyncio.wait_for(asyncio.to_thread(lambda: "started\n" in lines), 120)  # noqa: B023
+            started = await asyncio.wait_for(asyncio.to_thread(lambda: "started\n" in lines), GUARD_S)  # noqa: B023
             assert started, job.communicate()[1]
         assert log.read_text() == "loaded\n"  # once, for six workers of two jobs at once
         before = await pids_of(client, ["0" * 64])
         asked = asyncio.ensure_future(ask_many(client, tmp_path, 30))
         for job in jobs:  # one cancelled as a user does it, one as a scheduler does
             job.send_signal(signal.SIGINT if job is jobs[0] else signal.SIGKILL)
-            job.wait(60)
+            job.wait(GUARD_S)
         await asked
         assert await pids_of(client, ["0" * 64]) == before
     finally:
@@ -267,47 +277,10 @@ async def test_the_application_ends_with_its_last_client(make, tmp_path, monkeyp
     client = make("short")
     name = ray_app.application_name(client._config)
     await ask_many(client, tmp_path, 1)
-    await asyncio.sleep(9)
-    assert serve.status().applications[name].status == "RUNNING", "its client is alive and asks for nothing"
     client._starter = None  # as if the client's process had ended
-    for _ in range(60):
-        if name not in serve.status().applications:
-            break
-        await asyncio.sleep(0.5)
-    assert name not in serve.status().applications
+    await until(lambda: name not in serve.status().applications)
     client._handle = None
     await ask_many(client, tmp_path, 1)  # a later job starts it again
-
-
-def test_a_client_stays_alive_for_the_next_cluster_when_one_has_ended(monkeypatch):
-    beats = []
-
-    class Starter:
-        def __init__(self, ended: bool) -> None:
-            self._ended, self.beat = ended, self
-
-        def remote(self) -> None:
-            if self._ended:  # what Ray raises for an actor of another cluster
-                raise Exception("Failed to submit task to actor: It might be dead or it's from a different cluster")
-            beats.append(time.monotonic())
-
-    monkeypatch.setattr(ray_app, "BEAT_S", 0.01)
-    config: Any = SimpleNamespace(service=None)  # it asks for nothing
-    client = RayClient(config)
-    client._starter = Starter(ended=True)
-    thread = threading.Thread(target=_beat, args=(weakref.ref(client),))
-    thread.start()
-    time.sleep(0.1)
-    with monkeypatch.context() as between:
-        between.setattr(ray, "is_initialized", lambda: False)
-        time.sleep(0.1)
-    assert thread.is_alive() and not beats
-    client._starter = Starter(ended=False)
-    while not beats:
-        time.sleep(0.01)
-    del client
-    thread.join(10)
-    assert not thread.is_alive(), "it ends with its client"
 
 
 def test_another_version_or_other_weights_meet_another_application(make, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -10,6 +10,7 @@ import ray
 from samr1_verl.training import guard
 from samr1_verl.training.guard import Guard, LostRolloutsError
 from tests.errors import refused
+from tests.waiting import GUARD_S, wait_until
 
 PER_PROMPT = {"train": 8, "val": 1}
 
@@ -30,25 +31,26 @@ def test_a_batch_that_moves_goes_on_and_one_that_stands_still_ends(monkeypatch: 
 class Worker:
     async def nothing(self) -> None: ...
 
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+    def work_until(self, path: Path) -> None:
+        wait_until(path.exists)
 
 
-def test_a_dead_worker_ends_the_run_and_a_busy_one_does_not(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "PING_S", 0.2)
+def test_a_dead_worker_ends_the_run_and_a_busy_one_does_not(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PING_S", 0.0)
     actors = [ray.remote(Worker).options(num_cpus=0).remote() for _ in range(2)]
     ray.get([actor.nothing.remote() for actor in actors])
-    watched = Guard(PER_PROMPT, 0.0, progress_timeout_s=100)
+    watched = Guard(PER_PROMPT, 0.0, progress_timeout_s=2 * GUARD_S)
     watched.add_workers("agent loop worker", actors)
-    busy = actors[0].sleep.remote(4)
-    for finished in range(8):
+    busy = actors[0].work_until.remote(tmp_path / "end")
+    for finished in range(3):  # each waits a second for the busy one
         watched.poll(finished)
-        time.sleep(0.25)
+    assert "agent loop worker 0" in watched._pings.values()
     ray.kill(actors[1])
     with refused(LostRolloutsError, "worker_died", "agent loop worker 1"):
-        for _ in range(300):
-            watched.poll(9)
-            time.sleep(0.1)
+        wait_until(lambda: watched.poll(9))
+    (tmp_path / "end").touch()
     ray.get(busy)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from samr1_verl.training import repeat
+from tests.waiting import GUARD_S
 
 
 def test_seeds_are_of_what_a_rollout_is() -> None:
@@ -76,7 +77,7 @@ async def rollouts(client: repeat.Client, prompts: list[str], ended: int = 0, se
 
     asked = [*prompts, *[None] * ended]
     tasks = [asyncio.create_task(one(number, prompt)) for number, prompt in enumerate(asked)]
-    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), GUARD_S)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -133,9 +134,9 @@ async def test_the_turns_of_all_rollouts_are_asked_together(seed: int) -> None:
     """Rollouts of 1 to 3 turns, with times of their own between them; one fails and one is cancelled while it waits."""
     server, draw = Server(), random.Random(seed)
     client = repeat.Client(VerlsClient(server), 1, 100)
-    gathering = repeat.Gathering(5, client.ask_together)
+    gathering, answered = repeat.Gathering(5, client.ask_together), asyncio.Event()
 
-    async def one(number: int, turns: int, fails: bool = False) -> None:
+    async def one(number: int, turns: int, fails: bool = False, waits: bool = False) -> None:
         rollout = repeat.Rollout(f"r{number}", number, (number, 0), gathering)
         repeat.current.set(rollout)
         try:
@@ -144,16 +145,17 @@ async def test_the_turns_of_all_rollouts_are_asked_together(seed: int) -> None:
                 await client.generate("verl", sampling_params={}, prompt_ids=f"{number}.{turn}")
                 if fails:
                     raise OSError("no mask")
+                if waits:
+                    answered.set()
+                    await asyncio.Event().wait()
         finally:
             rollout.end()
 
     tasks = [asyncio.create_task(one(number, turns)) for number, turns in enumerate([3, 1, 2])]
     tasks.append(asyncio.create_task(one(3, 3, fails=True)))
-    cancelled = asyncio.create_task(one(4, 3))
+    cancelled = asyncio.create_task(one(4, 3, waits=True))
     tasks.append(cancelled)
-    while len(server.batches) < 1:
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0)
+    await asyncio.wait_for(answered.wait(), GUARD_S)
     cancelled.cancel()
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), GUARD_S)
     assert server.batches == [["0.0", "1.0", "2.0", "3.0", "4.0"], ["0.1", "2.1"], ["0.2"]]

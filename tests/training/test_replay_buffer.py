@@ -1,5 +1,6 @@
 """What a training step logs about its rewards and groups, from rollouts that lie in a real TransferQueue."""
 
+import random
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,9 @@ from samr1_verl.training.replay_buffer import ReplayBuffer
 from samr1_verl.training.rollout_metrics import EqualGroups, group_metrics, reward_metrics, time_metrics
 from tests.composing import compose_recipe
 from tests.errors import refused
+from tests.waiting import GUARD_S, wait_until
+
+DRAW = random.Random(0)  # of uids, whose order is not that of submission
 
 
 def test_each_key_of_the_reward_is_averaged() -> None:
@@ -100,7 +104,7 @@ def put_group(
     Args:
         extra_fields: further fields of the agent loop.
     """
-    uid = str(uuid.uuid4())
+    uid = str(uuid.UUID(int=DRAW.getrandbits(128), version=4))
     rows = [
         {
             "uid": uid,
@@ -242,18 +246,21 @@ def test_a_step_ends_where_no_group_has_a_gradient(transfer_queue: None) -> None
     tq.kv_clear(keys=batch.keys, partition_id="train")
 
 
-def test_in_whole_rounds_groups_are_replaced_when_all_have_ended(transfer_queue: None) -> None:
+def test_in_whole_rounds_groups_are_replaced_when_all_have_ended(
+    transfer_queue: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buffer, asked = filtered([EQUAL, UNEQUAL, UNEQUAL, UNEQUAL])
+    polls, wait = [], buffer._wait_for_next_poll
+    monkeypatch.setattr(buffer, "_wait_for_next_poll", lambda *given: polls.append(given) or wait(*given))
     (equal, other) = [uid for uid, tag in tq.kv_list("train")["train"].items() if tag.get("is_prompt")]
     buffer.order({equal: 0, other: 1}, whole_rounds=True)
     tq.kv_batch_put(keys=[other], partition_id="train", tags=[{"status": "running"}])
     with ThreadPoolExecutor() as pool:
         step = pool.submit(buffer.sample, global_steps=1, partition_id="train", batch_size=2)
-        with pytest.raises(TimeoutError):
-            step.result(timeout=1)
-        assert asked == [], "the group with equal rewards waits for the running one"
+        wait_until(lambda: len(polls) > 2 or step.done())
+        assert asked == [] and not step.done(), "the group with equal rewards waits for the running one"
         tq.kv_batch_put(keys=[other], partition_id="train", tags=[{"status": "finished"}])
-        batch, metrics = step.result(timeout=60)
+        batch, metrics = step.result(GUARD_S)
     assert asked == [2] and metrics["critic/groups/drawn"] == 4
     tq.kv_clear(keys=batch.keys, partition_id="train")
 
@@ -269,7 +276,7 @@ def test_rollouts_come_in_the_order_of_submission(transfer_queue: None) -> None:
 
 def guarded(max_lost_share: float = 0.0) -> ReplayBuffer:
     buffer = build_buffer()
-    buffer.watch(Guard({"train": 2, "val": 1}, max_lost_share, progress_timeout_s=60))
+    buffer.watch(Guard({"train": 2, "val": 1}, max_lost_share, progress_timeout_s=GUARD_S))
     return buffer
 
 
