@@ -2,7 +2,7 @@
 #   make demo          train the tiny policy with the small SAM in the loop and show what it learned
 #   make demo-control  the same with rewards shuffled inside each group: what the mask reward is not responsible for
 #   make test-fast     pure and small tests, which start no process: at most 3 minutes on 2 cores
-#   make test          the fast ones, and at least one real case of everything: at most 12 minutes on 2 cores
+#   make test          the fast ones, and at least one real case of everything: about 12 minutes on 2 cores
 #   make test-all      everything that needs no GPU, in random order and with random inputs; its parts, each of which
 #                      runs alone: test-all-fast test-all-processes test-all-trainings test-trainers test-vllm
 #   make test-trainers every reward through verl, TRL, verifiers, ms-swift and the server, and a table of differences
